@@ -1,0 +1,116 @@
+"""Files: hashing, writing under a final name only when whole, the cache folder, downloads with a pinned hash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
+
+
+def cache_folder(*parts: str) -> Path:
+    """``$CNNF_BRAIN_CACHE`` (default ``$XDG_CACHE_HOME/cnnf-brain``, else ``~/.cache/cnnf-brain``) / parts, created."""
+    base = os.environ.get(CACHE_VARIABLE)
+    if base is None:
+        base = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnf-brain")
+    folder = Path(base, *parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``; renamed to it when the block ends well, removed when it does not.
+
+    The name ends as ``path`` does, for writers that look at the suffix. An OSError (disk full, read-only folder) is
+    raised again with the path and what to do.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill a binary file that appears under ``path`` only when it is whole."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        write(file)
+
+
+def check_writable(folder: Path) -> None:
+    """An OSError now rather than after hours of work where ``folder`` cannot be written."""
+    probe = Path(folder) / ".write-probe"
+    with whole_file(probe):
+        pass
+    probe.unlink()
+
+
+def download_size(url: str, timeout: float = 2.0) -> int | None:
+    """Bytes behind ``url`` by a HEAD request, None where the server does not say.
+
+    Raises OSError within about ``timeout`` seconds where it cannot be reached.
+    """
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            length = answer.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{url} answers {error.code} {error.reason}") from error
+    return int(length) if length else None
+
+
+def download(url: str, known_hash: str, folder: Path, name: str) -> Path:
+    """``folder/name``, fetched once from ``url``, with progress, checked against ``sha256:...`` (or ``md5:...``).
+
+    A truncated or altered download never stands under the final name: it raises an OSError that says so.
+    """
+    import pooch
+
+    target = Path(folder) / name
+    if not target.exists():
+        try:
+            size = download_size(url, timeout=10.0)
+        except OSError as error:
+            raise OSError(f"cannot download {url}: {error}; connect to the network or place the file at {target}") from error
+        megabytes = "unknown size" if size is None else f"{size / 1e6:.1f} MB"
+        print(f"downloading {url} ({megabytes}) to {target}", file=sys.stderr)
+    try:
+        return Path(
+            pooch.retrieve(url, known_hash, fname=name, path=folder, progressbar=sys.stderr.isatty())
+        )
+    except (ValueError, OSError) as error:
+        raise OSError(
+            f"{url}: the download failed or is not the file that was published ({error}); "
+            f"try again, or place the right file ({known_hash}) at {target}"
+        ) from error

@@ -1,0 +1,205 @@
+"""The records that flow from module to module; checked when they are made.
+
+images -> Activations -> Product K -> Predictions -> Scores -> Comparison -> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+_LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
+
+
+@dataclass(frozen=True, order=True)
+class LayerAt:
+    """A layer's output at one iteration; prints and parses as ``features.23@2`` (``:feedback`` for its feedback map).
+
+    Iteration 0 is the first feedforward pass.
+    """
+
+    layer: str
+    iteration: int = 0
+    feedback: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> LayerAt:
+        """``features.23`` (iteration 0), ``features.23@2`` or ``features.23@2:feedback``."""
+        match = _LAYER_AT.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f"layer {text!r} is not of the form NAME, NAME@ITERATION or NAME@ITERATION:feedback "
+                "(for instance features.23@2)"
+            )
+        return cls(match["layer"], int(match["iteration"] or 0), match["feedback"] is not None)
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{self.iteration}" + (":feedback" if self.feedback else "")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A list of encoded images, read one at a time.
+
+    ``ids`` are unique stimulus ids in order; ``read(i)`` gives the encoded bytes (JPEG, PNG, ...) of image i;
+    ``where`` names the folder, archive or generator in messages.
+    """
+
+    ids: tuple[str, ...]
+    read: Callable[[int], bytes] = field(repr=False)
+    where: str
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        twice = sorted({i for i in self.ids if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
+        if twice:
+            raise ValueError(f"{self.where}: stimulus ids occur more than once: {', '.join(twice[:5])}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def decode(self, index: int) -> Image.Image:
+        """Image ``index`` in RGB; a ValueError that names the image where it cannot be decoded."""
+        try:
+            with Image.open(io.BytesIO(self.read(index))) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{self.where}: image {self.ids[index]!r} cannot be decoded ({error}); "
+                "replace the file or leave the stimulus out"
+            ) from error
+
+    def check(self) -> None:
+        """Decode every image once, so that a damaged one is found before long work starts."""
+        for index in range(len(self)):
+            self.decode(index)
+
+    def digest(self) -> str:
+        """SHA-256 over the encoded bytes of all images in order (ids and file names do not count)."""
+        whole = hashlib.sha256()
+        for index in range(len(self)):
+            whole.update(hashlib.sha256(self.read(index)).digest())
+        return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Responses of the sites of one region to images.
+
+    ``data`` is a Dataset with
+
+    - ``responses`` (stimulus, neuroid), float64: the mean over repeats;
+    - ``repeats`` (stimulus, neuroid, repetition), float64, optional: single presentations, NaN where there were fewer;
+    - coordinates ``stimulus_id`` (stimulus) and ``neuroid_id`` (neuroid); optional ``object_name`` (stimulus), on
+      which Brain-Score's splits are stratified, and ``subject`` (neuroid).
+
+    Rows are in the order of ``images.ids``. ``source`` is what ``--recordings`` takes to get them again.
+    ``excluded`` names the sites left out, with the reason (constant, NaN).
+    """
+
+    source: str
+    region: str
+    data: xr.Dataset
+    images: Images
+    simulated: bool = False
+    excluded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ids = tuple(str(i) for i in self.data["stimulus_id"].values)
+        if ids != self.images.ids:
+            raise ValueError(
+                f"{self.source}: {len(ids)} stimuli in the responses and {len(self.images)} images do not have "
+                "the same ids in the same order"
+            )
+        if self.data["responses"].dims != ("stimulus", "neuroid"):
+            raise ValueError(f"{self.source}: responses have dims {self.data['responses'].dims}, expected (stimulus, neuroid)")
+
+    @property
+    def responses(self) -> np.ndarray:
+        """(n_stimuli, n_neuroids) float64."""
+        return self.data["responses"].values
+
+    @property
+    def repeats(self) -> np.ndarray | None:
+        """(n_stimuli, n_neuroids, n_repetitions) float64 with NaN for missing presentations, or None."""
+        return self.data["repeats"].values if "repeats" in self.data else None
+
+    @property
+    def object_names(self) -> np.ndarray | None:
+        """(n_stimuli,) category of each stimulus, or None."""
+        return self.data["object_name"].values if "object_name" in self.data.coords else None
+
+
+@dataclass(frozen=True)
+class Product:
+    """K = X Xᵀ of one layer at one iteration over all stimuli; any constant may have been taken off each feature
+    (PLS centres on the training rows of each fold, so that cancels)."""
+
+    at: LayerAt
+    values: np.ndarray  # (n_stimuli, n_stimuli) float64
+    n_features: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of one cross-validation split."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Held-out predictions of every split, for every number of components.
+
+    ``values[s]`` has shape (n_components, n_test of split s, n_neuroids); entry a uses a + 1 components.
+    ``ranks[s]`` is the number of components that the training rows of split s could carry (further ones add nothing).
+    """
+
+    splits: tuple[Split, ...]
+    values: tuple[np.ndarray, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Site-wise predictivity of one layer.
+
+    ``r`` (n_splits, n_neuroids): Pearson's r on the held-out images; NaN where prediction or response is constant.
+    ``pooled`` (n_neuroids): r over the held-out predictions of all splits together, where folds are small; else None.
+    ``ceiling`` (n_neuroids): split-half reliability, Spearman-Brown corrected; None without repeats.
+    """
+
+    r: np.ndarray
+    pooled: np.ndarray | None
+    ceiling: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One statistical test of a difference (model minus baseline) in predictivity."""
+
+    __test__ = False  # not a test class for pytest
+
+    name: str
+    statistic: float
+    p: float
+    n: int  # the number of units: folds, sites, images or resamples
+    df: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two sets of Scores over the same sites and splits: estimate, interval and tests."""
+
+    difference: float  # median over sites of the per-site difference in r
+    low: float
+    high: float
+    tests: tuple[TestResult, ...]
