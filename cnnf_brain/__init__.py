@@ -1,0 +1,20 @@
+"""CNN-F and its neural predictivity: model, exact PLS, statistics. ``python -m cnnf_brain.compare --layers V4 IT``."""
+
+from cnnf_brain.model.feedback import CNNF, FeedbackResult, Keep
+from cnnf_brain.model.layers import FeatureNorm
+from cnnf_brain.model.nets import alexnet, from_torchvision, small_net, vgg16
+from cnnf_brain.types import LayerAt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CNNF",
+    "FeatureNorm",
+    "FeedbackResult",
+    "Keep",
+    "LayerAt",
+    "alexnet",
+    "from_torchvision",
+    "small_net",
+    "vgg16",
+]

@@ -1,0 +1,1 @@
+"""The model: CNN-F over nn.Sequential, its nets, weights and losses."""

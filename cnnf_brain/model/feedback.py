@@ -1,0 +1,310 @@
+"""CNN-F: the CNN's own weights, transposed, run backwards as a generative model (Huang et al. 2020, Algorithm 1).
+
+One recurrence loop with explicit state; nothing is kept on modules between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.model.latents import Consistency, self_consistency
+from cnnf_brain.model.layers import Rule, plan
+from cnnf_brain.types import LayerAt
+
+INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a call keeps besides the logits.
+
+    ``layers``: maps by layer and iteration, as LayerAt or text (``features.23@2``, ``features.23@2:feedback``);
+    ``reconstruction``: the reconstructed target of every iteration; ``consistency``: Definition 2.1;
+    ``states``: everything that the losses of Table 1 need.
+    """
+
+    layers: tuple[LayerAt, ...] = ()
+    reconstruction: bool = False
+    consistency: bool = False
+    states: bool = False
+
+    def __init__(
+        self,
+        layers: Iterable[LayerAt | str] = (),
+        *,
+        reconstruction: bool = False,
+        consistency: bool = False,
+        states: bool = False,
+    ) -> None:
+        parsed = tuple(at if isinstance(at, LayerAt) else LayerAt.parse(at) for at in layers)
+        object.__setattr__(self, "layers", parsed)
+        object.__setattr__(self, "reconstruction", reconstruction)
+        object.__setattr__(self, "consistency", consistency)
+        object.__setattr__(self, "states", states)
+
+
+@dataclass
+class State:
+    """One iteration: the feedforward pass from the target on, and the feedback pass generated from its output.
+
+    ``target`` (h_t) enters the layer after the target layer; ``output`` (y_t) is the top output (logits).
+    By rule number: ``latents`` (z of gates, masks of dropout), ``inputs`` (shapes), ``maps`` (outputs that were asked
+    for; -1 is the image), ``gate_inputs`` (f); of the feedback pass: ``signs`` (g >= 0 at gates), ``feedback`` (g at
+    outputs that were asked for) and ``generated`` (g(k), the reconstruction).
+    """
+
+    target: Tensor
+    output: Tensor
+    latents: dict[int, Tensor]
+    inputs: dict[int, torch.Size]
+    maps: dict[int, Tensor]
+    gate_inputs: dict[int, Tensor]
+    signs: dict[int, Tensor] = field(default_factory=dict)
+    feedback: dict[int, Tensor] = field(default_factory=dict)
+    generated: Tensor | None = None
+
+
+@dataclass
+class FeedbackResult:
+    """What a call with ``keep`` returns; N is the number of iterations, B the batch.
+
+    ``logits`` (N+1, B, K): the top output at every iteration (of a headless network its top feature map).
+    ``layers``: the maps asked for. ``reconstruction`` (N+1, B, ...): entry t is what feedback generated for iteration t
+    (norm matched, before the step), entry 0 the target features h of the first pass. ``states``: one State per iteration.
+    ``iterations_run`` (B,): where stopping is on, the last iteration that each image ran.
+    """
+
+    logits: Tensor
+    layers: dict[LayerAt, Tensor]
+    reconstruction: Tensor | None = None
+    consistency: Consistency | None = None
+    states: tuple[State, ...] | None = None
+    iterations_run: Tensor | None = None
+
+
+class CNNF(nn.Module):
+    """A sequential CNN with recurrent generative feedback; 0 iterations is the CNN itself.
+
+    Parameters
+    ----------
+    network
+        ``nn.Sequential`` (nested ones too) of the layers in ``cnnf_brain.model.layers.RULES``. Its modules become those of
+        the CNNF under the same names: the state dict is the CNN's.
+    iterations
+        Feedback iterations N >= 0; a call may override it.
+    target
+        The paper's layer k: the name of the layer whose output is reconstructed, ``"input"`` for the image. Layers up to
+        it run once; from iteration 1 on the reconstruction enters the layer after it.
+    step
+        h_{t+1} = h_t + step (reconstruction - h_t); 1 is the paper's replacement.
+    match_norm
+        Scale each image's reconstruction to the L2 norm of its target features in the first pass.
+    ada_relu
+        "signed" (Lemma A.1 is exact) or "printed" (eq. 3 of the paper).
+    tolerance
+        Stop an image once it is self-consistent: when each of its three residuals (see ``Consistency``) is at most this.
+        None: every image runs all iterations.
+
+    ``model(x)`` gives the last iteration's logits (B, K); ``model(x, keep=Keep(...))`` a FeedbackResult. x is (B, C, H, W) in
+    the units in which the CNN was trained.
+    """
+
+    def __init__(
+        self,
+        network: nn.Sequential,
+        *,
+        iterations: int = 2,
+        target: str = INPUT,
+        step: float = 1.0,
+        match_norm: bool = False,
+        ada_relu: str = "signed",
+        tolerance: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Sequential):
+            raise TypeError(f"CNNF takes an nn.Sequential, not a {type(network).__name__}; list its layers in one")
+        if ada_relu not in ("signed", "printed"):
+            raise ValueError(f"ada_relu is {ada_relu!r}, expected 'signed' or 'printed'")
+        if not step > 0:
+            raise ValueError(f"step is {step}, expected a positive number (1 = the paper's replacement)")
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"tolerance is {tolerance}, expected a number >= 0 or None")
+        self.rules = plan(network, printed=ada_relu == "printed")
+        if not self.rules:
+            raise ValueError("the network has no layers")
+        for name, child in network.named_children():
+            self.add_module(name, child)
+        self.iterations = checked_iterations(iterations)
+        self.ada_relu, self.step, self.match_norm, self.tolerance = ada_relu, step, match_norm, tolerance
+        self.target = target
+        self.start = self.index(target) + 1
+        if self.start == len(self.rules):
+            raise ValueError(f"target {target!r} is the last layer; nothing above it could reconstruct it")
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of all layers in order, as LayerAt takes them."""
+        return [rule.name for rule in self.rules]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The feedback's settings, as plain values."""
+        names = ("iterations", "target", "step", "match_norm", "ada_relu", "tolerance")
+        return {name: getattr(self, name) for name in names}
+
+    def index(self, name: str) -> int:
+        """Number of the layer ``name`` (-1 for the image)."""
+        names = self.layer_names
+        if name == INPUT:
+            return -1
+        if name not in names:
+            raise unknown("layer", name, [INPUT, *names])
+        return names.index(name)
+
+    def check_layer(self, at: LayerAt, iterations: int | None = None) -> None:
+        """A ValueError where ``at`` names no layer, an iteration that is not run, or one at which the layer is not run."""
+        ran = self.iterations if iterations is None else checked_iterations(iterations)
+        index = self.index(at.layer)
+        if at.iteration > ran:
+            raise ValueError(f"{at}: iteration {at.iteration} is not run; the network runs {ran} (0 is the first pass)")
+        if index < self.start - 1 and (at.feedback or at.iteration > 0):
+            raise ValueError(
+                f"{at}: feedback goes down to the target {self.target!r} alone; {at.layer!r} lies below it, "
+                f"so that it has iteration 0 only"
+            )
+
+    def forward(
+        self, x: Tensor, *, iterations: int | None = None, keep: Keep | None = None
+    ) -> Tensor | FeedbackResult:
+        """Logits of the last iteration (B, K), or a FeedbackResult where ``keep`` is given."""
+        n = self.iterations if iterations is None else checked_iterations(iterations)
+        result = self.recur(x, n, Keep() if keep is None else keep)
+        return result.logits[-1] if keep is None else result
+
+    def recur(self, x: Tensor, n: int, keep: Keep) -> FeedbackResult:
+        """Algorithm 1: feedforward, then n times feedback, step and feedforward."""
+        for at in keep.layers:
+            self.check_layer(at, n)
+        wanted = [(at, self.index(at.layer)) for at in keep.layers]
+        judged = keep.consistency or self.tolerance is not None
+        clean, maps = self.below_target(x, {i for _, i in wanted})
+        h, guides, state = clean, {}, None
+        active: Tensor | None = None
+        logits, states, reconstructions, residuals, ran = [], [], [clean], [], []
+        layers: dict[LayerAt, Tensor] = {}
+        for t in range(n + 1):
+            now = [(at, i) for at, i in wanted if at.iteration == t]
+            generate = t < n or keep.states or judged or any(at.feedback for at, _ in now)
+            before, state = state, self.sweep(
+                h, guides, {i for at, i in now if not at.feedback}, gates=generate, inputs=keep.states or judged
+            )
+            if t == 0:
+                state.maps.update(maps)
+            if generate:
+                self.generate(state, {i for at, i in now if at.feedback}, everything=keep.states or judged)
+            logits.append(state.output)
+            states.append(state) if keep.states else None
+            layers.update({at: (state.feedback if at.feedback else state.maps)[i] for at, i in now})
+            reconstruction = self.matched(state.generated, clean) if generate else None
+            if judged:
+                assert reconstruction is not None
+                residuals.append(self_consistency(self.rules, state, before, reconstruction))
+            if self.tolerance is not None:
+                consistent = residuals[-1].worst() <= self.tolerance
+                ran.append(torch.ones_like(consistent) if active is None else active)
+                active = ~consistent if active is None else active & ~consistent
+            if t < n:
+                assert reconstruction is not None
+                reconstructions.append(reconstruction)
+                h, guides = self.step_towards(h, reconstruction, guides, state, active)
+        return FeedbackResult(
+            logits=torch.stack(logits),
+            layers=layers,
+            reconstruction=torch.stack(reconstructions) if keep.reconstruction else None,
+            consistency=Consistency.stack(residuals) if keep.consistency else None,
+            states=tuple(states) if keep.states else None,
+            iterations_run=torch.stack(ran).sum(0) - 1 if ran else None,
+        )
+
+    def below_target(self, x: Tensor, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The target features h of the first pass, and the maps asked for up to the target."""
+        maps = {-1: x} if -1 in wanted else {}
+        for i, rule in enumerate(self.rules[: self.start]):
+            x, _ = rule.forward(x, None)
+            if i in wanted:
+                maps[i] = x
+        return x, maps
+
+    def sweep(
+        self, h: Tensor, guides: Mapping[int, Tensor], wanted: set[int], *, gates: bool = True, inputs: bool = False
+    ) -> State:
+        """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass)."""
+        state = State(h, h, {}, {}, {}, {})
+        if self.start - 1 in wanted:
+            state.maps[self.start - 1] = h
+        x = h
+        for i, rule in enumerate(self.rules[self.start :], self.start):
+            state.inputs[i] = x.shape
+            if inputs and rule.is_gate:
+                state.gate_inputs[i] = x
+            x, z = rule.forward(x, guides.get(i))
+            if z is not None and gates:
+                state.latents[i] = z
+            if i in wanted:
+                state.maps[i] = x
+        state.output = x
+        return state
+
+    def generate(self, state: State, wanted: set[int], *, everything: bool = False) -> None:
+        """The feedback pass from the output down to the target (eq. 2), written into ``state``."""
+        g, unmasked = state.output, None
+        for i in range(len(self.rules) - 1, self.start - 1, -1):
+            rule = self.rules[i]
+            if i in wanted or (everything and rule.is_gate):
+                state.feedback[i] = g
+            if rule.is_gate:
+                state.signs[i], unmasked_next = g >= 0, g
+            else:
+                unmasked_next = None
+            g = rule.feedback(g, state.inputs[i], state.latents.get(i), unmasked)
+            unmasked = unmasked_next
+        if self.start - 1 in wanted:
+            state.feedback[self.start - 1] = g
+        state.generated = g
+
+    def matched(self, reconstruction: Tensor | None, clean: Tensor) -> Tensor:
+        """The reconstruction, scaled image by image to the norm of the clean target features if so set."""
+        assert reconstruction is not None
+        if not self.match_norm:
+            return reconstruction
+        dims = tuple(range(1, clean.dim()))
+        norm = torch.linalg.vector_norm(reconstruction, dim=dims, keepdim=True)
+        wish = torch.linalg.vector_norm(clean, dim=dims, keepdim=True)
+        return reconstruction * (wish / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5))
+
+    def step_towards(
+        self, h: Tensor, reconstruction: Tensor, guides: Mapping[int, Tensor], state: State, active: Tensor | None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Target and guides of the next iteration; an image that is not ``active`` keeps both, and so its whole state."""
+        new_h = reconstruction if self.step == 1 else h + self.step * (reconstruction - h)
+        dropout = {i: z for i, z in state.latents.items() if i not in state.signs}
+        if active is None:
+            return new_h, {**state.signs, **dropout}
+
+        def held(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+        signs = {i: held(s, guides[i] if i in guides else torch.ones_like(s)) for i, s in state.signs.items()}
+        return held(new_h, h), {**signs, **dropout}
+
+
+def checked_iterations(iterations: int) -> int:
+    """``iterations`` as given, a ValueError unless it is a whole number >= 0."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations is {iterations!r}, expected a whole number >= 0 (0 = the CNN alone)")
+    return iterations

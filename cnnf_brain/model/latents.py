@@ -1,0 +1,94 @@
+"""The generative model's view of a state: eta(y, z) of Lemma A.1, and the self-consistency of Definition 2.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cnnf_brain.model.layers import MaxPool, Rule
+
+if TYPE_CHECKING:
+    from cnnf_brain.model.feedback import CNNF, State
+
+
+@dataclass
+class Consistency:
+    """How far each of y, z, h is from its optimum given the other two (Definition 2.1); 0 is consistent. Each (N+1, B).
+
+    ``h``: ||h_t - g_t(k)|| / ||g_t(k)||, as h* = g(k) (Theorem 2.1.A), norm matched if the network does so.
+    ``z``: the share of gates of z_t that are not the MAP given f_t and g_t (Theorem 2.1.C; each pooling window is one gate).
+    ``y``: ||y_{t-1} - y_t|| / ||y_t||: y_t is the optimum given h_t and z_t (Theorem 2.1.B), y_{t-1} is what generated h_t.
+    At t = 0 nothing was generated yet, and y is 0.
+    """
+
+    y: Tensor
+    z: Tensor
+    h: Tensor
+
+    def worst(self) -> Tensor:
+        """The largest of the three residuals."""
+        return torch.maximum(torch.maximum(self.y, self.z), self.h)
+
+    @classmethod
+    def stack(cls, steps: Sequence[Consistency]) -> Consistency:
+        """One record over all iterations from one for each."""
+        return cls(*(torch.stack([getattr(s, name) for s in steps]) for name in ("y", "z", "h")))
+
+
+def relative_distance(a: Tensor, b: Tensor) -> Tensor:
+    """||a - b|| / ||b|| for each image, (B,); 0 where both are zero."""
+    gap = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+    return gap / torch.linalg.vector_norm(b.flatten(1), dim=1).clamp_min(torch.finfo(b.dtype).tiny ** 0.5)
+
+
+def self_consistency(
+    rules: Sequence[Rule], state: State, before: State | None, reconstruction: Tensor
+) -> Consistency:
+    """The residuals of one state (each (B,)); ``before`` is the state of the iteration before, None in the first."""
+    h = relative_distance(state.target, reconstruction)
+    wrong, gates = torch.zeros_like(h), 0
+    for i, f in state.gate_inputs.items():
+        best = rules[i].forward(f, state.signs[i])[1]
+        assert best is not None
+        wrong = wrong + (best != state.latents[i]).flatten(1).sum(1)
+        gates += best[0].numel()
+    y = torch.zeros_like(h) if before is None else relative_distance(before.output, state.output)
+    return Consistency(y=y, z=wrong / max(gates, 1), h=h)
+
+
+def gate_biases(model: CNNF, state: State) -> tuple[dict[int, Tensor], Tensor]:
+    """The bias b(l) seen at every gate, (1, ...) of the shape of its input f(l), and the one seen at the output.
+
+    Affine layers between two gates act as one: their joint bias is what they make of zeros.
+    """
+    biases: dict[int, Tensor] = {}
+    below = torch.zeros_like(state.target[:1])
+    for i, rule in enumerate(model.rules[model.start :], model.start):
+        if rule.is_gate:
+            biases[i] = below
+            below = state.output.new_zeros(1, *rule.forward(below, None)[0].shape[1:])
+        else:
+            below = rule.bias(below, state.latents.get(i))
+    return biases, below
+
+
+def eta(model: CNNF, state: State) -> Tensor:
+    """eta(y, z) = sum over layers of <b(l), z(l) g(l)>, plus y·b(L) for the top bias, for each image (B,).
+
+    With it Lemma A.1 reads y·v = <g(k), h> + eta for the state's own y, without normalisation layers.
+    """
+    biases, top = gate_biases(model, state)
+    total = (state.output * top).flatten(1).sum(1)
+    for i, b in biases.items():
+        g, z = state.feedback[i], state.latents[i]
+        total = total + (chosen(b, z) * g if isinstance(model.rules[i], MaxPool) else b * z * g).flatten(1).sum(1)
+    return total
+
+
+def chosen(values: Tensor, at: Tensor) -> Tensor:
+    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
+    return values.expand(len(at), -1, -1, -1).flatten(2).gather(2, at.flatten(2)).view_as(at)

@@ -1,0 +1,317 @@
+"""Every supported layer as a rule: its forward step, and its feedback step, the exact adjoint with the gates held.
+
+Notation (Huang et al. 2020): f is the input of a gate (the pre-activation), z the gate's latent variables, g the feedback
+map at a layer's output. A gate compares the sign of f with the sign of g *before* g is masked by z; every other layer is
+affine, and its feedback is its transpose without the bias. A rule keeps nothing between calls.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FeatureNorm(nn.Module):
+    """The paper's instance normalisation (Appendix A.4): a map divided by its size, per image, then a bias per channel.
+
+    The mean is not subtracted. ``kind="l2"`` divides by the L2 norm over (C, H, W), as printed; ``kind="rms"`` by the root
+    mean square, the same up to the constant sqrt(CHW), so that the bias does not dominate the normalised map.
+
+    Input and output: (B, C, H, W) or (B, C).
+    """
+
+    def __init__(self, channels: int, kind: str = "rms") -> None:
+        super().__init__()
+        if kind not in ("l2", "rms"):
+            raise ValueError(f"FeatureNorm kind is {kind!r}, expected 'l2' or 'rms'")
+        self.kind = kind
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def size(self, x: Tensor) -> Tensor:
+        """The size by which ``x`` is divided, (B, 1, ...)."""
+        dims = tuple(range(1, x.dim()))
+        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+        if self.kind == "rms":
+            norm = norm / (x.numel() / x.shape[0]) ** 0.5
+        return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.size(x) + self.bias.view(-1, *[1] * (x.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.bias.numel()}, kind={self.kind!r}"
+
+
+class Rule:
+    """A layer with its path in the network. Affine rules override ``forward`` and ``feedback`` without latents."""
+
+    is_gate = False
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(output, latents). ``guide`` is what the last iteration says here: for a gate g >= 0, for dropout its mask."""
+        return self.module(x), None
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        """The feedback map at the layer's input, of shape ``below``.
+
+        ``unmasked`` is the map at the output of the gate straight above, None where no gate is.
+        """
+        raise NotImplementedError
+
+    def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
+        """The bias seen at the layer's output when ``below`` is the bias at its input (both (1, ...))."""
+        return self.forward(below, z)[0]
+
+
+def fit(x: Tensor, below: torch.Size, left: tuple[int, int]) -> Tensor:
+    """Cut (or fill with zeros) the last two axes of ``x`` to ``below``, ``left`` rows and columns dropped in front."""
+    top, side = left
+    height, width = below[-2:]
+    x = x[..., top : top + height, side : side + width]
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of an argument that may be one number."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+class Conv(Rule):
+    """Convolution; feedback: the transposed convolution with the same weights."""
+
+    module: nn.Conv2d
+
+    def __init__(self, name: str, module: nn.Conv2d) -> None:
+        if module.padding_mode != "zeros":
+            raise ValueError(f"{name}: Conv2d with padding_mode={module.padding_mode!r}; only 'zeros' has a feedback rule")
+        super().__init__(name, module)
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+        m = self.module
+        return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups), None
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        m = self.module
+        reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
+        if m.padding == "same":  # torch pads the odd row or column behind
+            full = F.conv_transpose2d(g, m.weight, None, 1, 0, 0, m.groups, m.dilation)
+            return fit(full, below, (reach[0] // 2, reach[1] // 2))
+        padding = (0, 0) if isinstance(m.padding, str) else pair(m.padding)
+        # rows and columns at the far edge that no window reached: (H + 2p - d(k-1) - 1) mod s
+        extra = [
+            (size + 2 * p - r - 1) % s for size, p, r, s in zip(below[-2:], padding, reach, m.stride, strict=True)
+        ]
+        return F.conv_transpose2d(g, m.weight, None, m.stride, padding, extra, m.groups, m.dilation)
+
+
+class Linear(Rule):
+    """Fully connected; feedback: the transposed matrix."""
+
+    module: nn.Linear
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+        return F.linear(x, self.module.weight, self.module.bias), None
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        return F.linear(g, self.module.weight.t())
+
+
+class ReLU(Rule):
+    """ReLU at iteration 0, then AdaReLU, gated by the sign of g.
+
+    signed (makes Lemma A.1 exact): g >= 0: max(f, 0); g < 0: min(f, 0), so that the output is z f.
+    printed (eq. 3): g < 0: max(-f, 0). In both z = 1 where the signs of f and g match (at g = 0: where f > 0).
+    """
+
+    is_gate = True
+
+    def __init__(self, name: str, module: nn.Module, printed: bool) -> None:
+        super().__init__(name, module)
+        self.printed = printed
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+        if guide is None:
+            out = x.relu()
+            return out, out > 0
+        z = torch.where(guide, x > 0, x < 0)
+        out = x * z
+        return out.abs() if self.printed else out, z
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        return g * z
+
+
+class MaxPool(Rule):
+    """Max pooling at iteration 0, then AdaPool: the maximum of a window where g >= 0, its minimum where g < 0.
+
+    z is the flat position (row-major in the input map) of the chosen element, ties going to the first; feedback adds g
+    there, so that overlapping windows add up.
+    """
+
+    is_gate = True
+    module: nn.MaxPool2d
+
+    def __init__(self, name: str, module: nn.MaxPool2d) -> None:
+        if module.return_indices:
+            raise ValueError(f"{name}: MaxPool2d with return_indices=True gives two outputs; build it without")
+        super().__init__(name, module)
+
+    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        m = self.module
+        return F.max_pool2d(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+        top, at_top = self.pool(x)
+        if guide is None:
+            return top, at_top
+        low, at_low = self.pool(-x)
+        return torch.where(guide, top, -low), torch.where(guide, at_top, at_low)
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        assert z is not None
+        m = self.module
+        stride = m.stride if m.stride is not None else m.kernel_size
+        apart = all(k <= s for k, s in zip(pair(m.kernel_size), pair(stride), strict=True))
+        if apart and pair(m.dilation) == (1, 1):  # windows share no element: a plain copy
+            return F.max_unpool2d(g, z, m.kernel_size, stride, m.padding, output_size=list(below))
+        flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
+        return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
+
+
+class AvgPool(Rule):
+    """Average pooling; feedback: every value divided by its window's divisor and spread over the window."""
+
+    module: nn.AvgPool2d
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+        return self.module(x), None
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        m = self.module
+        kernel, padding = pair(m.kernel_size), pair(m.padding)
+        stride = pair(m.stride if m.stride is not None else m.kernel_size)
+        ones = g.new_ones(1, 1, *below[-2:])
+        window_sums = F.avg_pool2d(ones, kernel, stride, padding, m.ceil_mode, True, divisor_override=1)
+        divisor = window_sums / self.module(ones)
+        spread = F.conv_transpose2d(
+            (g / divisor).flatten(0, 1).unsqueeze(1), g.new_ones(1, 1, *kernel), stride=stride
+        )
+        return fit(spread, below, padding).view(*g.shape[:2], *below[-2:])
+
+
+def averaging(size: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, size) matrix of adaptive average pooling along one axis: bin i averages floor(iS/b) .. ceil((i+1)S/b)."""
+    i, column = torch.arange(bins, device=like.device), torch.arange(size, device=like.device)
+    start, end = i * size // bins, -(-(i + 1) * size // bins)
+    inside = (column >= start[:, None]) & (column < end[:, None])
+    return inside.to(like.dtype) / (end - start)[:, None].to(like.dtype)
+
+
+class AdaptiveAvgPool(Rule):
+    """Adaptive average pooling, P_h x P_wᵀ; feedback: P_hᵀ g P_w."""
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        if g.shape[-2:] == below[-2:]:
+            return g
+        rows, columns = averaging(below[-2], g.shape[-2], g), averaging(below[-1], g.shape[-1], g)
+        return rows.t() @ g @ columns
+
+
+class Flatten(Rule):
+    """Flatten; feedback: the shape restored."""
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        return g.reshape(below)
+
+
+class Dropout(Rule):
+    """Dropout; in training one mask is drawn in the first pass and held over all iterations and both directions."""
+
+    module: nn.Dropout
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if not self.module.training or self.module.p == 0:
+            return x, None
+        mask = F.dropout(torch.ones_like(x), self.module.p) if guide is None else guide
+        return x * mask, mask
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        return g if z is None else g * z
+
+
+class BatchNorm(Rule):
+    """Batch normalisation in evaluation mode: an affine map per channel; feedback: times gamma / sqrt(var + eps)."""
+
+    module: nn.BatchNorm2d
+
+    def __init__(self, name: str, module: nn.BatchNorm2d) -> None:
+        if module.running_var is None:
+            raise ValueError(f"{name}: BatchNorm2d without running statistics is no affine map; feedback needs them")
+        super().__init__(name, module)
+
+    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+        if self.module.training:
+            raise ValueError(
+                f"{self.name}: BatchNorm2d is in training mode, where it is no affine map of one image; "
+                "call .eval() on it (its statistics are then held) before a pass through CNNF"
+            )
+        return self.module(x), None
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        m = self.module
+        assert m.running_var is not None
+        scale = torch.rsqrt(m.running_var + m.eps)
+        return g * (scale if m.weight is None else scale * m.weight).view(-1, 1, 1)
+
+
+class Norm(Rule):
+    """The paper's normalisation (A.4); feedback: divided by the size of the feedback map at the gate above,
+    taken before that gate masks it."""
+
+    module: FeatureNorm
+
+    def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        return g / self.module.size(g if unmasked is None else unmasked)
+
+    def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
+        if below.count_nonzero():
+            raise ValueError(f"{self.name}: a bias below the normalisation has no fixed size above it (A.4 has none there)")
+        return below + self.module.bias.view(-1, *[1] * (below.dim() - 2))
+
+
+RULES: dict[type[nn.Module], type[Rule]] = {
+    nn.Conv2d: Conv,
+    nn.Linear: Linear,
+    nn.ReLU: ReLU,
+    nn.MaxPool2d: MaxPool,
+    nn.AvgPool2d: AvgPool,
+    nn.AdaptiveAvgPool2d: AdaptiveAvgPool,
+    nn.Flatten: Flatten,
+    nn.Dropout: Dropout,
+    nn.BatchNorm2d: BatchNorm,
+    FeatureNorm: Norm,
+}
+
+
+def plan(network: nn.Sequential, *, printed: bool = False, prefix: str = "") -> list[Rule]:
+    """The rules of a (nested) Sequential in order; a ValueError names a layer that has none, its path and those that have."""
+    rules: list[Rule] = []
+    for name, child in network.named_children():
+        path = prefix + name
+        if type(child) is nn.Sequential:
+            rules += plan(child, printed=printed, prefix=path + ".")
+        elif type(child) is nn.ReLU:
+            rules.append(ReLU(path, child, printed))
+        elif type(child) in RULES:  # the very types: a subclass may compute something else
+            rules.append(RULES[type(child)](path, child))
+        else:
+            supported = ", ".join(kind.__name__ for kind in RULES)
+            raise ValueError(
+                f"layer {path!r} is a {type(child).__name__}, which has no feedback rule; "
+                f"supported: {supported}, and nn.Sequential of these"
+            )
+    return rules

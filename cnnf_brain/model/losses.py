@@ -1,0 +1,110 @@
+"""The losses of Table 1 and the norm loss of Appendix B.1, each at every iteration."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnf_brain.model.feedback import CNNF, FeedbackResult, State
+from cnnf_brain.model.latents import chosen, gate_biases
+from cnnf_brain.model.layers import MaxPool, pair
+
+TERMS = ("cross_entropy", "reconstruction", "latent", "norm")
+
+
+def cross_entropy(result: FeedbackResult, labels: Tensor) -> Tensor:
+    """-log p(label | h_t, z_t) at every iteration, mean over the batch, (N+1,). ``labels``: (B,) class numbers."""
+    logits = result.logits if result.logits.dtype == torch.float64 else result.logits.float()
+    return torch.stack([F.cross_entropy(at_t, labels) for at_t in logits])
+
+
+def reconstruction(result: FeedbackResult, clean: Tensor | None = None) -> Tensor:
+    """||h - h_t||² per element at every iteration, mean over the batch, (N+1,); 0 at iteration 0 where h is the clean one.
+
+    Table 1 prints the sum over elements; the mean makes its weight independent of the image size. ``clean``: the
+    target features of other (clean) images, for adversarial training; by default those of the batch itself. They are the
+    data to be explained, so that no gradient flows into them.
+    """
+    if result.reconstruction is None:
+        raise ValueError("the reconstruction loss needs a result with Keep(reconstruction=True)")
+    h = (result.reconstruction[0] if clean is None else clean).detach()
+    return torch.stack([F.mse_loss(made, h) for made in result.reconstruction])
+
+
+def latent(model: CNNF, result: FeedbackResult) -> Tensor:
+    """-log p(z_t | y_t) at every iteration, mean over gates' elements and the batch, (N+1,).
+
+    The tractable form of Table 1's Softmax(eta): independent Bernoulli latents at ReLU, one-hot ones in each pooling window
+    (pooling straight after ReLU sees no bias and is constant). Gates without a bias say nothing and are left out.
+    """
+    return torch.stack([_latent(model, state) for state in _states(result)])
+
+
+def norm(result: FeedbackResult) -> Tensor:
+    """Sum over gates of | ||f(l)|| - ||g(l)|| | at every iteration, mean over the batch, (N+1,) (Assumption A.6)."""
+    sizes = torch.linalg.vector_norm
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    (sizes(f.flatten(1), dim=1) - sizes(state.feedback[i].flatten(1), dim=1)).abs().mean()
+                    for i, f in state.gate_inputs.items()
+                ]
+            ).sum()
+            for state in _states(result)
+        ]
+    )
+
+
+def feedback_losses(
+    model: CNNF,
+    result: FeedbackResult,
+    labels: Tensor,
+    *,
+    clean: Tensor | None = None,
+    terms: tuple[str, ...] = TERMS,
+) -> dict[str, Tensor]:
+    """The terms asked for, each (N+1,). ``result`` comes from Keep(reconstruction=True, states=True); cross-entropy and
+    reconstruction do without the states."""
+    makers = {
+        "cross_entropy": lambda: cross_entropy(result, labels),
+        "reconstruction": lambda: reconstruction(result, clean),
+        "latent": lambda: latent(model, result),
+        "norm": lambda: norm(result),
+    }
+    return {term: makers[term]() for term in terms}
+
+
+def _states(result: FeedbackResult) -> tuple[State, ...]:
+    if result.states is None:
+        raise ValueError("the latent and norm losses need a result with Keep(states=True)")
+    return result.states
+
+
+def _latent(model: CNNF, state: State) -> Tensor:
+    biases, _ = gate_biases(model, state)
+    total, count = state.output.new_zeros(()), 0
+    for i, b in biases.items():
+        rule, g, z = model.rules[i], state.feedback[i], state.latents[i]
+        if i == model.start or model.rules[i - 1].is_gate:
+            continue  # no affine layer, hence no bias, between this gate and the one below
+        if isinstance(rule, MaxPool):
+            terms = _window_terms(rule, b, g, z)
+        else:
+            terms = F.softplus(b * g) - z * (b * g)
+        total, count = total + terms.sum() / len(g), count + terms[0].numel()
+    return total / max(count, 1)
+
+
+def _window_terms(rule: MaxPool, b: Tensor, g: Tensor, z: Tensor) -> Tensor:
+    """-log softmax over each window of b g↑ at the chosen element, (B, C, h, w)."""
+    m = rule.module
+    stride = pair(m.stride if m.stride is not None else m.kernel_size)
+    pad, dilation = pair(m.padding), pair(m.dilation)
+    if m.ceil_mode or dilation != (1, 1):
+        raise ValueError(f"{rule.name}: the latent loss of MaxPool2d takes neither ceil_mode nor dilation")
+    edged = F.pad(b, (pad[1], pad[1], pad[0], pad[0]), value=torch.nan)
+    windows = edged.unfold(2, pair(m.kernel_size)[0], stride[0]).unfold(3, pair(m.kernel_size)[1], stride[1]).flatten(4)
+    scores = (windows * g.unsqueeze(-1)).masked_fill(windows.isnan(), -torch.inf)
+    return scores.logsumexp(-1) - chosen(b, z) * g

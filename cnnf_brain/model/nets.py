@@ -1,0 +1,100 @@
+"""CNN-F from torchvision's VGGs and AlexNet, and the small net of Appendix B.1."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.layers import FeatureNorm
+from cnnf_brain.model.weights import check_state, load_into, read_weights
+
+VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
+ARCHITECTURES = ("alexnet", *VGGS)
+
+
+def from_torchvision(
+    arch: str, weights: str | Path | None = None, *, num_classes: int = 1000, **feedback
+) -> CNNF:
+    """CNN-F of torchvision's ``arch`` (VGG-11 to 19 with or without batch normalisation, AlexNet), torchvision's keys.
+
+    Parameters
+    ----------
+    weights
+        None (random), ``"IMAGENET1K_V1"`` (torchvision's, downloaded once), or a ``.safetensors``, ``.pt`` or ``.pth`` file. A file
+        with the convolutions alone gives a headless network, whose feedback starts from its top feature map, with a
+        HeadlessNetworkWarning.
+    num_classes
+        Outputs of the classifier.
+    **feedback
+        iterations, target, step, match_norm, ada_relu, tolerance: see ``CNNF``.
+
+    Input: (B, 3, H, W), ImageNet-normalised as torchvision's networks take it. With 0 iterations the output is torchvision's.
+
+    Raises
+    ------
+    ValueError
+        Unknown ``arch``; weights with wrong keys or shapes (the first few listed, with the likely cause).
+    FileNotFoundError, OSError
+        No such file; weights that cannot be downloaded.
+    """
+    if arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
+    if weights is None:
+        return CNNF(sequential(arch, num_classes), **feedback)
+    with torch.device("meta"):
+        network = sequential(arch, num_classes)
+    return CNNF(load_into(network, weights, arch), **feedback)
+
+
+def sequential(arch: str, num_classes: int) -> nn.Sequential:
+    """torchvision's ``arch`` as one nn.Sequential under its own names (its forward also flattens after ``avgpool``)."""
+    from torchvision import models
+
+    net = models.get_model(arch, weights=None, num_classes=num_classes)
+    parts = (("features", net.features), ("avgpool", net.avgpool), ("flatten", nn.Flatten()), ("classifier", net.classifier))
+    return nn.Sequential(OrderedDict(parts))
+
+
+def vgg16(weights: str | Path | None = None, **options) -> CNNF:
+    """CNN-F of torchvision's VGG-16; see ``from_torchvision``. Its pooling layers: features.4, .9, .16, .23, .30."""
+    return from_torchvision("vgg16", weights, **options)
+
+
+def alexnet(weights: str | Path | None = None, **options) -> CNNF:
+    """CNN-F of torchvision's AlexNet; see ``from_torchvision``."""
+    return from_torchvision("alexnet", weights, **options)
+
+
+def small_net(
+    weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str = "rms", **feedback
+) -> CNNF:
+    """The MNIST and Fashion-MNIST net of Appendix B.1, input (B, 1, 28, 28) in [-1, 1].
+
+    Conv2d(32, 3x3), norm, AdaReLU, Conv2d(64, 3x3), norm, AdaPool, Reshape, FC(128), AdaReLU, FC(10); the paper states
+    neither padding (here 0) nor the pooling window (2 x 2). The convolutions carry no bias, the normalisation does (A.4).
+    ``normalisation``: "rms" or "l2" (as printed; equal up to a constant factor), see ``FeatureNorm``.
+    """
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 3, bias=False),
+            norm1=FeatureNorm(32, normalisation),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 3, bias=False),
+            norm2=FeatureNorm(64, normalisation),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * 12 * 12, 128),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(128, num_classes),
+        )
+    )
+    if weights is not None:
+        state = read_weights(weights)
+        check_state(state, network, f"weights {weights}")
+        network.load_state_dict(state)
+    return CNNF(network, **feedback)

@@ -1,0 +1,251 @@
+"""MNIST and Fashion-MNIST: IDX files, gzipped or not, to tensors; every byte checked.
+
+The format (http://yann.lecun.com/exdb/mnist): a magic number 0x000008DD (unsigned bytes, DD dimensions), the
+DD sizes as big-endian 32-bit integers, then the values, one byte each.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.files import cache_folder
+
+CLASSES = 10
+SIDE = 28
+FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+TITLES = {"fashion": "FashionMNIST", "mnist": "MNIST"}
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+# SHA-256 of the published training images, uncompressed: one data set must not be taken for the other.
+PUBLISHED = {
+    "fashion": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "mnist": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels in memory.
+
+    ``images`` (n, 28, 28) uint8; ``labels`` (n,) int64 in 0..9.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | np.ndarray) -> ImageSet:
+        rows = torch.as_tensor(rows)
+        return ImageSet(self.images[rows], self.labels[rows])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same on another device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+def scale(images: Tensor) -> Tensor:
+    """(n, 28, 28) uint8 to (n, 1, 28, 28) float32 in [-1, 1] (Appendix B.1)."""
+    return images.unsqueeze(1).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """One IDX file of unsigned bytes, gzipped or not (told by its first bytes, not by its name).
+
+    Raises
+    ------
+    ValueError
+        Where it is truncated, too long, or not an IDX file of ``dimensions`` dimensions.
+    """
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); {_replace}") from error
+    magic, expected = raw[:4], bytes([0, 0, 8, dimensions])
+    if magic != expected:
+        raise ValueError(
+            f"{path} begins with 0x{magic.hex()}; IDX files of {_kind[dimensions]} begin with "
+            f"0x{expected.hex()}; {_replace}"
+        )
+    start = 4 + 4 * dimensions
+    header = raw[4:start].ljust(start - 4, b"\0")
+    sizes = tuple(int(size) for size in np.frombuffer(header, dtype=">u4"))
+    if len(raw) != start + math.prod(sizes):
+        raise ValueError(
+            f"{path} has {len(raw)} bytes uncompressed; its header says {' x '.join(map(str, sizes))} values "
+            f"after {start} bytes: truncated or damaged; {_replace}"
+        )
+    return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(sizes)
+
+
+_kind = {1: "labels", 3: "images"}
+_replace = "replace it by the published file (without --data it is found or downloaded)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies: ``read("train")``, ``read("test")``.
+
+    Making one reads nothing. Training code is given ImageSets made of ``read("train")`` alone; who holds the
+    Source decides when the test images are read.
+    """
+
+    dataset: str
+    folder: Path
+
+    def read(self, part: str) -> ImageSet:
+        """All images of ``part`` (train or test), checked.
+
+        Raises
+        ------
+        ValueError
+            Where a file is damaged or empty, has images of another size, labels outside of 0..9 or another
+            number of labels than images, or where these are the images of another data set.
+        """
+        images_path, labels_path = self.paths(part)
+        images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+        if images.shape[1:] != (SIDE, SIDE):
+            raise ValueError(
+                f"{images_path} has images of {images.shape[1]} x {images.shape[2]} pixels, "
+                f"the network takes {SIDE} x {SIDE}; name another folder with --data"
+            )
+        if len(images) != len(labels) or len(images) == 0:
+            raise ValueError(
+                f"{images_path} has {len(images)} images and {labels_path.name} {len(labels)} labels, "
+                f"which must be equally many and not none; {_replace}"
+            )
+        if labels.max() >= CLASSES:
+            raise ValueError(
+                f"{labels_path}: label {labels.max()} of image {labels.argmax()} is not in 0..{CLASSES - 1}; "
+                + _replace
+            )
+        self._check_identity(images, images_path)
+        return ImageSet(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
+
+    def check(self) -> str:
+        """Read all four files, so that the errors of ``read`` come before training and not after it.
+
+        Hands out no image, only the data hash: SHA-256 over the SHA-256 (binary) of each uncompressed file in
+        the order training images, training labels, test images, test labels.
+        """
+        whole = hashlib.sha256()
+        for part in FILES:
+            self.read(part)
+            for path, dimensions in zip(self.paths(part), (3, 1), strict=True):
+                whole.update(_digest(read_idx(path, dimensions)))
+        return whole.hexdigest()
+
+    def paths(self, part: str) -> tuple[Path, Path]:
+        """The files of images and of labels; FileNotFoundError where one is missing."""
+        images, labels = (_file(self.folder, name) for name in FILES[part])
+        if images is None or labels is None:
+            missing = FILES[part][0 if images is None else 1]
+            raise FileNotFoundError(f"{self.folder} has no {missing}(.gz)")
+        return images, labels
+
+    def _check_identity(self, images: np.ndarray, path: Path) -> None:
+        digest = _digest(images).hex()
+        for name, known in PUBLISHED.items():
+            if digest == known and name != self.dataset:
+                raise ValueError(
+                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: "
+                    f"use --dataset {name} or another --data"
+                )
+
+
+def find(dataset: str, data: Path | None = None) -> Source:
+    """The folder of IDX files of ``dataset`` ("fashion" or "mnist").
+
+    With ``data``, only there: in the folder itself, ``data/MNIST/raw`` or ``data/FashionMNIST/raw``. Without,
+    in the cache folder, in Debian's package dataset-fashion-mnist, and last by torchvision's download into
+    the cache folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none; says which folders were looked into and how to get the files.
+    """
+    if dataset not in TITLES:
+        raise unknown("data set", dataset, TITLES)
+    title = TITLES[dataset]
+    if data is not None:
+        folders = [data, data / title / "raw"]
+    else:
+        cache = cache_folder("datasets")
+        folders = [cache / title / "raw", *([DEBIAN] if dataset == "fashion" else [])]
+    for folder in folders:
+        if not _missing(folder):
+            return Source(dataset, folder)
+    failure = "--data was given, so nothing else was tried"
+    if data is None:
+        try:
+            download(dataset, cache)
+            return Source(dataset, folders[0])
+        except (OSError, RuntimeError) as error:
+            failure = f"the download failed: {error}"
+    raise FileNotFoundError(_how_to_get(dataset, folders, failure))
+
+
+def download(dataset: str, root: Path) -> None:
+    """torchvision's download into ``root/<title>/raw``, checked against its checksums."""
+    from torchvision import datasets
+
+    size = {"fashion": "31 MB", "mnist": "12 MB"}[dataset]
+    print(f"downloading {TITLES[dataset]} ({size}) to {root / TITLES[dataset] / 'raw'}")
+    getattr(datasets, TITLES[dataset])(root, download=True)
+
+
+def split(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images: a twelfth (5,000 of 60,000) is held out, stratified on the label.
+
+    The seed is not that of the run: all runs on a data set hold out the same images.
+    """
+    n_validation = len(images) // 12
+    if n_validation < CLASSES:
+        raise ValueError(f"{len(images)} training images are too few: a twelfth is held out for validation, "
+                         f"and that must be at least {CLASSES}")  # fmt: skip
+    train, validation = train_test_split(
+        np.arange(len(images)), test_size=n_validation, random_state=seed, stratify=images.labels.numpy()
+    )
+    return images[np.sort(train)], images[np.sort(validation)]
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _missing(folder: Path) -> list[str]:
+    return [name for names in FILES.values() for name in names if not _file(folder, name)]
+
+
+def _digest(values: np.ndarray) -> bytes:
+    """SHA-256 of the uncompressed IDX file that holds ``values``."""
+    header = np.array([0x800 + values.ndim, *values.shape], dtype=">u4")
+    return hashlib.sha256(header.tobytes() + values.tobytes()).digest()
+
+
+def _how_to_get(dataset: str, folders: list[Path], failure: str) -> str:
+    looked = [
+        f"{folder} ({'lacks ' + ', '.join(_missing(folder)) if folder.is_dir() else 'no such folder'})"
+        for folder in folders
+    ]
+    debian = ", or install Debian's package dataset-fashion-mnist" if dataset == "fashion" else ""
+    return (
+        f"{TITLES[dataset]} was not found in {' or '.join(looked)}; {failure}. Name a folder of its four IDX "
+        f"files (each also as .gz) with --data{debian}, or connect to the network and leave --data out"
+    )
