@@ -90,10 +90,14 @@ def download_size(url: str, timeout: float = 2.0) -> int | None:
     return int(length) if length else None
 
 
-def download(url: str, known_hash: str, folder: Path, name: str) -> Path:
-    """``folder/name``, fetched once from ``url``, with progress, checked against ``sha256:...`` (or ``md5:...``).
+def download(
+    url: str, known_hash: str | None, folder: Path, name: str, check: Callable[[Path], None] | None = None
+) -> Path:
+    """``folder/name``, fetched once from ``url``, with progress, checked against ``sha256:...`` (``md5:...``).
 
-    A truncated or altered download never stands under the final name: it raises an OSError that says so.
+    ``check`` looks at a fetched file before it gets its name and raises ValueError where it is wrong (for
+    files whose hash is not known). A truncated or altered download never stands under the final name: it raises
+    an OSError that says so.
     """
     import pooch
 
@@ -105,12 +109,17 @@ def download(url: str, known_hash: str, folder: Path, name: str) -> Path:
             raise OSError(f"cannot download {url}: {error}; connect to the network or place the file at {target}") from error
         megabytes = "unknown size" if size is None else f"{size / 1e6:.1f} MB"
         print(f"downloading {url} ({megabytes}) to {target}", file=sys.stderr)
+    fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
+
+    def fetch_and_check(url: str, output_file: str, mother: object) -> None:
+        fetch(url, output_file, mother)
+        if check is not None:
+            check(Path(output_file))
+
     try:
-        return Path(
-            pooch.retrieve(url, known_hash, fname=name, path=folder, progressbar=sys.stderr.isatty())
-        )
+        return Path(pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=fetch_and_check))
     except (ValueError, OSError) as error:
         raise OSError(
             f"{url}: the download failed or is not the file that was published ({error}); "
-            f"try again, or place the right file ({known_hash}) at {target}"
+            f"try again, or place the right file{f' ({known_hash})' if known_hash else ''} at {target}"
         ) from error
