@@ -1,9 +1,9 @@
 """Checkpoints: whole, checked files of which no code is ever run.
 
 A checkpoint is one safetensors file. Its tensors are those of the saved state, named by their place in it
-(``optimizer/state/0/exp_avg``); its metadata holds the rest of the state as JSON, and a SHA-256 over both. It is
-written beside and renamed, so that a file under a checkpoint's name is whole; the checksum tells where a disk has
-altered it since.
+(``optimizer/state/0/exp_avg``); its metadata holds the rest of the state as JSON, and a SHA-256 over both. It
+is written beside and renamed, so that a file under a checkpoint's name is whole; the checksum tells where a
+disk has altered it since.
 """
 
 from __future__ import annotations
@@ -170,5 +170,5 @@ def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
