@@ -1,0 +1,110 @@
+# `make demo` and `make test` need GNU make, Python 3.11 or later with venv, and the package registry that your pip
+# or uv is configured for. Nothing is installed outside this folder.
+#   another Python:          make PYTHON=python3.12 test
+#   PyTorch's CPU builds:    UV_TORCH_BACKEND=cpu make test   (any uv or pip setting holds; constraints.txt admits
+#                            local versions such as +cpu, and torch and torchvision must come from the same place)
+# Scripts are called as `python -m ...` throughout: installed console scripts do not start from a path with a space.
+
+PYTHON ?= python3
+IN = .venv/bin/python
+NEWEST_IN = .venv-newest/bin/python
+PINNED = -c constraints.txt -e '.[brainscore,dev]'
+NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
+
+.PHONY: help env demo test lint types format lock newest bench clean python
+
+help:
+	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
+	@echo "make test     the environment, then the tests"
+	@echo "make env      the environment alone, in .venv, with the versions of constraints.txt"
+	@echo "make lint     ruff: rules and format;  make format: apply them"
+	@echo "make types    mypy"
+	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
+	@echo "make bench    the benchmarks, beside their peers, in .venv-newest"
+	@echo "make lock     resolve constraints.txt anew"
+	@echo "make clean    remove environments, builds and tool caches (results/ and runs/ stay)"
+
+env: .venv/installed
+
+demo: env
+	$(IN) -m cnnf_brain.compare --layers V4 IT --recordings simulated
+
+test: env
+	$(IN) -m pytest
+
+lint: env
+	$(IN) -m ruff check .
+	$(IN) -m ruff format --check .
+
+types: env
+	$(IN) -m mypy
+
+format: env
+	$(IN) -m ruff check --fix .
+	$(IN) -m ruff format .
+
+lock: env
+	$(IN) -m uv pip compile --universal --upgrade --extra brainscore --extra dev --no-annotate \
+	  --custom-compile-command "make lock" --quiet pyproject.toml -o constraints.txt
+
+newest:
+	rm -rf .venv-newest
+	$(MAKE) .venv-newest/installed
+	$(NEWEST_IN) -m pytest
+
+bench: .venv-newest/installed
+	$(NEWEST_IN) benchmarks/pls.py
+	$(NEWEST_IN) benchmarks/inference.py
+
+clean:
+	rm -rf .venv .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache cnnf_brain.egg-info
+	find cnnf_brain tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt | python
+	$(call create,.venv)
+	$(call install,.venv,$(PINNED))
+	@mv .venv/unfinished $@
+
+.venv-newest/installed: pyproject.toml benchmarks/requirements.txt | python
+	$(call create,.venv-newest)
+	$(call install,.venv-newest,$(NEWEST))
+	@mv .venv-newest/unfinished $@
+
+# A Python that was asked for must be the one that .venv has.
+python:
+ifneq ($(origin PYTHON),file)
+	$(check)
+	@"$(PYTHON)" -c "import glob, sys; asked = 'python%d.%d' % sys.version_info[:2]; \
+	  others = [path for path in glob.glob('.venv/lib/python3*') if not path.endswith(asked)]; \
+	  sys.exit('error: .venv is not of the ' + asked + ' asked for; run make clean first' if others else 0)"
+endif
+
+define check
+@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+  { echo "error: Python 3.11 or later is needed, '$(PYTHON)' is not; name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+endef
+
+# The file `unfinished` in an environment marks an attempt that was interrupted or failed: the next one starts afresh.
+define create
+@if test -e $(1)/unfinished || ! $(1)/bin/python -c "" 2>/dev/null; then rm -rf $(1); fi
+$(check)
+@"$(PYTHON)" -c "import ensurepip, venv" || \
+  { echo "error: '$(PYTHON)' lacks venv or ensurepip (on Debian and Ubuntu: the package python3-venv)" >&2; exit 1; }
+@mkdir -p $(1) && touch $(1)/unfinished
+@test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1)
+endef
+
+# uv from PATH, else installed into the environment. Where uv fails, pip tries: some registries are configured for pip
+# alone. The import at the end finds a torch and a torchvision that do not fit together, and leaves byte code behind.
+define install
+@echo "Installing into $(1): up to 7 GB with CUDA builds of PyTorch, some minutes the first time"
+@$(1)/bin/python -c "import sys; sys.version_info < (3, 13) or \
+  print('Python 3.13 or later: without brainscore-vision, which needs numpy < 2 and so Python 3.11 or 3.12')"
+@set -e; uv=uv; if ! uv --version >/dev/null 2>&1; then \
+  $(1)/bin/python -m pip install --quiet -c constraints.txt uv; uv="$(1)/bin/python -m uv"; fi; \
+  $$uv pip install --python $(1)/bin/python $(2) || { \
+  echo "uv could not install; trying again with pip, which reads a configuration of its own"; \
+  $(1)/bin/python -m pip install $(2); }
+@PYTHONDONTWRITEBYTECODE= $(1)/bin/python -c "import matplotlib.pyplot, sklearn, torch, torchvision, xarray, \
+  cnnf_brain; print('torch', torch.__version__, 'torchvision', torchvision.__version__)"
+endef
