@@ -119,7 +119,9 @@ class Recordings:
                 "the same ids in the same order"
             )
         if self.data["responses"].dims != ("stimulus", "neuroid"):
-            raise ValueError(f"{self.source}: responses have dims {self.data['responses'].dims}, expected (stimulus, neuroid)")
+            raise ValueError(
+                f"{self.source}: responses have dims {self.data['responses'].dims}, expected (stimulus, neuroid)"
+            )
 
     @property
     def responses(self) -> np.ndarray:
@@ -193,6 +195,7 @@ class TestResult:
     p: float
     n: int  # the number of units: folds, sites, images or resamples
     df: float | None = None
+    interval: tuple[float, float] | None = None  # 95% interval of the difference, of the same method
 
 
 @dataclass(frozen=True)
