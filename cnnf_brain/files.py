@@ -55,7 +55,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OSError(
-            error.errno, f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+            error.errno,
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder",
         ) from error
     finally:
         if temporary is not None:
@@ -90,9 +91,7 @@ def download_size(url: str, timeout: float = 2.0) -> int | None:
     return int(length) if length else None
 
 
-def download(
-    url: str, known_hash: str | None, folder: Path, name: str, check: Callable[[Path], None] | None = None
-) -> Path:
+def download(url: str, known_hash: str | None, folder: Path, name: str, check: Callable[[Path], None] | None = None) -> Path:
     """``folder/name``, fetched once from ``url``, with progress, checked against ``sha256:...`` (``md5:...``).
 
     ``check`` looks at a fetched file before it gets its name and raises ValueError where it is wrong (for

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.latents import Consistency, self_consistency
-from cnnf_brain.model.layers import Rule, plan
+from cnnf_brain.model.layers import plan
 from cnnf_brain.types import LayerAt
 
 INPUT = "input"
@@ -178,9 +178,7 @@ class CNNF(nn.Module):
                 f"so that it has iteration 0 only"
             )
 
-    def forward(
-        self, x: Tensor, *, iterations: int | None = None, keep: Keep | None = None
-    ) -> Tensor | FeedbackResult:
+    def forward(self, x: Tensor, *, iterations: int | None = None, keep: Keep | None = None) -> Tensor | FeedbackResult:
         """Logits of the last iteration (B, K), or a FeedbackResult where ``keep`` is given."""
         n = self.iterations if iterations is None else checked_iterations(iterations)
         result = self.recur(x, n, Keep() if keep is None else keep)
@@ -191,37 +189,35 @@ class CNNF(nn.Module):
         for at in keep.layers:
             self.check_layer(at, n)
         wanted = [(at, self.index(at.layer)) for at in keep.layers]
-        judged = keep.consistency or self.tolerance is not None
+        whole = keep.consistency or keep.states or self.tolerance is not None  # every gate's f and g are needed
         clean, maps = self.below_target(x, {i for _, i in wanted})
-        h, guides, state = clean, {}, None
-        active: Tensor | None = None
+        h, guides, before = clean, dict[int, Tensor](), None
+        active = torch.ones(len(x), dtype=torch.bool, device=x.device)
         logits, states, reconstructions, residuals, ran = [], [], [clean], [], []
         layers: dict[LayerAt, Tensor] = {}
         for t in range(n + 1):
             now = [(at, i) for at, i in wanted if at.iteration == t]
-            generate = t < n or keep.states or judged or any(at.feedback for at, _ in now)
-            before, state = state, self.sweep(
-                h, guides, {i for at, i in now if not at.feedback}, gates=generate, inputs=keep.states or judged
-            )
+            generate = whole or t < n or any(at.feedback for at, _ in now)
+            state = self.sweep(h, guides, {i for at, i in now if not at.feedback}, gates=generate, inputs=whole)
             if t == 0:
                 state.maps.update(maps)
             if generate:
-                self.generate(state, {i for at, i in now if at.feedback}, everything=keep.states or judged)
+                self.generate(state, {i for at, i in now if at.feedback}, everything=whole)
+                reconstruction = self.matched(state.generated, clean)
             logits.append(state.output)
-            states.append(state) if keep.states else None
             layers.update({at: (state.feedback if at.feedback else state.maps)[i] for at, i in now})
-            reconstruction = self.matched(state.generated, clean) if generate else None
-            if judged:
-                assert reconstruction is not None
+            if keep.states:
+                states.append(state)
+            if whole:
                 residuals.append(self_consistency(self.rules, state, before, reconstruction))
             if self.tolerance is not None:
-                consistent = residuals[-1].worst() <= self.tolerance
-                ran.append(torch.ones_like(consistent) if active is None else active)
-                active = ~consistent if active is None else active & ~consistent
+                ran.append(active)
+                active = active & (residuals[-1].worst() > self.tolerance)
             if t < n:
-                assert reconstruction is not None
-                reconstructions.append(reconstruction)
+                if keep.reconstruction:
+                    reconstructions.append(reconstruction)
                 h, guides = self.step_towards(h, reconstruction, guides, state, active)
+            before = state
         return FeedbackResult(
             logits=torch.stack(logits),
             layers=layers,
@@ -241,7 +237,13 @@ class CNNF(nn.Module):
         return x, maps
 
     def sweep(
-        self, h: Tensor, guides: Mapping[int, Tensor], wanted: set[int], *, gates: bool = True, inputs: bool = False
+        self,
+        h: Tensor,
+        guides: Mapping[int, Tensor],
+        wanted: set[int],
+        *,
+        gates: bool = True,
+        inputs: bool = False,
     ) -> State:
         """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass)."""
         state = State(h, h, {}, {}, {}, {})
@@ -288,12 +290,17 @@ class CNNF(nn.Module):
         return reconstruction * (wish / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5))
 
     def step_towards(
-        self, h: Tensor, reconstruction: Tensor, guides: Mapping[int, Tensor], state: State, active: Tensor | None
+        self,
+        h: Tensor,
+        reconstruction: Tensor,
+        guides: Mapping[int, Tensor],
+        state: State,
+        active: Tensor | None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Target and guides of the next iteration; an image that is not ``active`` keeps both, and so its whole state."""
         new_h = reconstruction if self.step == 1 else h + self.step * (reconstruction - h)
         dropout = {i: z for i, z in state.latents.items() if i not in state.signs}
-        if active is None:
+        if self.tolerance is None:
             return new_h, {**state.signs, **dropout}
 
         def held(new: Tensor, old: Tensor) -> Tensor:

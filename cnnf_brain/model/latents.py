@@ -45,9 +45,7 @@ def relative_distance(a: Tensor, b: Tensor) -> Tensor:
     return gap / torch.linalg.vector_norm(b.flatten(1), dim=1).clamp_min(torch.finfo(b.dtype).tiny ** 0.5)
 
 
-def self_consistency(
-    rules: Sequence[Rule], state: State, before: State | None, reconstruction: Tensor
-) -> Consistency:
+def self_consistency(rules: Sequence[Rule], state: State, before: State | None, reconstruction: Tensor) -> Consistency:
     """The residuals of one state (each (B,)); ``before`` is the state of the iteration before, None in the first."""
     h = relative_distance(state.target, reconstruction)
     wrong, gates = torch.zeros_like(h), 0

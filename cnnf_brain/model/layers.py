@@ -102,9 +102,7 @@ class Conv(Rule):
             return fit(full, below, (reach[0] // 2, reach[1] // 2))
         padding = (0, 0) if isinstance(m.padding, str) else pair(m.padding)
         # rows and columns at the far edge that no window reached: (H + 2p - d(k-1) - 1) mod s
-        extra = [
-            (size + 2 * p - r - 1) % s for size, p, r, s in zip(below[-2:], padding, reach, m.stride, strict=True)
-        ]
+        extra = [(size + 2 * p - r - 1) % s for size, p, r, s in zip(below[-2:], padding, reach, m.stride, strict=True)]
         return F.conv_transpose2d(g, m.weight, None, m.stride, padding, extra, m.groups, m.dilation)
 
 
@@ -142,6 +140,7 @@ class ReLU(Rule):
         return out.abs() if self.printed else out, z
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
+        assert z is not None
         return g * z
 
 
@@ -174,10 +173,10 @@ class MaxPool(Rule):
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
         m = self.module
-        stride = m.stride if m.stride is not None else m.kernel_size
-        apart = all(k <= s for k, s in zip(pair(m.kernel_size), pair(stride), strict=True))
+        kernel, stride = pair(m.kernel_size), pair(m.stride if m.stride is not None else m.kernel_size)
+        apart = all(k <= s for k, s in zip(kernel, stride, strict=True))
         if apart and pair(m.dilation) == (1, 1):  # windows share no element: a plain copy
-            return F.max_unpool2d(g, z, m.kernel_size, stride, m.padding, output_size=list(below))
+            return F.max_unpool2d(g, z, kernel, stride, pair(m.padding), output_size=list(below))
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
@@ -197,9 +196,7 @@ class AvgPool(Rule):
         ones = g.new_ones(1, 1, *below[-2:])
         window_sums = F.avg_pool2d(ones, kernel, stride, padding, m.ceil_mode, True, divisor_override=1)
         divisor = window_sums / self.module(ones)
-        spread = F.conv_transpose2d(
-            (g / divisor).flatten(0, 1).unsqueeze(1), g.new_ones(1, 1, *kernel), stride=stride
-        )
+        spread = F.conv_transpose2d((g / divisor).flatten(0, 1).unsqueeze(1), g.new_ones(1, 1, *kernel), stride=stride)
         return fit(spread, below, padding).view(*g.shape[:2], *below[-2:])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,7 @@ VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn
 ARCHITECTURES = ("alexnet", *VGGS)
 
 
-def from_torchvision(
-    arch: str, weights: str | Path | None = None, *, num_classes: int = 1000, **feedback
-) -> CNNF:
+def from_torchvision(arch: str, weights: str | Path | None = None, *, num_classes: int = 1000, **feedback: Any) -> CNNF:
     """CNN-F of torchvision's ``arch`` (VGG-11 to 19 with or without batch normalisation, AlexNet), torchvision's keys.
 
     Parameters
@@ -56,22 +55,27 @@ def sequential(arch: str, num_classes: int) -> nn.Sequential:
     from torchvision import models
 
     net = models.get_model(arch, weights=None, num_classes=num_classes)
-    parts = (("features", net.features), ("avgpool", net.avgpool), ("flatten", nn.Flatten()), ("classifier", net.classifier))
+    parts = (
+        ("features", net.features),
+        ("avgpool", net.avgpool),
+        ("flatten", nn.Flatten()),
+        ("classifier", net.classifier),
+    )
     return nn.Sequential(OrderedDict(parts))
 
 
-def vgg16(weights: str | Path | None = None, **options) -> CNNF:
+def vgg16(weights: str | Path | None = None, **options: Any) -> CNNF:
     """CNN-F of torchvision's VGG-16; see ``from_torchvision``. Its pooling layers: features.4, .9, .16, .23, .30."""
     return from_torchvision("vgg16", weights, **options)
 
 
-def alexnet(weights: str | Path | None = None, **options) -> CNNF:
+def alexnet(weights: str | Path | None = None, **options: Any) -> CNNF:
     """CNN-F of torchvision's AlexNet; see ``from_torchvision``."""
     return from_torchvision("alexnet", weights, **options)
 
 
 def small_net(
-    weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str = "rms", **feedback
+    weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str = "rms", **feedback: Any
 ) -> CNNF:
     """The MNIST and Fashion-MNIST net of Appendix B.1, input (B, 1, 28, 28) in [-1, 1].
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cnnf_brain.files import write_whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -130,7 +134,7 @@ def published(arch: str, name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def published_entry(arch: str, name: str):
+def published_entry(arch: str, name: str) -> Any:
     """torchvision's entry (url, meta) of the weights ``name``; a ValueError lists those that there are."""
     from torchvision import models
 
@@ -143,3 +147,29 @@ def published_entry(arch: str, name: str):
 def published_file(arch: str, name: str) -> Path:
     """Where torch's cache holds the published weights once downloaded."""
     return Path(torch.hub.get_dir(), "checkpoints", Path(published_entry(arch, name).url).name)
+
+
+CARD = "cnnf_brain"  # the key under which a safetensors file of ours carries its card
+
+
+def write_weights(path: str | Path, model: nn.Module, *, arch: str, card: Mapping[str, object]) -> None:
+    """``model``'s weights as safetensors that carry a card: the architecture, the feedback's settings and ``card``."""
+    from safetensors.torch import save
+
+    settings = getattr(model, "settings", None)
+    text = json.dumps({"arch": arch, "feedback": settings, **card})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_whole(Path(path), lambda file: file.write(save(tensors, {CARD: text})))  # type: ignore[arg-type,return-value]
+
+
+def read_card(path: str | Path) -> dict[str, object]:
+    """The card in a safetensors file of ours; empty where the file carries none."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get(CARD, "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error
