@@ -1,0 +1,150 @@
+"""The wheel: what is in it, what it says of itself, and that it works away from the source tree."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "cnnf_brain"
+OPTIONAL = {"brainscore_core", "brainscore_vision"}  # the extra's; their dependencies come with them
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> str:
+    """The output of this interpreter in another folder, with no more than ``environment`` to say where packages are."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def data_files() -> set[str]:
+    """What of the package is no Python file, as the source tree has it."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / PACKAGE).rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"} and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the sources (a build in place would mix in what earlier builds left behind)."""
+    source = tmp_path_factory.mktemp("source") / "cnnf brain"
+    shutil.copytree(ROOT / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", ".", cwd=source)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A folder with the wheel installed into it, and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    python(
+        "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--target", str(folder), str(wheel), cwd=folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel) -> Message:
+    """The wheel's METADATA."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return importlib.metadata.Distribution.at(zipfile.Path(archive, name).parent).metadata  # type: ignore[arg-type]
+
+
+def test_the_wheel_holds_the_package_and_its_data(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    inside = {name for name in names if name.startswith(f"{PACKAGE}/")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")}
+    assert f"{PACKAGE}/py.typed" in inside
+    assert inside == modules | data_files()
+    assert {name.split("/")[0] for name in names} == {PACKAGE, names[-1].split("/")[0]}, "more than the package at top level"
+    assert wheel.stat().st_size < 10e6
+
+
+def test_the_metadata(metadata):
+    assert metadata["Name"] == "cnnf-brain"
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata.get_payload().startswith("# ") or metadata["Description"].startswith("# ")
+    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev"}
+    required = metadata.get_all("Requires-Dist")
+    optional = [line for line in required if "brainscore" in line.split(";")[0] or "boto3" in line]
+    assert optional
+    assert all("extra == 'brainscore'" in line.replace('"', "'") for line in optional)
+
+
+def third_party_imports() -> set[str]:
+    """Top-level names of all that the package imports from outside itself and the standard library."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / PACKAGE).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {PACKAGE}
+
+
+def test_every_import_is_a_named_dependency(metadata):
+    required = {
+        re.split(r"[^\w.-]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra ==" not in line
+    }
+    providers = importlib.metadata.packages_distributions()
+    imported = third_party_imports() - OPTIONAL
+    assert {"numpy", "torch"} <= imported
+    missing = {name for name in imported if not required & {provider.lower() for provider in providers.get(name, [])}}
+    assert not missing, f"imported by the package, but no dependency in pyproject.toml: {missing}"
+
+
+PROBE = f"""
+import importlib.util, json, pathlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(OPTIONAL)!r}:
+            raise ModuleNotFoundError("the extra is not installed: " + name, name=name)
+
+sys.meta_path.insert(0, Absent())
+import {PACKAGE}
+import {PACKAGE}.trainer
+print(json.dumps({{
+    "file": {PACKAGE}.__file__,
+    "modules": [module.name for module in pkgutil.walk_packages({PACKAGE}.__path__, "{PACKAGE}.")],
+    "loaded": sorted({{name.split(".")[0] for name in sys.modules}}),
+    "public": {{name: callable(getattr({PACKAGE}, name)) for name in {PACKAGE}.__all__}},
+}}))
+"""
+
+
+def test_the_installed_package_works_without_the_source_tree_and_the_extra(installed, tmp_path):
+    # -P and another working directory keep the source tree out; PYTHONPATH comes before an editable install.
+    report = json.loads(python("-P", "-W", "error", "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(installed)))
+    assert Path(report["file"]) == installed / PACKAGE / "__init__.py"
+    assert not OPTIONAL & set(report["loaded"])
+    assert f"{PACKAGE}.types" in report["modules"]
+    assert report["public"], "cnnf_brain.__all__ is empty"
+
+
+def test_the_extra_is_not_loaded_by_importing_the_package(tmp_path):
+    code = f"import sys, {PACKAGE}, {PACKAGE}.trainer; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    loaded = set(python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).split())
+    assert {"torch", PACKAGE} <= loaded
+    assert not OPTIONAL & loaded

@@ -1,0 +1,197 @@
+"""The house rules that a program can watch: who imports whom, sizes, docstrings, nothing of one machine in the tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "cnnf_brain"
+MAX_LINES = 450
+
+# The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
+# its neighbours on the same level unless they are strangers to each other.
+LEVELS: tuple[frozenset[str], ...] = (
+    frozenset({"types", "checks", "files"}),
+    frozenset({"model", "predictivity", "recordings", "images"}),
+    frozenset({"activations", "trainer"}),
+    frozenset({"report", "networks", "products", "brainscore"}),
+    frozenset({"compare", "training", "benchmarks"}),
+)
+STRANGERS = 1
+FORBIDDEN = {  # part of the package -> outside libraries that it never meets
+    "predictivity": {"torch", "torchvision", "brainscore_vision"},
+    "recordings": {"torch", "torchvision"},
+}
+
+
+def sources() -> list[Path]:
+    """Every Python file of the package and of the commands beside it."""
+    return sorted(path for folder in (PACKAGE, "training", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+
+def part(parts: tuple[str, ...]) -> str | None:
+    """The name in LEVELS of a dotted name or path: ``cnnf_brain.model.layers`` is ``model``, ``training.mnist`` is
+    ``training``; ``""`` for the package itself; None for what is not of this project."""
+    if parts[0] == PACKAGE:
+        return parts[1] if len(parts) > 1 else ""
+    return parts[0] if parts[0] in ("training", "benchmarks") else None
+
+
+def imports(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Line and dotted name of all that is imported, anywhere in a file of ``package``; relative names resolved.
+
+    For ``from cnnf_brain import x`` the name is ``cnnf_brain.x`` where such a module exists, else ``cnnf_brain``.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                module = ROOT.joinpath(*base, alias.name)
+                yield node.lineno, (*base, alias.name) if module.is_dir() or module.with_suffix(".py").exists() else base
+
+
+def level(name: str) -> int:
+    """The level of a part of the project; the package's own __init__ stands with the commands."""
+    return len(LEVELS) - 1 if name == "" else next(number for number, names in enumerate(LEVELS) if name in names)
+
+
+def offences(code: str, path: tuple[str, ...]) -> list[str]:
+    """What the file at ``path`` (parts without suffix) imports and must not."""
+    importer = part(path[:-1] if path[-1] == "__init__" else path)
+    assert importer is not None
+    found = []
+    for line, name in imports(ast.parse(code), path[:-1]):
+        imported = part(name)
+        where = f"{'/'.join(path)}.py:{line} ({importer or PACKAGE}) imports {'.'.join(name)}"
+        if imported is None:
+            if name[0] in FORBIDDEN.get(importer, ()):
+                found.append(f"{where}, which {importer} never meets")
+        elif imported != importer:
+            below = level(importer) - level(imported)
+            if below < 0 or (below == 0 and level(importer) == STRANGERS):
+                found.append(f"{where}: {'upwards' if below < 0 else 'strangers to each other'}")
+    return found
+
+
+def test_every_module_stands_in_the_map():
+    placed = frozenset().union(*LEVELS) | {""}
+    modules = [path.relative_to(ROOT).with_suffix("").parts for path in sources()]
+    unplaced = sorted(
+        "/".join(module) for module in modules if part(module[:-1] if module[-1] == "__init__" else module) not in placed
+    )
+    assert not unplaced, f"not in LEVELS here nor in the map of CONTRIBUTING.md: {unplaced}"
+
+
+def test_imports_go_downwards_only():
+    found = [
+        offence
+        for path in sources()
+        for offence in offences(path.read_text(encoding="utf-8"), path.relative_to(ROOT).with_suffix("").parts)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "reason"),
+    [
+        ("cnnf_brain/files", "from .model import layers", "upwards"),
+        ("cnnf_brain/model/layers", "from cnnf_brain.predictivity import pls", "strangers"),
+        ("cnnf_brain/model/layers", "from ..recordings.arrays import x", "strangers"),
+        ("cnnf_brain/model/layers", "def f():\n    import cnnf_brain.compare", "upwards"),
+        ("cnnf_brain/model/layers", "from cnnf_brain import vgg16", "upwards"),
+        ("cnnf_brain/predictivity/__init__", "from .. import trainer", "upwards"),
+        ("cnnf_brain/predictivity/pls", "from torch import nn", "never meets"),
+        ("cnnf_brain/products", "import training.mnist", "upwards"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, code, reason):
+    (offence,) = offences(code, tuple(path.split("/")))
+    assert reason in offence
+    assert path in offence
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("cnnf_brain/model/layers", "from .. import types\nfrom . import feedback\nfrom cnnf_brain.checks import unknown"),
+        ("cnnf_brain/products", "from .activations import extract\nfrom .networks import Network"),
+        ("cnnf_brain/__init__", "from .model.nets import small_net"),
+        ("training/mnist", "import cnnf_brain\nfrom cnnf_brain.trainer import loop"),
+    ],
+)
+def test_an_allowed_import_passes(path, code):
+    assert offences(code, tuple(path.split("/"))) == []
+
+
+def test_hooks_are_known_to_one_module():
+    hook = re.compile(r"\bregister_\w*hook\b")
+    users = [path.relative_to(ROOT).as_posix() for path in sources() if hook.search(path.read_text(encoding="utf-8"))]
+    assert set(users) <= {f"{PACKAGE}/activations.py"}
+
+
+def test_files_fit_the_eye():
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in (ROOT / PACKAGE).rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+    assert not long, f"over {MAX_LINES} lines: {long}"
+
+
+def undocumented(code: str) -> list[str]:
+    """Public functions and classes of a module without a docstring."""
+    return [
+        f"{node.name} (line {node.lineno})"
+        for node in ast.parse(code).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+
+
+def test_public_names_have_docstrings():
+    assert undocumented('def f():\n    pass\nclass A:\n    "b"\ndef _g():\n    pass') == ["f (line 1)"]
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+        for name in undocumented(path.read_text(encoding="utf-8"))
+    ]
+    assert not missing, "\n".join(missing)
+
+
+@pytest.fixture(scope="module")
+def tracked() -> dict[str, bytes]:
+    """The content of every file that git tracks."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs git and a checkout: which files are tracked is not known otherwise")
+    names = [name for name in listed.decode().split("\0") if name]
+    assert "pyproject.toml" in names
+    return {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
+
+
+def found_in(files: dict[str, bytes], pattern: str) -> list[str]:
+    """``file: match`` for the first match of ``pattern`` in each file."""
+    search = re.compile(pattern.encode()).search
+    return [f"{name}: {match[0].decode()}" for name, text in files.items() if (match := search(text))]
+
+
+def test_no_absolute_path_of_one_machine_is_tracked(tracked):
+    assert found_in({"a": b"see /" + b"work/main"}, r"/(work|root|home)/[a-z.]") == ["a: /" + "work/m"]
+    assert not found_in(tracked, r"/(work|root|home)/[a-z.]")
+
+
+def test_no_registry_host_is_tracked(tracked):
+    hosts = [r"pypi" + r"\.org", r"python" + r"hosted", r"deb\.de" + r"bian", r"download\.py" + r"torch"]
+    assert not found_in(tracked, "|".join(hosts))
