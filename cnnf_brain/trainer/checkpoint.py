@@ -65,9 +65,7 @@ def load(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise DamagedCheckpoint(
-            f"{path} is not a whole safetensors file ({error}); it was not used"
-        ) from error
+        raise DamagedCheckpoint(f"{path} is not a whole safetensors file ({error}); it was not used") from error
     if metadata.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
     if metadata["sha256"] != _digest(metadata["state"], tensors):
@@ -102,9 +100,7 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except DamagedCheckpoint as error:
             warnings.warn(f"{error}; trying the one before", RuntimeWarning, stacklevel=2)
     if candidates:
-        raise DamagedCheckpoint(
-            f"all {len(candidates)} checkpoints in {folder} are damaged; remove them to start anew"
-        )
+        raise DamagedCheckpoint(f"all {len(candidates)} checkpoints in {folder} are damaged; remove them to start anew")
     return None
 
 

@@ -79,8 +79,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     magic, expected = raw[:4], bytes([0, 0, 8, dimensions])
     if magic != expected:
         raise ValueError(
-            f"{path} begins with 0x{magic.hex()}; IDX files of {_kind[dimensions]} begin with "
-            f"0x{expected.hex()}; {_replace}"
+            f"{path} begins with 0x{magic.hex()}; IDX files of {_kind[dimensions]} begin with 0x{expected.hex()}; {_replace}"
         )
     start = 4 + 4 * dimensions
     header = raw[4:start].ljust(start - 4, b"\0")
@@ -131,8 +130,7 @@ class Source:
             )
         if labels.max() >= CLASSES:
             raise ValueError(
-                f"{labels_path}: label {labels.max()} of image {labels.argmax()} is not in 0..{CLASSES - 1}; "
-                + _replace
+                f"{labels_path}: label {labels.max()} of image {labels.argmax()} is not in 0..{CLASSES - 1}; " + _replace
             )
         self._check_identity(images, images_path)
         return ImageSet(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
@@ -163,8 +161,7 @@ class Source:
         for name, known in PUBLISHED.items():
             if digest == known and name != self.dataset:
                 raise ValueError(
-                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: "
-                    f"use --dataset {name} or another --data"
+                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: use --dataset {name} or another --data"
                 )
 
 
@@ -241,8 +238,7 @@ def _digest(values: np.ndarray) -> bytes:
 
 def _how_to_get(dataset: str, folders: list[Path], failure: str) -> str:
     looked = [
-        f"{folder} ({'lacks ' + ', '.join(_missing(folder)) if folder.is_dir() else 'no such folder'})"
-        for folder in folders
+        f"{folder} ({'lacks ' + ', '.join(_missing(folder)) if folder.is_dir() else 'no such folder'})" for folder in folders
     ]
     debian = ", or install Debian's package dataset-fashion-mnist" if dataset == "fashion" else ""
     return (

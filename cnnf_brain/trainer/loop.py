@@ -74,9 +74,7 @@ class Progress:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def losses(
-    model: CNNF, images: Tensor, labels: Tensor, weights: dict[str, float]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def losses(model: CNNF, images: Tensor, labels: Tensor, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted total (Table 1), a scalar, and each term at each iteration, (N+1,).
 
     Each term enters as its mean over iterations 0..N: the paper's sum divided by N+1, which leaves the balance of the

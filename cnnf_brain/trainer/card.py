@@ -1,0 +1,60 @@
+"""The result of a run: weights as safetensors with their card inside, and the card beside as JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from cnnf_brain.files import write_whole
+from cnnf_brain.trainer.config import write_json
+
+
+def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all."""
+    state = {
+        name: (tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    content = safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)})
+    write_whole(path, lambda file: file.write(content))  # type: ignore[arg-type, return-value]
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card inside a file of ``save_weights``; a ValueError where there is none."""
+    with safe_open(path, framework="pt") as file:
+        card = (file.metadata() or {}).get("card")
+    if card is None:
+        raise ValueError(f"{path} has no card in its metadata; it was not written by this package's training")
+    return json.loads(card)
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """``card.md`` and, last, as the sign that the run is finished, ``card.json``."""
+    text = markdown(card)
+    write_whole(folder / "card.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+    write_json(folder / "card.json", card)
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as tables: accuracy at every iteration, then everything else."""
+    validation, test = card["validation_accuracy"], card["test_accuracy"]
+    lines = [f"# {card['title']}", "", f"    {card['command']}", ""]
+    lines += ["| iteration | validation accuracy | test accuracy |", "|---:|---:|---:|"]
+    lines += [f"| {t} | {100 * v:.2f} % | {100 * a:.2f} % |" for t, (v, a) in enumerate(zip(validation, test, strict=True))]
+    lines += ["", "| | |", "|---|---|"]
+    shown = ("title", "command", "validation_accuracy", "test_accuracy")
+    lines += [f"| {name} | {value} |" for name, value in _rows(card) if name not in shown]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(card: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in card.items():
+        rows += _rows(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
