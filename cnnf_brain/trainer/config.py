@@ -52,7 +52,7 @@ def warn_of_change(old: dict[str, Any], new: dict[str, Any], path: Path) -> None
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the bits of a result depend on beside the configuration."""
-    return {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:

@@ -116,7 +116,7 @@ def accuracy(model: CNNF, images: ImageSet, batch_size: int = 500) -> list[float
         for batch in (images[rows] for rows in torch.arange(len(images)).split(batch_size))
     )
     model.train(training)
-    return (right / len(images)).tolist()  # type: ignore[union-attr, operator]
+    return (right.double() / len(images)).tolist()  # type: ignore[union-attr, operator]
 
 
 class Stop:
