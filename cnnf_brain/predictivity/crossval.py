@@ -1,0 +1,174 @@
+"""Cross-validation splits by name, and the choice of a layer on training images alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn.model_selection import KFold, ShuffleSplit, StratifiedShuffleSplit
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.predictivity.pls import cross_predict
+from cnnf_brain.predictivity.scores import median_r, score_predictions
+from cnnf_brain.types import LayerAt, Predictions, Split
+
+N_SPLITS = 10
+SCHEMES = ("kfold", "brainscore")
+
+
+def make_splits(
+    name: str,
+    stimulus_ids: Sequence[str],
+    *,
+    object_names: Sequence[str] | np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[Split, ...]:
+    """Ten splits of the images into training and test images.
+
+    Parameters
+    ----------
+    name : {"kfold", "brainscore"}
+        ``kfold``: ten folds, each image in the test set of exactly one. The ids are sorted before the shuffle, so the
+        order of the images does not matter.
+
+        ``brainscore``: Brain-Score's ten random splits, 90% for training, stratified on ``object_names`` where given;
+        test sets overlap between splits. Brain-Score splits the stimuli **in the order of its (repetition-averaged)
+        assembly**, so the rows must come in that order for its very splits; its random state, 1, is fixed.
+    stimulus_ids : (n_stimuli,) sequence of str
+    object_names : (n_stimuli,) sequence of str, optional
+        Used by ``brainscore`` alone.
+    seed : int
+        Of the shuffle of ``kfold``; ``brainscore`` has its own.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, repeated ids, fewer images than folds, or an object with too few images to be stratified.
+
+    References
+    ----------
+    ``Split`` in brainscore_vision/metric_helpers/transformations.py (2.4.2).
+    """
+    if name not in SCHEMES:
+        raise unknown("cross-validation", name, SCHEMES)
+    ids = np.array([str(stimulus) for stimulus in stimulus_ids])
+    if len(set(ids.tolist())) < len(ids):
+        twice = [stimulus for stimulus, count in Counter(ids.tolist()).items() if count > 1]
+        raise ValueError(f"stimulus ids occur more than once: {', '.join(twice[:5])}; average their repeats first")
+    if len(ids) < N_SPLITS:
+        raise ValueError(f"{len(ids)} images are fewer than the {N_SPLITS} folds; at least {N_SPLITS} are needed")
+    return _kfold(ids, seed) if name == "kfold" else _brainscore(len(ids), object_names)
+
+
+def _kfold(ids: np.ndarray, seed: int) -> tuple[Split, ...]:
+    order = np.argsort(ids, kind="stable")
+    folds = KFold(N_SPLITS, shuffle=True, random_state=seed).split(order)
+    return tuple(Split(np.sort(order[train]), np.sort(order[test])) for train, test in folds)
+
+
+def _brainscore(n: int, object_names: Sequence[str] | np.ndarray | None) -> tuple[Split, ...]:
+    options = {"n_splits": N_SPLITS, "train_size": 0.9, "random_state": 1}
+    if object_names is None:
+        return tuple(Split(train, test) for train, test in ShuffleSplit(**options).split(np.zeros(n)))
+    names = np.array([str(name) for name in object_names])
+    if len(names) != n:
+        raise ValueError(f"{len(names)} object names were given for {n} images; one is needed for each")
+    counts = Counter(names.tolist())
+    rarest, fewest = min(counts.items(), key=lambda item: item[1])
+    n_test = n - int(0.9 * n)
+    if fewest < 2 or n_test < len(counts):
+        raise ValueError(
+            f"Brain-Score's stratified splits need at least 2 images of each object ({rarest!r} has {fewest}) and as "
+            f"many test images as objects ({n_test} test images of {n}, {len(counts)} objects); take cross-validation "
+            "'kfold' or leave the object names out"
+        )
+    folds = StratifiedShuffleSplit(**options).split(np.zeros(n), names)
+    return tuple(Split(train, test) for train, test in folds)
+
+
+def select_nested(
+    candidates: Mapping[LayerAt, np.ndarray],
+    responses: np.ndarray,
+    splits: Sequence[Split],
+    n_components: int = 25,
+    *,
+    per_site: bool = False,
+) -> tuple[Predictions, tuple[LayerAt, ...]]:
+    """Predict each split's test images from the candidate that does best within its training images.
+
+    The inner cross-validation of a split uses the test sets of the other splits, as far as they lie within its
+    training images, and trains on the rest of these (with ten folds: the nine training folds in turn). The candidate
+    with the highest median r (``scores.median_r``) wins, the first one where several are equal. Neither features nor
+    responses of the split's own test images have any part in the choice.
+
+    Parameters
+    ----------
+    candidates : mapping of LayerAt to (n_stimuli, n_stimuli) array
+        Products K = X Xᵀ.
+    responses : (n_stimuli, n_neuroids) array
+    splits : sequence of Split
+        At least two.
+    n_components : int
+        The number of components that the choice is made with, and the largest one predicted.
+    per_site : bool
+        See ``cross_predict``.
+
+    Returns
+    -------
+    Predictions
+        Of the chosen candidate for each split.
+    tuple of LayerAt
+        The choice in each split.
+
+    Raises
+    ------
+    ValueError
+        No candidate, a single split, or what ``cross_predict`` refuses (inner training sets are smaller).
+    """
+    if not candidates:
+        raise ValueError("there are no candidates to choose from; name at least one layer and iteration")
+    splits = list(splits)
+    inner = [_inner_splits(splits, number) for number in range(len(splits))]
+    names = list(candidates)
+    quality = np.array([_inner_quality(candidates[name], responses, inner, n_components, per_site) for name in names])
+    if np.isnan(quality).all(axis=0).any():
+        raise ValueError("no candidate has a defined r on the training images: are predictions or responses constant?")
+    best = np.nanargmax(quality, axis=0)
+    values: list[np.ndarray] = [np.empty(0)] * len(splits)
+    ranks = [0] * len(splits)
+    for candidate in np.unique(best):
+        mine = np.flatnonzero(best == candidate)
+        some = [splits[number] for number in mine]
+        predicted = cross_predict(candidates[names[candidate]], responses, some, n_components, per_site=per_site)
+        for number, value, rank in zip(mine, predicted.values, predicted.ranks, strict=True):
+            values[number], ranks[number] = value, rank
+    return Predictions(tuple(splits), tuple(values), tuple(ranks)), tuple(names[candidate] for candidate in best)
+
+
+def _inner_splits(splits: list[Split], number: int) -> list[Split]:
+    """The inner cross-validation within the training rows of splits[number]."""
+    outer = splits[number].train
+    inner = []
+    for other in splits[:number] + splits[number + 1 :]:
+        test = np.intersect1d(other.test, outer)
+        if 0 < len(test) < len(outer):
+            inner.append(Split(np.setdiff1d(outer, test), test))
+    if not inner:
+        raise ValueError(f"the choice for split {number} needs other splits whose test images it trains on")
+    return inner
+
+
+def _inner_quality(
+    product: np.ndarray, responses: np.ndarray, inner: list[list[Split]], n_components: int, per_site: bool
+) -> list[float]:
+    """Median r within the training rows of each outer split; all inner folds are fitted in one call."""
+    flat = [split for folds in inner for split in folds]
+    everything = cross_predict(product, responses, flat, n_components, per_site=per_site)
+    quality, start = [], 0
+    for folds in inner:
+        part = slice(start, start + len(folds))
+        predictions = Predictions(everything.splits[part], everything.values[part], everything.ranks[part])
+        quality.append(median_r(score_predictions(predictions, responses)))
+        start += len(folds)
+    return quality

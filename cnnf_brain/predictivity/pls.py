@@ -1,0 +1,355 @@
+"""Exact partial least squares (PLS) in sample space: all folds and all numbers of components at once.
+
+Brain-Score regresses the responses of all sites on a layer's features by PLS2 with 25 components, centred and not
+scaled. Every quantity that a prediction needs lies in the span of the training images, so the product K = X Xᵀ over
+all images serves every fold and every number of components.
+
+For one fold, with K and Y centred on its training rows, T the orthonormal scores so far and P = I - TTᵀ, the next
+component of NIPALS (mode A, regression deflation: scikit-learn's PLSRegression run to convergence) is
+
+    c   dominant eigenvector of S = Yᵀ P K P Y (responses x responses); with one response c = 1
+    u = P Y c,    t = P K u / |P K u|,    τ = tᵀ Y,    prediction = mean(Y) + Σ t τ
+    S becomes  S - τᵀb - bᵀτ + (tᵀKt) τᵀτ   with   b = (P K t)ᵀ Y
+
+A held-out row goes through the same steps with the coefficients found on the training rows; its entry of t is then
+what its features would give. So no row is copied: rows outside a training set weigh zero, and one product
+K [u₁ … u_S] serves all folds together.
+
+Arrays have one row per *problem*: a fold, or, with one model per site, a site. T and U (problems, components, rows)
+hold t and u, Q (problems, components, responses) holds τ, R is the upper triangular TᵀKU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from cnnf_brain.types import Predictions, Split
+
+EPS = float(np.finfo(np.float64).eps)
+FOLDS_AT_ONCE = 32  # bounds the memory where there are many folds (leave one out)
+# S is computed anew where its trace has fallen by this factor: the updates leave rounding of the older, larger S.
+STALE = 1e-4
+
+
+@dataclass(frozen=True)
+class SampleProduct:
+    """K as a linear map: ``times(V)`` is V K for V (k, n_rows); ``norm`` at least the largest eigenvalue of K."""
+
+    times: Callable[[np.ndarray], np.ndarray]
+    norm: float
+
+
+def cross_predict(
+    product: np.ndarray,
+    responses: np.ndarray,
+    splits: Sequence[Split],
+    n_components: int = 25,
+    *,
+    per_site: bool = False,
+    n_features: int | None = None,
+) -> Predictions:
+    """Fit PLS on the training rows of every split and predict its test rows.
+
+    Parameters
+    ----------
+    product : (n_stimuli, n_stimuli) array
+        K = X Xᵀ of the features X; any constant may have been taken off each feature.
+    responses : (n_stimuli, n_neuroids) array
+    splits : sequence of Split
+        Training and test rows must not overlap; rows in neither are not used.
+    n_components : int
+        The largest number of components, at most the number of training rows - 1.
+    per_site : bool
+        False: one model for all sites (PLS2, as Brain-Score). True: one model per site (PLS1, as the paper words it).
+    n_features : int, optional
+        Number of columns of X, to refuse more components than features.
+
+    Returns
+    -------
+    Predictions
+        For 1 to n_components components. Where the training rows carry fewer (``ranks``; with ``per_site`` the most
+        that any site could use), further components repeat the last prediction. A site that is constant over the
+        training rows is predicted by that constant.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, NaN, a product that is not symmetric, faulty splits, too many components.
+    """
+    product, responses = _check_arrays(product, responses)
+    check_splits(splits, len(responses), n_components, n_features)
+    centred = _centre_product(product)
+    K = SampleProduct(lambda V: V @ centred, float(np.linalg.norm(centred)))
+    training = np.zeros((len(splits), len(responses)))
+    for weights, split in zip(training, splits, strict=True):
+        weights[split.train] = 1.0
+    values: list[np.ndarray] = []
+    ranks: list[int] = []
+    if per_site:
+        for weights, split in zip(training, splits, strict=True):
+            sites = fit_sites(K, responses, weights, n_components)
+            values.append(sites.predict_sites(split.test))
+            ranks.append(int(sites.ranks.max()))
+    else:
+        for start in range(0, len(splits), FOLDS_AT_ONCE):
+            some = slice(start, start + FOLDS_AT_ONCE)
+            folds = fit_folds(K, responses, training[some], n_components)
+            values += [folds.predict(fold, split.test) for fold, split in enumerate(splits[some])]
+            ranks += [int(rank) for rank in folds.ranks]
+    return Predictions(tuple(splits), tuple(values), tuple(ranks))
+
+
+def truncate_product(product: np.ndarray, n: int) -> np.ndarray:
+    """The product of the first n principal components of the features, to be given to ``cross_predict``.
+
+    Brain-Score reduces features so (n = 1000) for its choice of layers, on a basis fitted to other images (ImageNet
+    validation). Here the basis is fitted to the images of ``product`` themselves, **the test images included** (their
+    features, not their responses): an option of this package, not Brain-Score's procedure.
+
+    Parameters
+    ----------
+    product : (n_stimuli, n_stimuli) array
+    n : int
+        Number of components kept, at least 1; with n >= n_stimuli - 1 nothing is lost.
+
+    Returns
+    -------
+    (n_stimuli, n_stimuli) float64 array
+        Of features centred on all images.
+    """
+    if n < 1:
+        raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
+    centred = _centre_product(_check_product(product))
+    rows = len(centred)
+    if n >= rows - 1:
+        return centred
+    variances, scores = scipy.linalg.eigh(centred, subset_by_index=(rows - n, rows - 1))
+    scores *= np.sqrt(np.maximum(variances, 0))
+    return scores @ scores.T
+
+
+@dataclass(frozen=True)
+class Components:
+    """PLS components of several problems over the same rows; beyond ``ranks`` T, U, R and Q are zero."""
+
+    T: np.ndarray  # (problems, n_components, n_rows), held-out rows included
+    U: np.ndarray  # (problems, n_components, n_rows), zero outside the training rows
+    R: np.ndarray  # (problems, n_components, n_components)
+    Q: np.ndarray  # (problems, n_components, n_responses)
+    means: np.ndarray  # (problems, n_responses)
+    ranks: np.ndarray  # (problems,)
+
+    def predict(self, problem: int, rows: np.ndarray) -> np.ndarray:
+        """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components."""
+        steps = self.T[problem][:, rows, None] * self.Q[problem][:, None, :]
+        return np.cumsum(steps, axis=0, out=steps) + self.means[problem]
+
+    def predict_sites(self, rows: np.ndarray) -> np.ndarray:
+        """The same of all problems, each a model of one site: (n_components, len(rows), n_sites)."""
+        steps = self.T[:, :, rows].transpose(1, 2, 0) * self.Q[:, :, 0].T[:, None, :]
+        return np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
+
+    def dual_coefficients(self, problem: int) -> np.ndarray:
+        """D (n_rows, n_responses) with all components: the centred prediction of a row k of K is k D."""
+        rank = self.ranks[problem]
+        inner = scipy.linalg.solve_triangular(self.R[problem, :rank, :rank], self.Q[problem, :rank])
+        return self.U[problem, :rank].T @ inner
+
+
+def fit_folds(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+    """One model for all responses (PLS2) in each of several folds.
+
+    Parameters
+    ----------
+    K : SampleProduct
+    responses : (n_rows, n_responses) array
+    training : (n_folds, n_rows) array
+        1 for training rows, 0 for others.
+    n_components : int
+    """
+    means, live = _means_and_live(responses, training)
+    centre = means.mean(axis=0)
+    Y, offsets = responses - centre, means - centre  # small numbers; each fold takes off its own offset
+    growth = _Growth(K, training, len(training), n_components, responses.shape[1])
+
+    def residual(fold: int) -> np.ndarray:  # P Y of one fold, (n_responses, n_rows)
+        centred = (Y - offsets[fold]).T * live[fold][:, None]
+        return (centred - growth.Q[fold].T @ growth.T[fold]) * training[fold]
+
+    rests = [residual(fold) for fold in range(len(training))]
+    floor = len(Y) * EPS * np.array([np.linalg.norm(rest) for rest in rests])
+    S = np.stack([growth.cross_product(fold, rest) for fold, rest in enumerate(rests)])
+    del rests
+    fresh = np.trace(S, axis1=1, axis2=2)
+    while growth.goes_on():
+        c = np.linalg.eigh(S)[1][:, :, -1] * live
+        PYc = c @ Y.T - (c * offsets).sum(axis=1, keepdims=True)
+        PYc -= np.matmul((growth.Q @ c[:, :, None]).transpose(0, 2, 1), growth.T)[:, 0]
+        t = growth.add(PYc * training, floor)
+        tau = growth.add_loading((t @ Y) * live)
+        rest, coefficients = growth.project(K.times(t))
+        half = (rest * training) @ Y * live + coefficients[:, -1:] / 2 * tau
+        S -= tau[:, :, None] * half[:, None, :] + half[:, :, None] * tau[:, None, :]
+        traces = np.trace(S, axis1=1, axis2=2)
+        for fold in np.flatnonzero(growth.alive & (traces < STALE * fresh)):
+            S[fold] = growth.cross_product(fold, residual(fold))
+            fresh[fold] = np.trace(S[fold])
+    return growth.components(means)
+
+
+def fit_sites(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+    """One model per response (PLS1) in one fold, all side by side; ``training`` is (n_rows,)."""
+    means, live = _means_and_live(responses, training[None])
+    rest = ((responses - means[0]) * live[0]).T * training
+    growth = _Growth(K, training[None], len(rest), n_components, 1)
+    floor = len(training) * EPS * np.linalg.norm(rest, axis=1)
+    while growth.goes_on():
+        t = growth.add(rest, floor)
+        tau = growth.add_loading(np.einsum("pn,pn->p", t, rest)[:, None])
+        rest -= tau * t
+    return growth.components(means.T)
+
+
+class _Growth:
+    """The components found so far, one more with each ``add`` and ``add_loading``."""
+
+    def __init__(self, K: SampleProduct, training: np.ndarray, n_problems: int, n_components: int, n_responses: int) -> None:
+        n_rows = training.shape[1]
+        self.K = K
+        self.training = training
+        self.counts = training.sum(axis=1, keepdims=True)
+        self.T = np.zeros((n_problems, n_components, n_rows))
+        self.U = np.zeros((n_problems, n_components, n_rows))
+        self.R = np.zeros((n_problems, n_components, n_components))
+        self.Q = np.zeros((n_problems, n_components, n_responses))
+        self.ranks = np.zeros(n_problems, dtype=int)
+        self.alive = np.ones(n_problems, dtype=bool)
+        self.count = 0
+
+    def goes_on(self) -> bool:
+        return bool(self.alive.any()) and self.count < self.T.shape[1]
+
+    def project(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centre V (problems, n_rows) and take T off, with means and coefficients of the training rows; once more
+        against rounding. Returns the coefficients (problems, count) as well."""
+        T = self.T[:, : self.count]
+        V = V - np.einsum("pn,pn->p", V, np.broadcast_to(self.training, V.shape))[:, None] / self.counts
+        total = np.zeros((len(V), self.count))
+        for _ in range(2):
+            coefficients = np.matmul(T, (V * self.training)[:, :, None])[:, :, 0]
+            V -= np.matmul(coefficients[:, None, :], T)[:, 0]
+            total += coefficients
+        return V, total
+
+    def add(self, U: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        """t = P K u / |P K u| of every problem; returns it zero outside the training rows.
+
+        A problem ends where u (below ``floor``) or P K u has fallen to rounding level: its rank is used up.
+        """
+        G, coefficients = self.project(self.K.times(U))
+        size = np.linalg.norm(U, axis=1)
+        length = np.linalg.norm(G * self.training, axis=1)
+        self.alive &= (size > floor) & (length > len(U[0]) * EPS * self.K.norm * size)
+        alive = self.alive[:, None]
+        new = self.count
+        self.T[:, new] = np.where(alive, G / np.where(alive, length[:, None], 1.0), 0.0)
+        self.U[:, new] = U * alive
+        self.R[:, :new, new] = coefficients * alive
+        self.R[:, new, new] = length * self.alive
+        self.ranks += self.alive
+        self.count += 1
+        return self.T[:, new] * self.training
+
+    def add_loading(self, tau: np.ndarray) -> np.ndarray:
+        self.Q[:, self.count - 1] = tau
+        return tau
+
+    def cross_product(self, problem: int, rest: np.ndarray) -> np.ndarray:
+        """S = rest P K P restᵀ of one problem, for rest = P Y (n_responses, n_rows)."""
+        T = self.T[problem, : self.count]
+        weights = self.training[problem]
+        product = self.K.times(rest) * weights
+        product -= (product @ weights / self.counts[problem])[:, None] * weights
+        for _ in range(2):
+            product -= (product @ T.T) @ (T * weights)
+        S = rest @ product.T
+        return (S + S.T) / 2
+
+    def components(self, means: np.ndarray) -> Components:
+        return Components(self.T, self.U, self.R, self.Q, means, self.ranks)
+
+
+def check_splits(splits: Sequence[Split], n_rows: int, n_components: int, n_features: int | None = None) -> None:
+    """A ValueError where ``splits`` do not fit n_rows rows, or cannot carry n_components components."""
+    if n_components < 1:
+        raise ValueError(f"n_components must be at least 1, got {n_components}")
+    if n_features is not None and n_components > n_features:
+        raise ValueError(f"{n_components} components cannot be fitted to {n_features} features; reduce n_components")
+    if len(splits) == 0:
+        raise ValueError("no splits were given; crossval.make_splits makes them")
+    for number, split in enumerate(splits):
+        n_train, n_test = len(split.train), len(split.test)
+        if n_train == 0 or n_test == 0:
+            raise ValueError(f"split {number} has {n_train} training and {n_test} test images; it needs both")
+        rows = np.concatenate([split.train, split.test])
+        if rows.min() < 0 or rows.max() >= n_rows:
+            raise ValueError(f"split {number} names rows {rows.min()} to {rows.max()} of {n_rows} images")
+        if len(np.unique(rows)) < len(rows):
+            raise ValueError(f"split {number} names an image twice, within or across training and test images")
+        if n_components > n_train - 1:
+            raise ValueError(
+                f"{n_components} components cannot be fitted to the {n_train} training images of split {number}; "
+                f"n_components must be at most {n_train - 1}, or more images are needed"
+            )
+
+
+def _check_arrays(product: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    product = _check_product(product)
+    responses = np.asarray(responses, dtype=np.float64)
+    if responses.ndim != 2 or len(responses) != len(product) or responses.shape[1] == 0:
+        raise ValueError(
+            f"responses have shape {responses.shape}; expected ({len(product)}, n_neuroids), one row for each image "
+            f"of the product {product.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(responses).all(axis=0))
+    if len(bad):
+        raise ValueError(
+            f"responses of {len(bad)} of {responses.shape[1]} sites hold NaN or infinity (the first: site {bad[0]}); "
+            "leave these sites out"
+        )
+    return product, responses
+
+
+def _check_product(product: np.ndarray) -> np.ndarray:
+    product = np.asarray(product, dtype=np.float64)
+    if product.ndim != 2 or product.shape[0] != product.shape[1]:
+        raise ValueError(f"the product X Xᵀ has shape {product.shape}; expected (n_stimuli, n_stimuli)")
+    if not np.isfinite(product).all():
+        raise ValueError("the product X Xᵀ holds NaN or infinity; the features do, or float32 overflowed")
+    probe = np.random.default_rng(0).standard_normal(len(product))  # any asymmetry shows; K - Kᵀ would cost a copy
+    if np.linalg.norm(probe @ product - product @ probe) > 1e-5 * np.linalg.norm(product):
+        raise ValueError("the product is not symmetric, so it is no X Xᵀ; features belong into PLSRegression")
+    return product
+
+
+def _centre_product(product: np.ndarray) -> np.ndarray:
+    """The product of the features centred on all rows: PLS stays the same, with smaller numbers and less rounding."""
+    means = product.mean(axis=0)
+    centred = product - means
+    centred -= (means - means.mean())[:, None]
+    return centred
+
+
+def _means_and_live(responses: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per fold: means (n_folds, n_responses) over the training rows, and 1 where a response varies there, else 0."""
+    means, live = [], []
+    for weights in training:
+        rows = responses[weights > 0]
+        varies = np.ptp(rows, axis=0) > 0
+        means.append(np.where(varies, rows.mean(axis=0), rows[0]))
+        live.append(varies.astype(float))
+    return np.array(means), np.array(live)
