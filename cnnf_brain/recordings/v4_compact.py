@@ -1,0 +1,265 @@
+"""V4 sessions of the public repository cowleygroup/V4_compact_models (Cowley et al.), from a folder or downloaded.
+
+A folder has the repository's layout::
+
+    [data_V4_responses/]images/images_SESSION.zip
+    [data_V4_responses/]responses_repeat_averaged/responses_SESSION.npy   (n_sites, n_images)
+    [data_V4_responses/]responses_raw/responses_SESSION.npy               (n_sites, n_images, n_repeats), NaN-padded
+
+Responses are spikes in 100 ms; column i belongs to the i-th image of the archive in the order of file names. The data
+are under GPL-3 and come from the repository; nothing of them is part of this package.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import urllib.error
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.files import cache_folder, download, download_size
+from cnnf_brain.recordings.arrays import recordings_from_arrays
+from cnnf_brain.types import Images, Recordings
+
+NAME = "V4_compact_models"
+REGION = "V4"
+COMMIT = "f4552ad9d34a466ebc66658f72a08a8e5038f1cf"
+BASE_URL = f"https://raw.githubusercontent.com/cowleygroup/V4_compact_models/{COMMIT}"
+
+_TOP = "data_V4_responses"
+_KINDS = {
+    "images": "images/images_{}.zip",
+    "averages": "responses_repeat_averaged/responses_{}.npy",
+    "raw": "responses_raw/responses_{}.npy",
+}
+
+
+class Session(NamedTuple):
+    """What the repository's table says of a session; ``n_images`` None where its files contradict each other."""
+
+    animal: str
+    n_neuroids: int
+    n_images: int | None
+
+
+def _table() -> dict[str, Session]:
+    rows = """
+        190923 WE 33 1200, 190924 WE 25 -, 190925 WE 36 -, 190926 WE 27 -, 190927 WE 31 -, 190928 WE 24 -,
+        190929 WE 33 -, 201016 PE 82 -, 201017 PE 88 -, 201018 PE 80 600, 201019 PE 82 1600, 201020 PE 87 1600,
+        201021 PE 88 1600, 201022 PE 79 2000, 201023 PE 86 2000, 201024 PE 85 2000, 201025 PE 89 1200,
+        210224 PE 67 800, 210225 PE 55 1200, 210226 PE 78 1600, 210301 PE 61 2000, 210302 PE 70 2000,
+        210303 PE 67 2049, 210304 PE 65 1968, 210305 PE 70 400, 210308 PE 70 2000, 210309 PE 56 2000,
+        210310 PE 64 2000, 210312 PE 81 2000, 210315 PE 65 2000, 210316 PE 62 2000, 210322 PE 59 1200,
+        210323 PE 59 1200, 210324 PE 54 1200, 210325 PE 50 640, 210326 PE 60 1200, 210620 RA 42 1600,
+        210621 RA 51 1200, 211008 RA 21 1200, 211012 RA 51 2000, 211013 RA 52 2000, 211014 RA 46 2000,
+        211015 RA 49 2000, 211018 RA 56 3000, 211022 RA 42 1600, 211025 RA 54 2000, 211026 RA 56 2000,
+        211027 RA 56 2000, 211028 RA 55 2000, 211103 RA 49 3000"""
+    words = (row.split() for row in rows.split(","))
+    return {name: Session(animal, int(n), None if m == "-" else int(m)) for name, animal, n, m in words}
+
+
+SESSIONS = _table()
+
+# SHA-256 of the files of the three sessions at COMMIT of which copies were at hand. Those of the other sessions
+# are not known; see load_v4_compact for what is checked instead.
+SHA256 = {
+    "images/images_190923.zip": "e99a4df1c7476bdc4d565ff4408bc421976ecc3a22c41af6bfd0cfbddb508c0c",
+    "images/images_201025.zip": "3abb63679107665eab7220bdeaf7863832a1df943bf3d7792501f5082a55b2e8",
+    "images/images_210325.zip": "992774eca3508a2ad01accb1a31f5f3e3d90248c49f4eec314f2a915a263e454",
+    "responses_repeat_averaged/responses_190923.npy": "741672d36541ce39930c8a3b5bd1cfd33c187aa47b1549c9c5569bc21aa97a28",
+    "responses_repeat_averaged/responses_201025.npy": "f729f3dc0d29aa38bd380c0da9e39aba916f9e2580949929b65d1714e7217a8a",
+    "responses_repeat_averaged/responses_210325.npy": "555e67037182611969ab90da291dcc39601de4411f651a64ad60e90572cf59d3",
+    "responses_raw/responses_210325.npy": "4008dbbf31a47d9b1b8d8da609f4a7a3433c7071f0e45c611c220b217dd75b76",
+}
+
+
+def load_v4_compact(folder: str | Path | None, session: str | None) -> Recordings:
+    """One session, with single repeats where they are there.
+
+    Parameters
+    ----------
+    folder : path or None
+        A folder in the repository's layout; None fetches the session once into the cache, with progress.
+    session : str or None
+        The session's name, for instance ``201025``; None takes the only session of a folder that has one.
+
+    Returns
+    -------
+    Recordings
+        Region V4; ``subject`` is the animal (WE, PE or RA) of the repository's sessions.
+
+    Raises
+    ------
+    ValueError
+        Where the session does not exist (those that do are listed), a file is damaged, or numbers differ.
+    FileNotFoundError
+        Where the folder does not exist.
+    OSError
+        Where the download fails, is cut off, or is not what was published.
+
+    Notes
+    -----
+    A download is pinned to one commit. The files in `SHA256` are checked against their hash. For the others no hash
+    is known: they must be readable as a whole (checksums inside the zip, length of the array), have the numbers of
+    sites and images that the repository's table gives (where it does not contradict itself), and the mean over raw
+    repeats must be the published average.
+    """
+    if folder is None:
+        chosen = _choose(session, list(SESSIONS), NAME)
+        top, source = _fetch(chosen), f"{NAME}:{chosen}"
+    else:
+        top = _top(Path(folder))
+        chosen = _choose(session, sessions_in(folder), str(folder))
+        source = f"{folder}:{chosen}"
+    images = _read_images(top / _KINDS["images"].format(chosen))
+    averages, raw = (_read_array(top / _KINDS[kind].format(chosen), source) for kind in ("averages", "raw"))
+    known = SESSIONS.get(chosen)
+    n_sites = len(averages if averages is not None else raw)  # type: ignore[arg-type]
+    return recordings_from_arrays(
+        None if averages is None else averages.swapaxes(0, 1),
+        images,
+        region=REGION,
+        neuroid_ids=[f"{chosen}-{site}" for site in range(n_sites)],
+        repeats=None if raw is None else raw.swapaxes(0, 1),
+        subjects=None if known is None else [known.animal] * n_sites,
+        source=source,
+    )
+
+
+def is_v4_compact(folder: str | Path) -> bool:
+    """Whether a folder has the repository's layout."""
+    top = _top(Path(folder))
+    return (top / "images").is_dir() and any((top / _KINDS[kind]).parent.is_dir() for kind in ("averages", "raw"))
+
+
+def sessions_in(folder: str | Path) -> list[str]:
+    """Names of the sessions in a folder that have both images and responses, sorted."""
+    top = _top(Path(folder))
+    if not top.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; expected a folder in the layout of {NAME}")
+
+    def named(kind: str) -> set[str]:
+        before, after = _KINDS[kind].split("{}")
+        return {str(path.relative_to(top).as_posix())[len(before) : -len(after)] for path in top.glob(f"{before}*{after}")}
+
+    return sorted(named("images") & (named("averages") | named("raw")))
+
+
+def _top(folder: Path) -> Path:
+    """The folder that holds ``images`` and ``responses_*``."""
+    return folder / _TOP if (folder / _TOP).is_dir() else folder
+
+
+def _choose(session: str | None, known: list[str], where: str) -> str:
+    if session is None and len(known) == 1:
+        return known[0]
+    if session is None:
+        raise ValueError(f"{where}: name a session (--session NAME); it has {', '.join(known) or 'none'}")
+    if session not in known:
+        raise unknown("session", session, known, where=where)
+    return session
+
+
+def _read_images(path: Path) -> Images:
+    """All images of an archive, in natural order of their file names, wherever in it they lie."""
+    encoded = _read_zip(path)
+    names = sorted(encoded, key=_natural)
+    return Images(tuple(PurePosixPath(name).stem for name in names), lambda index: encoded[names[index]], str(path))
+
+
+def _read_zip(path: Path) -> dict[str, bytes]:
+    """Image members and their bytes; reading checks each member's CRC."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if _is_image(PurePosixPath(name))]
+            encoded = {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a zip file ({error}); delete it and get it again") from error
+    if not encoded:
+        raise ValueError(f"{path} holds no images (.jpg, .jpeg or .png)")
+    return encoded
+
+
+def _is_image(name: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+    return name.suffix.lower() in {".jpg", ".jpeg", ".png"} and not hidden
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts image9 before image10; the folder inside the archive does not count."""
+    parts = re.split(r"(\d+)", PurePosixPath(name).stem)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _read_array(path: Path, source: str) -> np.ndarray | None:
+    """An array of responses, None where there is no such file; pickles are never loaded."""
+    if not path.is_file():
+        return None
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{source}: {path} cannot be read as a NumPy array of numbers ({error}); delete it and get it again"
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        raise ValueError(f"{source}: {path} holds no array (n_sites, n_images[, n_repeats])")
+    return array
+
+
+def _fetch(session: str) -> Path:
+    """The cache folder, with the files of one session in it."""
+    folder = cache_folder("recordings", f"{NAME}-{COMMIT[:12]}", _TOP)
+    for kind, pattern in _KINDS.items():
+        name = pattern.format(session)
+        target = folder / name
+        absent = target.with_name(target.name + ".absent")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and name not in SHA256:
+            continue  # was checked when it came
+        if absent.exists():
+            continue
+        if kind == "raw" and not target.exists() and not _published(name):
+            absent.touch()
+            print(f"{NAME}:{session}: no single repeats are published, so there is no ceiling", file=sys.stderr)
+            continue
+        known = f"sha256:{SHA256[name]}" if name in SHA256 else None
+        download(
+            f"{BASE_URL}/{_TOP}/{name}",
+            known,
+            target.parent,
+            target.name,
+            check=lambda path, kind=kind: _check_download(path, kind, session),  # type: ignore[misc]
+        )
+    return folder
+
+
+def _published(name: str) -> bool:
+    """Whether the repository has a file; an OSError where it cannot be asked."""
+    try:
+        download_size(f"{BASE_URL}/{_TOP}/{name}", timeout=10.0)
+    except OSError as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
+            return False
+        raise OSError(f"cannot download {BASE_URL}/{_TOP}/{name}: {error}; connect to the network") from error
+    return True
+
+
+def _check_download(path: Path, kind: str, session: str) -> None:
+    """A ValueError where a file is damaged or not of the size in the table."""
+    known = SESSIONS[session]
+    if kind == "images":
+        found = {"images": len(_read_zip(path))}
+    else:
+        array = _read_array(path, f"{NAME}:{session}")
+        assert array is not None
+        found = {"sites": array.shape[0], "images": array.shape[1]}
+    expected = {"sites": known.n_neuroids, "images": known.n_images}
+    for what, number in found.items():
+        if expected[what] not in (None, number):
+            raise ValueError(f"session {session}: {kind} for {number} {what}, the repository's table says {expected[what]}")

@@ -1,0 +1,187 @@
+"""Checks of arrays, and the NetCDF form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from cnnf_brain.recordings import images_from_files, read_assembly, recordings_from_arrays, write_assembly
+from cnnf_brain.types import Images
+
+
+def fake_images(n: int) -> Images:
+    return Images(tuple(f"s{i}" for i in range(n)), lambda index: bytes([index]), "memory")
+
+
+def responses(n_stimuli: int = 6, n_neuroids: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n_stimuli, n_neuroids))
+
+
+def test_rows_follow_stimulus_ids_not_positions() -> None:
+    values = responses()
+    made = recordings_from_arrays(values, fake_images(6), region="IT", stimulus_ids=["s3", "s0", "s5", "s1", "s2", "s4"])
+    assert [made.images.read(i) for i in range(6)] == [bytes([i]) for i in (3, 0, 5, 1, 2, 4)]
+    np.testing.assert_array_equal(made.responses, values)
+    assert made.images.ids == ("s3", "s0", "s5", "s1", "s2", "s4")
+
+
+def test_mean_over_repeats_skips_missing_presentations(repeats: np.ndarray) -> None:
+    made = recordings_from_arrays(None, fake_images(12), region="V4", repeats=repeats, object_names=list("abcd") * 3)
+    for stimulus in range(12):
+        for site in range(5):
+            there = [value for value in repeats[stimulus, site] if value == value]
+            assert made.responses[stimulus, site] == pytest.approx(sum(there) / len(there), rel=1e-12)
+    np.testing.assert_array_equal(made.repeats, repeats)
+    assert made.object_names is not None
+    assert list(made.object_names[:5]) == ["a", "b", "c", "d", "a"]
+
+
+def test_constant_and_nan_sites_are_left_out_and_named() -> None:
+    values = responses(6, 5)
+    values[:, 1] = 0.1
+    values[2:4, 3] = np.nan
+    values[0, 4] = np.inf
+    made = recordings_from_arrays(
+        values, fake_images(6), region="V4", neuroid_ids=list("abcde"), subjects=["x", "x", "y", "y", "y"]
+    )
+    assert made.excluded == (
+        "b (constant)",
+        "d (NaN or infinite for 2 of 6 stimuli)",
+        "e (NaN or infinite for 1 of 6 stimuli)",
+    )
+    np.testing.assert_array_equal(made.responses, values[:, [0, 2]])
+    assert list(made.data["neuroid_id"].values) == ["a", "c"]
+    assert list(made.data["subject"].values) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"responses": responses(5)}, "responses to 5 stimuli but 6 images; responses have one row for each image"),
+        ({"responses": responses(4, 6)}, "they seem to be transposed"),
+        ({"responses": responses()[0]}, r"responses have shape \(4,\), expected \(n_stimuli, n_neuroids\)"),
+        ({"responses": np.zeros((6, 0))}, r"responses have shape \(6, 0\)"),
+        ({"responses": responses().astype(str)}, "responses are not numbers"),
+        ({"responses": responses().astype(complex)}, "expected real numbers"),
+        ({"responses": np.ones((6, 2))}, r"no site is left, all 2 are constant or have NaN.*site0 \(constant\)"),
+        ({"responses": None}, "neither responses nor repeats"),
+        ({"repeats": np.stack([responses(), responses() + 1], axis=2)}, "responses are not the mean over repeats"),
+        ({"repeats": responses()[:, :3, None]}, r"repeats have shape \(6, 3, 1\)"),
+        ({"stimulus_ids": ["s0", "s0", "s1", "s2", "s3", "s4"]}, "stimulus_ids occur more than once: s0"),
+        ({"stimulus_ids": ["s0", "s1", "s2", "s3", "s4", "t"]}, "1 stimulus ids have no image in memory: t"),
+        ({"stimulus_ids": ["s0"]}, "1 stimulus_ids were given, expected 6"),
+        ({"neuroid_ids": list("abca")}, "neuroid_ids occur more than once: a"),
+        ({"object_names": ["cat"] * 4}, "4 object_names were given, expected 6"),
+        ({"subjects": ["cat"] * 6}, "6 subjects were given, expected 4"),
+    ],
+)
+def test_bad_arrays(change: dict, message: str) -> None:
+    given = {"responses": responses(), "images": fake_images(6), "region": "V4", "source": "mine"} | change
+    with pytest.raises(ValueError, match=rf"^mine: .*{message}"):
+        recordings_from_arrays(given.pop("responses"), given.pop("images"), **given)
+
+
+def test_images_with_ids_that_occur_twice() -> None:
+    with pytest.raises(ValueError, match=r"more than once: s0"):
+        Images(("s0", "s0"), lambda index: b"", "memory")
+
+
+def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list[Path], repeats: np.ndarray, grey) -> None:
+    objects, subjects = ["cat", "dög"] * 6, ["x", "y", "y", "x", "x"]
+    regions = ["V4", "IT", "V4", "IT", "IT"]
+    path = write_assembly(
+        tmp_path / "out" / "mine.nc",
+        None,
+        image_files[::-1],
+        region=regions,
+        repeats=repeats,
+        neuroid_ids=list("abcde"),
+        object_names=objects,
+        subjects=subjects,
+    )
+    made = read_assembly(path, "IT")
+    np.testing.assert_array_equal(made.repeats, repeats[:, [1, 3, 4]])
+    np.testing.assert_allclose(made.responses, np.nanmean(repeats, axis=2)[:, [1, 3, 4]], rtol=1e-12)
+    assert made.region == "IT"
+    assert made.source == str(path)
+    assert list(made.data["neuroid_id"].values) == ["b", "d", "e"]
+    assert list(made.data["subject"].values) == ["y", "x", "x"]
+    assert made.object_names is not None
+    assert list(made.object_names) == objects
+    assert made.images.ids == tuple(file.stem for file in image_files[::-1])
+    assert [grey(made.images.decode(i)) for i in range(12)] == [10 * i for i in range(11, -1, -1)]
+    assert read_assembly(path.parent, "V4").data.sizes["neuroid"] == 2
+    assert [file.name for file in path.parent.iterdir()] == ["mine.nc"]
+
+
+def test_an_assembly_moves_with_its_images(tmp_path: Path, image_files: list[Path]) -> None:
+    before = tmp_path / "pictures"
+    write_assembly(before / "mine.nc", responses(12, 2), image_files, region="V4")
+    before.rename(tmp_path / "elsewhere")
+    made = read_assembly(tmp_path / "elsewhere" / "mine.nc", "V4")
+    assert made.images.read(3) == (tmp_path / "elsewhere" / "picture3.png").read_bytes()
+    (tmp_path / "elsewhere" / "picture3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 12 image files are missing: .*picture3.png"):
+        read_assembly(tmp_path / "elsewhere" / "mine.nc", "V4")
+
+
+def test_region_that_an_assembly_lacks(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region=["V4", "V1"])
+    with pytest.raises(ValueError, match=r"region 'IT' is not known in .*mine.nc.*Known: V4, V1"):
+        read_assembly(path, "IT")
+
+
+def test_nothing_is_written_from_bad_input(tmp_path: Path, image_files: list[Path]) -> None:
+    path = tmp_path / "out" / "mine.nc"
+    with pytest.raises(ValueError, match=r"responses to 11 stimuli but 12 images"):
+        write_assembly(path, responses(11), image_files, region="V4")
+    with pytest.raises(ValueError, match=r"no site is left"):
+        write_assembly(path, np.ones((12, 2)), image_files, region="V4")
+    with pytest.raises(ValueError, match=r"more than once: picture0"):
+        write_assembly(path, responses(12), [image_files[0], *image_files[:-1]], region="V4")
+    with pytest.raises(ValueError, match=r"3 region were given, expected 4"):
+        write_assembly(path, responses(12), image_files, region=["V4"] * 3)
+    with pytest.raises(ValueError, match=r"ends in \.nc"):
+        write_assembly(path.with_suffix(".h5"), responses(12), image_files, region="V4")
+    image_files[4].write_bytes(image_files[4].read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"image 'picture4' cannot be decoded"):
+        write_assembly(path, responses(12), image_files, region="V4")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 image files are missing"):
+        images_from_files([image_files[0], tmp_path / "none.png"], where="here")
+    assert not path.parent.exists()
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, image_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12), image_files, region="V4")
+    before = path.read_bytes()
+
+    def full(self: xr.Dataset, name: Path, **_: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise RuntimeError("NetCDF: HDF error")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(OSError, match=r"cannot write .*mine.nc: NetCDF: HDF error; free space"):
+        write_assembly(path, responses(12) + 1, image_files, region="V4")
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.nc", "pictures"]
+
+
+def test_unreadable_netcdf(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12), image_files, region="V4")
+    whole = path.read_bytes()
+    for damaged in (b"", b"no NetCDF", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"mine.nc cannot be read as NetCDF"):
+            read_assembly(path, "V4")
+    xr.Dataset({"x": ("stimulus", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="netcdf4")
+    with pytest.raises(ValueError, match=r"it lacks stimulus_id .*the attribute image_folder, responses or repeats"):
+        read_assembly(tmp_path / "other.nc", "V4")
+    with pytest.raises(ValueError, match=r"expected one \.nc file in the folder, found mine.nc, other.nc"):
+        read_assembly(tmp_path, "V4")
+    with pytest.raises(FileNotFoundError, match=r"write_assembly makes such a file"):
+        read_assembly(tmp_path / "none.nc", "V4")
