@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 
@@ -91,6 +96,30 @@ def download_size(url: str, timeout: float = 2.0) -> int | None:
     return int(length) if length else None
 
 
+def ask_sizes(urls: Sequence[str], patience: float = 2.0) -> tuple[list[int | None], list[str]]:
+    """Sizes behind all ``urls`` (None where not stated) and the failures, within about ``patience`` seconds.
+
+    In threads, since the time that looking up a host takes offline cannot be limited.
+    """
+    sizes: dict[str, int | None] = {}
+    failures: dict[str, str] = {}
+
+    def ask(url: str) -> None:
+        try:
+            sizes[url] = download_size(url, timeout=patience)
+        except OSError as error:
+            failures[url] = str(error)
+
+    threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + patience
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    late = [f"no answer from {url} within {patience:.0f} s" for url in urls if url not in sizes and url not in failures]
+    return list(sizes.values()), [*failures.values(), *late]
+
+
 def download(url: str, known_hash: str | None, folder: Path, name: str, check: Callable[[Path], None] | None = None) -> Path:
     """``folder/name``, fetched once from ``url``, with progress, checked against ``sha256:...`` (``md5:...``).
 
@@ -99,6 +128,8 @@ def download(url: str, known_hash: str | None, folder: Path, name: str, check: C
     an OSError that says so.
     """
     import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # what it says of each download is said here
 
     target = Path(folder) / name
     if not target.exists():
@@ -122,3 +153,14 @@ def download(url: str, known_hash: str | None, folder: Path, name: str, check: C
             f"{url}: the download failed or is not the file that was published ({error}); "
             f"try again, or place the right file{f' ({known_hash})' if known_hash else ''} at {target}"
         ) from error
+
+
+def short_hash(content: object) -> str:
+    """Eight hexadecimal digits of the JSON form of ``content``."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def array_hash(array: np.ndarray) -> str:
+    """SHA-256 over an array's shape, type and values."""
+    header = f"{array.dtype.str} {array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -120,9 +120,6 @@ def _with_feedback(
         raise unknown("feedback setting", sorted(unknown_flags)[0], FEEDBACK_FLAGS)
     source = weights or (shipped_weights(iterations > 0) if spec == SMALL else PUBLISHED)
     card = {} if weight_files.is_published(source) else weight_files.read_card(source)
-    arch = str(card.get("arch", spec))
-    if arch not in (spec, f"{spec}_net"):
-        raise ValueError(f"weights {source} are of {arch}, not of {spec}")
     on_card = card.get("feedback")
     settings = {k: v for k, v in (on_card if isinstance(on_card, dict) else {}).items() if k in FEEDBACK_FLAGS}
     settings.update(overrides)

@@ -206,3 +206,25 @@ class Comparison:
     low: float
     high: float
     tests: tuple[TestResult, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region.
+
+    ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once for each split).
+    ``comparison`` is the difference to the baseline, None for the baseline itself. ``settings`` says how it was scored.
+    """
+
+    region: str
+    source: str
+    simulated: bool
+    role: str  # "model" or "baseline"
+    network: str
+    layer: str
+    scores: Scores
+    neuroid_ids: tuple[str, ...]
+    n_images: int
+    excluded: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+    chosen: tuple[str, ...] = ()

@@ -295,7 +295,7 @@ class CNNF(nn.Module):
         reconstruction: Tensor,
         guides: Mapping[int, Tensor],
         state: State,
-        active: Tensor | None,
+        active: Tensor,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Target and guides of the next iteration; an image that is not ``active`` keeps both, and so its whole state."""
         new_h = reconstruction if self.step == 1 else h + self.step * (reconstruction - h)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.files import write_whole
+from cnnf_brain.files import ask_sizes
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -123,6 +124,8 @@ def is_published(weights: str | Path) -> bool:
 def published(arch: str, name: str) -> dict[str, Tensor]:
     """torchvision's published weights ``name`` of ``arch``, from torch's cache or downloaded (hash checked)."""
     entry = published_entry(arch, name)
+    if not published_file(arch, name).is_file():
+        print(f"downloading {entry.url} ({entry.meta.get('_file_size', '?')} MiB)", file=sys.stderr)
     try:
         return torch.hub.load_state_dict_from_url(
             entry.url, map_location="cpu", progress=True, check_hash=True, weights_only=True
@@ -149,27 +152,25 @@ def published_file(arch: str, name: str) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", Path(published_entry(arch, name).url).name)
 
 
-CARD = "cnnf_brain"  # the key under which a safetensors file of ours carries its card
-
-
-def write_weights(path: str | Path, model: nn.Module, *, arch: str, card: Mapping[str, object]) -> None:
-    """``model``'s weights as safetensors that carry a card: the architecture, the feedback's settings and ``card``."""
-    from safetensors.torch import save
-
-    settings = getattr(model, "settings", None)
-    text = json.dumps({"arch": arch, "feedback": settings, **card})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_whole(Path(path), lambda file: file.write(save(tensors, {CARD: text})))  # type: ignore[arg-type,return-value]
+def published_available(arch: str, name: str) -> tuple[bool, str]:
+    """Whether the published weights are in torch's cache or can be downloaded, and why (with the size), in about 2 s."""
+    what, path = f"{arch} weights {name}", published_file(arch, name)
+    if path.is_file():
+        return True, f"{what} are in the cache"
+    sizes, failures = ask_sizes([published_entry(arch, name).url])
+    if failures:
+        return False, f"{what} are not in the cache and cannot be downloaded ({failures[0]})"
+    return True, f"{what} can be downloaded ({'size not stated' if sizes[0] is None else f'{sizes[0] / 1e6:.0f} MB'})"
 
 
 def read_card(path: str | Path) -> dict[str, object]:
-    """The card in a safetensors file of ours; empty where the file carries none."""
+    """The card in a safetensors file that our trainers wrote; empty where the file carries none."""
     if Path(path).suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get(CARD, "{}"))
+            return json.loads((file.metadata() or {}).get("card", "{}"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error

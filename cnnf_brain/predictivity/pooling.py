@@ -1,0 +1,100 @@
+"""Several sources of one region scored apart, then pooled over their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cnnf_brain.predictivity.statistics import (
+    bootstrap_median_difference,
+    corrected_resampled_t,
+    paired_t_over_sites,
+    welch_over_folds,
+    wilcoxon_over_sites,
+)
+from cnnf_brain.predictivity.swaps import swap_over_images
+from cnnf_brain.types import Comparison, Predictions, Scores, Split
+
+
+def pool_scores(parts: Sequence[Scores]) -> Scores:
+    """Scores of several sources as one over all their sites; NaN where a source has no ceiling or pooled r."""
+
+    def beside(name: str) -> np.ndarray | None:
+        given = [getattr(part, name) for part in parts]
+        if all(values is None for values in given):
+            return None
+        filled = [np.full(p.r.shape[1], np.nan) if v is None else v for p, v in zip(parts, given, strict=True)]
+        return np.concatenate(filled)
+
+    return Scores(np.concatenate([part.r for part in parts], axis=1), beside("pooled"), beside("ceiling"))
+
+
+def compare_pooled(
+    pairs: Sequence[tuple[Scores, Scores]],
+    *,
+    predictions: Sequence[tuple[Predictions, Predictions]],
+    responses: Sequence[np.ndarray],
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """The difference (model, baseline) over all sites of several sources; every source with the same number of splits.
+
+    Fold s of the tests over folds is fold s of every source together. The swap test exchanges each source's images
+    for its own sites alone. Sites and images of different sources are independent.
+
+    Parameters
+    ----------
+    pairs : sequence of (model, baseline) Scores, one for each source
+    predictions, responses
+        In the same order, as ``compare_scores`` takes them.
+    """
+    model, baseline = (pool_scores([pair[i] for pair in pairs]) for i in (0, 1))
+    sizes = [[len(split.test), len(split.train)] for pair in predictions for split in pair[0].splits]
+    n_test, n_train = np.mean(sizes, axis=0)
+    mine, other = (_in_block(predictions, responses, which) for which in (0, 1))
+    everyone, splits = _block_rows(predictions, responses)
+    tests = (
+        welch_over_folds(model.r, baseline.r),
+        corrected_resampled_t(model.r, baseline.r, n_test, n_train),
+        paired_t_over_sites(model.r, baseline.r),
+        wilcoxon_over_sites(model.r, baseline.r),
+        swap_over_images(mine, other, everyone, splits, n_resamples=n_resamples, seed=seed),
+    )
+    low, high = bootstrap_median_difference(model.r, baseline.r, n_resamples=n_resamples, seed=seed)
+    return Comparison(float(np.median(np.nanmean(model.r - baseline.r, axis=0))), low, high, tests)
+
+
+def _in_block(
+    predictions: Sequence[tuple[Predictions, Predictions]], responses: Sequence[np.ndarray], which: int
+) -> list[np.ndarray]:
+    """Held-out predictions of one network, split by split and source by source, NaN for the other sources' sites."""
+    n_sites = [y.shape[1] for y in responses]
+    found = []
+    for number, pair in enumerate(predictions):
+        start = sum(n_sites[:number])
+        for values in pair[which].values:
+            wide = np.full((values.shape[1], sum(n_sites)), np.nan)
+            wide[:, start : start + n_sites[number]] = values[-1]
+            found.append(wide)
+    return found
+
+
+def _block_rows(
+    predictions: Sequence[tuple[Predictions, Predictions]], responses: Sequence[np.ndarray]
+) -> tuple[np.ndarray, list[Split]]:
+    """Responses of all sources as blocks of one array, and splits whose training rows are those of fold s everywhere."""
+    rows, sites = ([0, *np.cumsum([y.shape[axis] for y in responses])] for axis in (0, 1))
+    blocks = np.zeros((rows[-1], sites[-1]))
+    for number, y in enumerate(responses):
+        blocks[rows[number] : rows[number + 1], sites[number] : sites[number + 1]] = y
+    trains = [
+        np.concatenate([pair[0].splits[s].train + rows[number] for number, pair in enumerate(predictions)])
+        for s in range(len(predictions[0][0].splits))
+    ]
+    splits = [
+        Split(trains[s], split.test + rows[number])
+        for number, pair in enumerate(predictions)
+        for s, split in enumerate(pair[0].splits)
+    ]
+    return blocks, splits
