@@ -68,7 +68,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is not a whole safetensors file ({error}); it was not used") from error
     if metadata.get("format") != FORMAT:
         raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
-    if metadata["sha256"] != _digest(metadata["state"], tensors):
+    if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
         raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
     return _restore(json.loads(metadata["state"]), tensors)
 
