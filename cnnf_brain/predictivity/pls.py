@@ -37,7 +37,7 @@ STALE = 1e-4
 
 @dataclass(frozen=True)
 class SampleProduct:
-    """K as a linear map: ``times(V)`` is V K for V (k, n_rows); ``norm`` at least the largest eigenvalue of K."""
+    """K as a linear map: ``times(V)`` is V K for V (k, n_rows); EPS * ``norm`` is the size of K's own rounding."""
 
     times: Callable[[np.ndarray], np.ndarray]
     norm: float
@@ -83,7 +83,7 @@ def cross_predict(
     product, responses = _check_arrays(product, responses)
     check_splits(splits, len(responses), n_components, n_features)
     centred = _centre_product(product)
-    K = SampleProduct(lambda V: V @ centred, float(np.linalg.norm(centred)))
+    K = SampleProduct(lambda V: V @ centred, float(np.linalg.norm(product)))
     training = np.zeros((len(splits), len(responses)))
     for weights, split in zip(training, splits, strict=True):
         weights[split.train] = 1.0
