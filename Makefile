@@ -10,6 +10,7 @@ IN = .venv/bin/python
 NEWEST_IN = .venv-newest/bin/python
 PINNED = -c constraints.txt -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
+export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
 
 .PHONY: help env demo test lint types format lock newest bench clean python
 
@@ -57,7 +58,7 @@ bench: .venv-newest/installed
 	$(NEWEST_IN) benchmarks/inference.py
 
 clean:
-	rm -rf .venv .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache cnnf_brain.egg-info
+	rm -rf .venv .venv-newest .scratch build dist .pytest_cache .mypy_cache .ruff_cache cnnf_brain.egg-info
 	find cnnf_brain tests training benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt | python
