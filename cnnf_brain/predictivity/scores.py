@@ -17,6 +17,7 @@ They can be aggregated in two orders, which differ slightly, and more for the ce
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.types import Predictions, Scores
@@ -167,7 +168,7 @@ def _pearson_where(usable: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarr
     return r
 
 
-def ceiled(r: np.ndarray | float, ceiling: np.ndarray | float, formula: str = "r2/ceiling") -> np.ndarray:
+def ceiled(r: ArrayLike, ceiling: ArrayLike, formula: str = "r2/ceiling") -> np.ndarray:
     """A ceiled score of sites or of a region, elementwise.
 
     Parameters
