@@ -255,14 +255,12 @@ def feedback(layers, step, y):
     return maps, g
 
 
-def recur(layers, x, iterations, *, start=0, step=1.0, match_norm=False, printed=False):
-    """Algorithm 1: one Step for each iteration; layers before ``start`` run once."""
-    for layer in layers[:start]:
-        x = feedforward([layer], x).v
-    clean, h, guides, steps = x, x, None, []
+def recur(layers, clean, iterations, *, step=1.0, match_norm=False, printed=False):
+    """Algorithm 1 from the target features ``clean`` on: one Step for each iteration."""
+    h, guides, steps = clean, None, []
     for _ in range(iterations + 1):
-        now = feedforward(layers[start:], h, guides, printed=printed)
-        now.g, now.generated = feedback(layers[start:], now, now.v)
+        now = feedforward(layers, h, guides, printed=printed)
+        now.g, now.generated = feedback(layers, now, now.v)
         scale = np.sqrt(np.sum(clean**2) / np.sum(now.generated**2)) if match_norm else 1.0
         now.reconstruction = now.generated * scale
         steps.append(now)

@@ -1,0 +1,162 @@
+"""Networks drawn at random from a seed, small enough for the literal oracle, and helpers shared by the tests of the model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cnnf_brain import CNNF, FeatureNorm, Keep
+from cnnf_brain.model.feedback import State
+
+SAME_KERNELS = (1, 2, 3, (2, 3))
+
+
+def draw_conv(r: random.Random, channels: int) -> nn.Conv2d:
+    """Stride, padding, dilation, groups, 'same' and 'valid', kernels that are not square."""
+    groups = r.choice([g for g in (1, 1, 2, 3) if channels % g == 0])
+    out = groups * r.choice([1, 2])
+    bias = r.random() < 0.8
+    if r.random() < 0.25:
+        kernel, dilation = r.choice(SAME_KERNELS), r.choice([1, 2])
+        return nn.Conv2d(channels, out, kernel, padding="same", dilation=dilation, groups=groups, bias=bias)
+    kernel = (r.choice([1, 2, 3]), r.choice([1, 2, 3]))
+    padding = r.choice(["valid", 0, 1, 2, (0, 1), (2, 0)])
+    stride, dilation = (r.choice([1, 1, 2, 3]), r.choice([1, 1, 2])), r.choice([1, 1, 2])
+    return nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias)
+
+
+def draw_max_pool(r: random.Random) -> nn.MaxPool2d:
+    """Overlapping, apart and with gaps; padding, dilation, ceil mode."""
+    kernel = r.choice([2, 3, (2, 3)])
+    stride = r.choice([None, 1, 2, 3, (1, 2)])
+    return nn.MaxPool2d(kernel, stride, r.choice([0, 1]), r.choice([1, 1, 2]), ceil_mode=r.random() < 0.5)
+
+
+def draw_average(r: random.Random) -> nn.Module:
+    """Average pooling in all its forms, or adaptive."""
+    if r.random() < 0.4:
+        return nn.AdaptiveAvgPool2d(r.choice([1, 2, 3, (3, 2), (None, 2)]))
+    return nn.AvgPool2d(
+        r.choice([2, 3, (3, 2)]),
+        r.choice([None, 1, 2, 3]),
+        r.choice([0, 1]),
+        r.random() < 0.5,
+        r.random() < 0.5,
+        r.choice([None, None, 5]),
+    )
+
+
+def draw_batch_norm(r: random.Random, channels: int) -> nn.BatchNorm2d:
+    """In evaluation mode, with statistics as if it had been trained."""
+    layer = nn.BatchNorm2d(channels, affine=r.random() < 0.7)
+    layer.running_mean = torch.randn(channels)
+    layer.running_var = torch.rand(channels) + 0.5
+    if layer.affine:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    return layer.eval()
+
+
+def draw_network(seed: int, *, normalised: bool = False) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """A float64 network with nested Sequentials, in training mode but for batch normalisation, and its image shape.
+
+    ``normalised``: FeatureNorm (without biases below it) in place of batch normalisation.
+    """
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    shape = (r.choice([1, 2, 3]), r.randint(6, 9), r.randint(6, 9))
+    x, parts = torch.rand(1, *shape), []
+
+    def add(layer: nn.Module) -> bool:
+        nonlocal x
+        try:
+            y = layer(x)
+        except (RuntimeError, ValueError):  # the map is too small for this layer
+            return False
+        bins_outnumber_cells = isinstance(layer, nn.AdaptiveAvgPool2d) and y.numel() > x.numel()  # equal cells: ties
+        if y.numel() == 0 or not y.isfinite().all() or bins_outnumber_cells:
+            return False
+        x = y
+        parts.append(layer)
+        return True
+
+    for _ in range(r.choice([1, 2, 2, 3])):
+        conv = draw_conv(r, x.shape[1])
+        if normalised:
+            conv.bias = None
+        if add(conv):
+            if normalised:
+                add(FeatureNorm(x.shape[1], r.choice(["rms", "l2"])))
+            elif r.random() < 0.4:
+                add(draw_batch_norm(r, x.shape[1]))
+        if r.random() < 0.8:
+            add(nn.ReLU(inplace=r.random() < 0.5))
+        if r.random() < 0.3:
+            add(nn.Dropout(0.4))
+        if r.random() < 0.6:
+            add(draw_max_pool(r))
+        if r.random() < 0.3 and not normalised:
+            add(draw_average(r))
+    add(nn.Flatten())
+    if r.random() < 0.6:
+        add(nn.Linear(x.shape[1], 12, bias=r.random() < 0.8))
+        add(nn.ReLU())
+        add(nn.Dropout(0.3))
+    add(nn.Linear(x.shape[1], 3, bias=r.random() < 0.8))
+    cut = r.randint(1, len(parts))
+    network = nn.Sequential(nn.Sequential(*parts[:cut]), *parts[cut:]).double()
+    for module in network.modules():  # biases large enough to be seen in a sum over the whole net
+        if isinstance(module, nn.Conv2d | nn.Linear | FeatureNorm) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.5)
+    return network, shape
+
+
+def draw_model(seed: int, *, normalised: bool = False, **settings: object) -> tuple[CNNF, Tensor]:
+    """A model with settings drawn too (those given stand), and a batch of two images.
+
+    Nets in which no feedback reaches the target of some image (all units of a layer off) are drawn again.
+    """
+    for attempt in range(seed, seed + 100_000, 1000):
+        network, shape = draw_network(attempt, normalised=normalised)
+        r = random.Random(attempt)
+        names = [name for name, module in network.named_modules() if name and not isinstance(module, nn.Sequential)]
+        lowest = next(i for i, name in enumerate(names) if isinstance(network.get_submodule(name), nn.Linear))
+        drawn = {
+            "iterations": r.choice([1, 2, 3]),
+            "target": r.choice(["input", "input", r.choice(names[:lowest])]),
+            "step": r.choice([1.0, 1.0, 0.3]),
+            "match_norm": r.random() < 0.6,
+        }
+        model = CNNF(network, **{**drawn, **settings})
+        x = torch.randn(2, *shape, dtype=torch.float64)
+        torch.manual_seed(attempt)  # the masks of dropout are then those of the caller's first call
+        with torch.no_grad():
+            made = torch.stack([state.generated for state in model(x, iterations=3, keep=Keep(states=True)).states])
+        torch.manual_seed(attempt)
+        if bool((made.abs().flatten(2).amax(2) > 1e-3).all()):
+            return model, x
+    raise AssertionError("no network that passes feedback down was drawn")
+
+
+def masks_of(model: CNNF, state: State, image: int) -> dict[str, object]:
+    """By path, the flattened dropout mask that one image got."""
+    return {
+        model.rules[i].name: z[image].flatten().numpy()
+        for i, z in state.latents.items()
+        if isinstance(model.rules[i].module, nn.Dropout)
+    }
+
+
+def generated_from(model: CNNF, state: State, y: Tensor) -> State:
+    """The state with another top y, and the feedback maps (of every gate) that it generates with the same z."""
+    other = replace(state, output=y, signs={}, feedback={}, generated=None)
+    model.generate(other, set(), everything=True)
+    return other
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> image by image, (B,)."""
+    return (a * b).flatten(1).sum(1)
