@@ -18,14 +18,11 @@ from cnnf_brain.types import Comparison, Predictions, Scores, Split
 
 
 def pool_scores(parts: Sequence[Scores]) -> Scores:
-    """Scores of several sources as one over all their sites; NaN where a source has no ceiling or pooled r."""
+    """Scores of several sources as one over all their sites; ceilings and pooled r only where every source has them."""
 
     def beside(name: str) -> np.ndarray | None:
-        given = [getattr(part, name) for part in parts]
-        if all(values is None for values in given):
-            return None
-        filled = [np.full(p.r.shape[1], np.nan) if v is None else v for p, v in zip(parts, given, strict=True)]
-        return np.concatenate(filled)
+        given = [values for part in parts if (values := getattr(part, name)) is not None]
+        return np.concatenate(given) if len(given) == len(parts) else None
 
     return Scores(np.concatenate([part.r for part in parts], axis=1), beside("pooled"), beside("ceiling"))
 
