@@ -1,0 +1,297 @@
+"""Tests of a difference in predictivity between two networks (model minus baseline).
+
+Every test asks one of two questions:
+
+- *new images*: would the same sites, shown other images, again prefer the same network? Two networks are compared
+  on a sample of images, so this is the question of a comparison of networks. All sites see the same images, and
+  all folds share training images: neither sites nor folds are independent units for it.
+- *new sites*: with these very images and features, would other sites of the population? Sites are the units.
+
+``TESTS`` says which test answers which question, and whether it holds its level; ``docs/statistics.md`` has the
+rejection rates measured by ``benchmarks/statistics.py``.
+
+Arrays ``r_model``, ``r_baseline`` are (n_splits, n_neuroids), as ``Scores.r``. Where either is NaN, that site and
+fold is left out of both; a site or fold with nothing left is left out altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from cnnf_brain.predictivity.scores import pearson
+from cnnf_brain.predictivity.swaps import CHUNK, SWAP, swap_over_images
+from cnnf_brain.types import Comparison, Predictions, Scores, Split, TestResult
+
+WELCH = "Welch over folds (the paper's)"
+RESAMPLED = "corrected resampled t over folds"
+PAIRED = "paired t over sites"
+WILCOXON = "Wilcoxon over sites"
+BOOTSTRAP = "bootstrap over sites"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a test is about, and whether its p-value may be believed."""
+
+    question: str  # "new images" or "new sites"
+    valid: bool  # for "new images": rejects at most as often as it says in every setting of docs/statistics.md
+    why: str
+
+
+TESTS: dict[str, About] = {
+    WELCH: About("new images", False, "takes folds that share training images, and pairs, for independent samples"),
+    RESAMPLED: About("new images", True, "adds n_test / n_train to 1 / n_splits for the shared training images"),
+    SWAP: About("new images", True, "images are its units; widened for the training images' share of the variance"),
+    PAIRED: About("new sites", False, "sites share the images' noise, so they are not independent for new images"),
+    WILCOXON: About("new sites", False, "sites share the images' noise, so they are not independent for new images"),
+    BOOTSTRAP: About("new sites", False, "an interval for other sites of the population, not for other images"),
+}
+
+
+def welch_over_folds(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
+    """Welch's two-sided t test between the per-fold medians over sites: the test of the paper.
+
+    t = (mean m - mean b) / sqrt(v_m + v_b), v = var / n_splits, with the degrees of freedom of Welch (1947),
+    (v_m + v_b)² / (v_m² / (n - 1) + v_b² / (n - 1)).
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, no site defined in both, fewer than two folds.
+    """
+    model, baseline = _pair(r_model, r_baseline)
+    n = _enough(len(model), "folds")
+    m, b = np.nanmedian(model, axis=1), np.nanmedian(baseline, axis=1)
+    v_m, v_b = m.var(ddof=1) / n, b.var(ddof=1) / n
+    df = (v_m + v_b) ** 2 * (n - 1) / (v_m**2 + v_b**2) if v_m + v_b > 0 else 2.0 * (n - 1)
+    return _t_test(WELCH, float(m.mean() - b.mean()), float(np.sqrt(v_m + v_b)), float(df), n)
+
+
+def corrected_resampled_t(r_model: np.ndarray, r_baseline: np.ndarray, n_test: float, n_train: float) -> TestResult:
+    """Corrected resampled t test, paired over folds, of the per-fold median difference over sites.
+
+    t = mean(d) / sqrt((1 / J + n_test / n_train) var(d)) with J - 1 degrees of freedom (Nadeau & Bengio 2003, eq. 9):
+    splits share training images, so their differences d correlate; n_test / (n_test + n_train) stands for it.
+
+    Parameters
+    ----------
+    r_model, r_baseline : (n_splits, n_neuroids) arrays
+    n_test, n_train : float
+        Number of images of one split (the mean, where splits differ).
+
+    Raises
+    ------
+    ValueError
+        As ``welch_over_folds``; numbers of images that are not positive.
+    """
+    model, baseline = _pair(r_model, r_baseline)
+    n = _enough(len(model), "folds")
+    if not (n_test > 0 and n_train > 0):
+        raise ValueError(f"n_test = {n_test} and n_train = {n_train} must both be positive")
+    d = np.nanmedian(model - baseline, axis=1)
+    error = np.sqrt((1 / n + n_test / n_train) * d.var(ddof=1))
+    return _t_test(RESAMPLED, float(d.mean()), float(error), n - 1.0, n)
+
+
+def paired_t_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
+    """Paired t test over sites, of each site's difference in the mean r over folds; df = n_neuroids - 1.
+
+    Raises ValueError for shapes that do not match, and fewer than two sites.
+    """
+    d = _site_differences(*_pair(r_model, r_baseline))
+    n = _enough(len(d), "sites")
+    return _t_test(PAIRED, float(d.mean()), float(d.std(ddof=1) / np.sqrt(n)), n - 1.0, n)
+
+
+def wilcoxon_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
+    """Wilcoxon's signed-rank test over sites, of each site's difference in the mean r over folds, two-sided.
+
+    The statistic is the smaller rank sum. Sites without any difference are left out (Wilcoxon 1945); p = 1 where
+    none is left. Raises ValueError for shapes that do not match, and fewer than two sites.
+    """
+    d = _site_differences(*_pair(r_model, r_baseline))
+    n = _enough(len(d), "sites")
+    d = d[d != 0]
+    if len(d) == 0:
+        return TestResult(WILCOXON, 0.0, 1.0, n)
+    result = stats.wilcoxon(d)
+    return TestResult(WILCOXON, float(result.statistic), float(result.pvalue), n)
+
+
+def bootstrap_median_difference(
+    r_model: np.ndarray,
+    r_baseline: np.ndarray,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the median over sites of the per-site difference, resampling sites (Efron 1979).
+
+    The percentile interval: for a median it agrees with the exact interval from order statistics, while the
+    acceleration of BCa rests on the jackknife, which is inconsistent for medians (Efron & Tibshirani 1993, 11.6).
+    It is about other sites with the same images; it knows nothing of other images.
+
+    Returns
+    -------
+    low, high : float
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, fewer than two sites, a level outside (0, 1), no resamples.
+    """
+    d = _site_differences(*_pair(r_model, r_baseline))
+    n = _enough(len(d), "sites")
+    _check_resampling(n_resamples, level)
+    rng = np.random.default_rng(seed)
+    medians = np.empty(n_resamples)
+    for start in range(0, n_resamples, CHUNK):
+        drawn = rng.integers(0, n, (min(CHUNK, n_resamples - start), n))
+        medians[start : start + len(drawn)] = np.median(d[drawn], axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's (1979) adjusted p-values of a family of tests, in the given order.
+
+    The k-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j = 1 ... k: rejecting where it is at
+    most alpha keeps the chance of any false rejection in the family at alpha. Raises ValueError for NaN, or outside
+    [0, 1].
+    """
+    p = np.asarray(p_values, dtype=float).reshape(-1)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p-values must lie in [0, 1], got {p.tolist()}; leave tests without a result out")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def compare_scores(
+    model: Scores,
+    baseline: Scores,
+    *,
+    predictions: tuple[Predictions, Predictions],
+    responses: np.ndarray,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """The difference model minus baseline over the same sites and splits: estimate, interval, all tests.
+
+    Parameters
+    ----------
+    model, baseline : Scores
+    predictions : (Predictions, Predictions)
+        Of model and baseline, over the same splits; the last entry (the most components) is what was scored.
+    responses : (n_stimuli, n_neuroids) array
+    n_resamples, seed : int
+        Of the bootstrap and the swaps; the same seed gives the same result.
+
+    Returns
+    -------
+    Comparison
+        ``low`` and ``high`` are the bootstrap interval over sites. Tests over sites are left out where there is one
+        site (``low`` and ``high`` are NaN then), tests over folds where there is one split. ``TESTS`` says of each
+        what it is about. Identical scores give a difference of 0 and p = 1.
+
+    Raises
+    ------
+    ValueError
+        Sites or splits that differ, predictions that do not give the scores, no site defined in both.
+    """
+    r_model, r_baseline = _pair(model.r, baseline.r)
+    splits = _same_splits(*predictions)
+    left_out = ~np.isfinite(model.r - baseline.r)
+    last = []
+    for name, scores, one in zip(("model", "baseline"), (model, baseline), predictions, strict=True):
+        held_out = [values[-1] for values in one.values]
+        _check_scored(name, scores, held_out, responses, splits)
+        last.append([np.where(out, np.nan, p) for out, p in zip(left_out, held_out, strict=True)])
+    n_test = float(np.mean([len(split.test) for split in splits]))
+    n_train = float(np.mean([len(split.train) for split in splits]))
+    tests, low, high = [], float("nan"), float("nan")
+    if len(r_model) > 1:
+        tests.append(welch_over_folds(r_model, r_baseline))
+        tests.append(corrected_resampled_t(r_model, r_baseline, n_test, n_train))
+    tests.append(swap_over_images(last[0], last[1], responses, splits, n_resamples=n_resamples, seed=seed))
+    if r_model.shape[1] > 1:
+        tests += [paired_t_over_sites(r_model, r_baseline), wilcoxon_over_sites(r_model, r_baseline)]
+        low, high = bootstrap_median_difference(r_model, r_baseline, n_resamples=n_resamples, seed=seed)
+    difference = float(np.median(_site_differences(r_model, r_baseline)))
+    return Comparison(difference, low, high, tuple(tests))
+
+
+def _pair(r_model: np.ndarray, r_baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both (n_splits, n_neuroids), NaN where either is; folds and sites without any value are dropped."""
+    model, baseline = np.asarray(r_model, dtype=float), np.asarray(r_baseline, dtype=float)
+    if model.ndim != 2 or model.shape != baseline.shape:
+        raise ValueError(
+            f"r of model {model.shape} and baseline {baseline.shape} must both be (n_splits, n_neuroids), over the "
+            "same splits and sites"
+        )
+    defined = np.isfinite(model) & np.isfinite(baseline)
+    if not defined.any():
+        raise ValueError(f"none of {model.shape[1]} sites has a defined r for both networks in any split")
+    kept = np.ix_(defined.any(axis=1), defined.any(axis=0))
+    return np.where(defined, model, np.nan)[kept], np.where(defined, baseline, np.nan)[kept]
+
+
+def _site_differences(model: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """(n_neuroids,) mean over folds of the difference in r."""
+    return np.nanmean(model - baseline, axis=0)
+
+
+def _enough(n: int, units: str) -> int:
+    if n < 2:
+        raise ValueError(f"a test over {units} needs at least two {units} with a defined r, got {n}")
+    return n
+
+
+def _t_test(name: str, difference: float, error: float, df: float, n: int) -> TestResult:
+    """Two-sided p of difference / error under Student's t, with the 95% interval of the difference.
+
+    Without any spread (error 0), t = 0 and p = 1 where the difference is 0 too, else t is infinite and p = 0.
+    """
+    if error == 0:
+        t = 0.0 if difference == 0 else float(np.copysign(np.inf, difference))
+    else:
+        t = difference / error
+    half = float(stats.t.ppf(0.975, df)) * error
+    p = float(2 * stats.t.sf(abs(t), df))
+    return TestResult(name, t, p, n, df, (difference - half, difference + half))
+
+
+def _check_resampling(n_resamples: int, level: float = 0.95) -> None:
+    if n_resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"n_resamples = {n_resamples} must be at least 1, and level = {level} inside (0, 1)")
+
+
+def _same_splits(model: Predictions, baseline: Predictions) -> tuple[Split, ...]:
+    same = len(model.splits) == len(baseline.splits) and all(
+        np.array_equal(a.test, b.test) and np.array_equal(a.train, b.train)
+        for a, b in zip(model.splits, baseline.splits, strict=True)
+    )
+    if not same:
+        raise ValueError("model and baseline were cross-validated over different splits; use the same for both")
+    return model.splits
+
+
+def _check_scored(
+    name: str, scores: Scores, held_out: Sequence[np.ndarray], responses: np.ndarray, splits: Sequence[Split]
+) -> None:
+    """Scores and predictions must belong together, else the tests would speak of different things."""
+    r = np.array([pearson(p, responses[split.test]) for p, split in zip(held_out, splits, strict=True)])
+    if r.shape != scores.r.shape:
+        raise ValueError(f"{name}: scores are {scores.r.shape} (splits, sites), its predictions give {r.shape}")
+    apart = np.nanmax(np.abs(r - scores.r), initial=0.0)
+    if apart > 1e-6:
+        raise ValueError(
+            f"the {name}'s scores differ from its predictions' r by up to {apart:.2g}; pass the predictions (their "
+            "last entry) and responses that were scored"
+        )
