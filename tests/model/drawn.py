@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cnnf_brain import CNNF, FeatureNorm, Keep
 from cnnf_brain.model.feedback import State
+from cnnf_brain.model.layers import MaxPool
 
 SAME_KERNELS = (1, 2, 3, (2, 3))
 
@@ -160,3 +161,15 @@ def generated_from(model: CNNF, state: State, y: Tensor) -> State:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> image by image, (B,)."""
     return (a * b).flatten(1).sum(1)
+
+
+def literal_latents(model: CNNF, state: State, image: int) -> dict[int, object]:
+    """z of one image as the oracle has it: numbered from the target, pooling positions counted over the whole map."""
+    found = {}
+    for i in state.signs:
+        z = state.latents[i][image]
+        if isinstance(model.rules[i], MaxPool):
+            plane = state.inputs[i][-2] * state.inputs[i][-1]
+            z = z + torch.arange(len(z)).view(-1, 1, 1) * plane
+        found[i - model.start] = z.flatten().numpy()
+    return found

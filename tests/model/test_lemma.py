@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from drawn import draw_model, generated_from, inner, masks_of
+from drawn import draw_model, generated_from, inner, literal_latents, masks_of
 from oracles.feedback import eta as literal_eta
 from oracles.feedback import feedback as literal_feedback
 from oracles.feedback import feedforward, lemma, literal, recur
@@ -59,18 +59,6 @@ def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
             left, right = step.v @ step.v, bottom @ step.h + literal_eta(layers, g)
             assert left == pytest.approx(right, rel=EXACT, abs=EXACT)
             assert float(package[image]) == pytest.approx(literal_eta(layers, g), rel=EXACT, abs=EXACT)
-
-
-def literal_latents(model, state, image):
-    """z of one image as the oracle has it: numbered from the target, pooling positions counted over the whole map."""
-    found = {}
-    for i in state.signs:
-        z = state.latents[i][image]
-        if isinstance(model.rules[i], MaxPool):
-            plane = state.inputs[i][-2] * state.inputs[i][-1]
-            z = z + torch.arange(len(z)).view(-1, 1, 1) * plane
-        found[i - model.start] = z.flatten().numpy()
-    return found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
