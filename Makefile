@@ -99,8 +99,8 @@ endef
 # alone. The import at the end finds a torch and a torchvision that do not fit together, and leaves byte code behind.
 define install
 @echo "Installing into $(1): up to 7 GB with CUDA builds of PyTorch, some minutes the first time"
-@$(1)/bin/python -c "import sys; sys.version_info < (3, 13) or \
-  print('Python 3.13 or later: without brainscore-vision, which needs numpy < 2 and so Python 3.11 or 3.12')"
+@$(1)/bin/python -c "import sys; sys.version_info < (3, 12) or \
+  print('Python 3.12 or later: without brainscore-vision, whose xarray opens no file there; it needs Python 3.11')"
 @set -e; uv=uv; if ! uv --version >/dev/null 2>&1; then \
   $(1)/bin/python -m pip install --quiet -c constraints.txt uv; uv="$(1)/bin/python -m uv"; fi; \
   $$uv pip install --python $(1)/bin/python $(2) || { \
