@@ -1,0 +1,248 @@
+"""training/mnist.py from the command line to the files it leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from idx_files import NAMES
+from safetensors.torch import load_file
+
+from cnnf_brain import small_net
+from cnnf_brain.trainer import checkpoint, data
+from cnnf_brain.trainer.card import read_card
+from cnnf_brain.trainer.config import commit
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "training" / "mnist.py"
+
+spec = importlib.util.spec_from_file_location("training_mnist", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+mnist = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mnist)
+
+
+def flags(folder: Path, output: Path, *more: str, model: str = "cnn", epochs: int = 2) -> list[str]:
+    words = ["--dataset", "mnist", "--data", folder, "--model", model, "--epochs", epochs, "--batch-size", 50,
+             "--output", output, "--device", "cpu", *more]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    assert weights(a).keys() == weights(b).keys()
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+
+
+def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path, capsys):
+    folder, output = make_folder(), tmp_path / "out"
+    argv = flags(folder, output, "--iterations", "1", "--half", "--seed", "3", model="cnnf", epochs=1)
+    assert mnist.main(argv) == 0
+    printed = capsys.readouterr()
+    card = json.loads((output / "card.json").read_text())
+    assert read_card(output / "model.safetensors") == card
+    assert card["command"].startswith("python training/mnist.py --dataset mnist --data")
+    assert card["configuration"]["seed"] == 3
+    assert card["configuration"]["data_hash"] == data.find("mnist", folder).check()
+    assert torch.__version__.startswith(card["versions"]["torch"])
+    assert card["n_test"] == 40
+    assert card["n_validation"] == 20
+    assert {value.dtype for value in weights(output).values()} == {torch.float16}
+
+    model = small_net(output / "model.safetensors", **card["configuration"]["feedback"])
+    assert model.iterations == 1
+    test = data.find("mnist", folder).read("test")
+    for t in range(2):
+        right = [
+            c for i in range(0, 40, 8) for c in model(data.scale(test.images[i : i + 8]), iterations=t).argmax(1).tolist()
+        ]
+        share = sum(a == b for a, b in zip(right, test.labels.tolist(), strict=True)) / 40
+        assert card["test_accuracy"][t] == pytest.approx(share, abs=1e-12)
+        assert f"iteration {t}: " in printed.out
+        assert f"| {t} | " in (output / "card.md").read_text()
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1]
+    assert len(lines[0]["validation_accuracy"]) == 2
+    assert lines[0]["validation_accuracy"] == card["validation_accuracy_before_storing"]
+    assert json.loads((output / "config.json").read_text())["configuration"] == card["configuration"]
+    assert "epoch 1/1" in printed.err
+
+
+def test_the_test_images_play_no_part_before_the_end(make_folder, tmp_path, monkeypatch):
+    """Other test images, the same weights and validation accuracy; and they reach a network once, in the last call."""
+    real, judged = mnist.accuracy, []
+    monkeypatch.setattr(mnist, "accuracy", lambda model, images: judged.append(len(images)) or real(model, images))
+    for name, test_seed in (("a", 2), ("b", 77)):
+        folder = make_folder(f"data-{name}", test_seed=test_seed)
+        assert mnist.main(flags(folder, tmp_path / name)) == 0
+    assert judged == [20, 20, 40] * 2
+    cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in "ab"]
+    assert cards[0]["configuration"]["data_hash"] != cards[1]["configuration"]["data_hash"]
+    assert cards[0]["validation_accuracy"] == cards[1]["validation_accuracy"]
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(make_folder, tmp_path, capsys):
+    folder, output = make_folder(), tmp_path / "out"
+    assert mnist.main(flags(folder, output, epochs=1)) == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert mnist.main(flags(folder, output, epochs=1)) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert mnist.main(flags(folder, output, "--lr", "0.01", epochs=1)) == 1
+    message = capsys.readouterr().err
+    assert "learning_rate: 0.001 there, 0.01 now" in message
+    assert message.count("\n") == 1
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_an_unfinished_run_of_another_configuration_is_refused(make_folder, tmp_path, capsys):
+    folder, output = make_folder(), tmp_path / "out"
+    assert mnist.main(flags(folder, output, epochs=1)) == 0
+    (output / "card.json").unlink()
+    assert mnist.main(flags(folder, output, epochs=2)) == 1
+    assert "epochs: 1 there, 2 now" in capsys.readouterr().err
+
+
+def test_resume_insists_on_a_checkpoint(make_folder, tmp_path, capsys):
+    assert mnist.main(flags(make_folder(), tmp_path / "out", "--resume")) == 1
+    assert "has no checkpoint; leave --resume out" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_folder(make_folder, tmp_path, capsys):
+    from filelock import FileLock
+
+    folder, output = make_folder(), tmp_path / "out"
+    output.mkdir()
+    with FileLock(output / ".lock"):
+        assert mnist.main(flags(folder, output)) == 1
+    assert "another run is writing to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_damaged_data_is_an_error_before_training(make_folder, tmp_path, capsys, part):
+    folder = make_folder()
+    path = folder / NAMES[part][0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert mnist.main(flags(folder, tmp_path / "out")) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {path}")
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_an_unknown_target_is_an_error_before_training(make_folder, tmp_path, capsys):
+    assert mnist.main(flags(make_folder(), tmp_path / "out", "--target", "rleu1", model="cnnf")) == 1
+    assert "did you mean 'relu1'" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_an_error(make_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert mnist.main(flags(make_folder(), tmp_path / "file" / "out")) == 1
+    assert "choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "0 is not above 0"),
+        (["--lr", "nan"], "nan is not above 0"),
+        (["--reconstruction", "-1"], "-1 is not 0 or above"),
+        (["--iterations", "2"], "--iterations is for --model cnnf"),
+        (["--no-match-norm"], "--match-norm is for --model cnnf"),
+        (["--norm", "0.5"], "--norm is for --model cnnf"),
+        (["--seed", "-1"], "-1 is not 0 or above"),
+        (["--dataset", "cifar"], "invalid choice"),
+    ],
+)
+def test_usage_errors(tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as caught:
+        mnist.main(flags(tmp_path, tmp_path / "out", *more))
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A process that does not outlive the block."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> None:
+    """Until there is a checkpoint of a step beyond ``after``."""
+    deadline = time.monotonic() + 200
+    while not any(int(path.stem[-9:]) > after for path in checkpoint.paths(folder)):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "no checkpoint in 200 s"
+        time.sleep(0.005)
+
+
+def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_folder, tmp_path, capsys):
+    folder, output = make_folder(), tmp_path / "out"
+    argv = flags(folder, output, "--save-every", "1", epochs=8)
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    command = [sys.executable, str(SCRIPT), *argv]
+
+    with started(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_checkpoint(process, output / "checkpoints", after=0)
+        process.send_signal(signal.SIGTERM)
+        _, message = process.communicate(timeout=200)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM after step" in message
+    assert not (output / "card.json").exists()
+    done = checkpoint.newest(output / "checkpoints")[1]["progress"]["step"]
+
+    with started(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait_for_checkpoint(process, output / "checkpoints", after=done)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (output / "card.json").exists()
+
+    assert mnist.main([*argv, "--resume"]) == 0
+    assert not [path for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert mnist.main(flags(folder, tmp_path / "straight", epochs=8)) == 0
+    assert_same_weights(output, tmp_path / "straight")
+    logs = [
+        [json.loads(line) for line in (where / "log.jsonl").read_text().splitlines()]
+        for where in (output, tmp_path / "straight")
+    ]
+    for line in (line for log in logs for line in log):
+        del line["seconds"]
+    assert logs[0] == logs[1]
+
+
+def test_the_manual_is_the_help(capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--help"])
+    shown = capsys.readouterr().out
+    for word in ("Exit codes", "--match-norm", "75 stopped by a signal", "test images are used once"):
+        assert word in " ".join(shown.split())
+
+
+def test_the_commit_is_that_of_the_checkout_and_none_without_git(monkeypatch):
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if done.returncode == 0:
+        assert commit().removesuffix("-dirty") == done.stdout.strip()
+    monkeypatch.setenv("PATH", "")
+    assert commit() is None
