@@ -10,7 +10,7 @@ norms) has its default and its reason in docs/training-small.md.
 Data: four IDX files, gzipped or not, in --data DIR; without --data in the cache folder, in Debian's package
 dataset-fashion-mnist, else downloaded by torchvision. A twelfth of the training images (5,000) is held out for
 validation. Nothing is chosen during a run: the weights are those of the last epoch. The test images are used once, at
-the end, on the weights as they stand in the file.
+the end, on the weights as they are stored.
 
 Output (--output, default runs/DATASET-MODEL-seedN):
     model.safetensors     the weights; their card is in the metadata
@@ -28,6 +28,7 @@ Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal and 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shlex
 import sys
@@ -37,8 +38,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-import cnnf_brain
-from cnnf_brain import CNNF
+from cnnf_brain import CNNF, small_net
 from cnnf_brain.files import check_writable
 from cnnf_brain.trainer import data
 from cnnf_brain.trainer.card import save_weights, write_card
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     train, validation = data.split(source.read("train"))
 
     torch.manual_seed(args.seed)
-    model = build(configuration).to(device)
+    model = small_net(**configuration["feedback"]).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)  # L2, as in the paper
     losses = LossWeights(**configuration["losses"])
     schedule = Schedule(args.epochs, args.batch_size, args.seed, args.save_every)
@@ -108,7 +108,7 @@ def finish(
     validation: data.ImageSet,
     seconds: float,
 ) -> int:
-    """Write the weights, read them back, and measure those: the one place where the test images are used."""
+    """Measure the weights as they will be stored, and store them: the one place where the test images are used."""
     device = torch.device(args.device)
     configuration = record["configuration"]
     card = {
@@ -119,24 +119,18 @@ def finish(
         "machine": machine(device),
         "n_validation": len(validation),
     }
-    path = args.output / "model.safetensors"
     dtype = getattr(torch, configuration["dtype"])
-    save_weights(path, model, card, dtype)
-    stored = build(configuration, path).to(device)
+    stored = copy.deepcopy(model).to(dtype).to(torch.float32)
     card["validation_accuracy_before_storing"] = accuracy(model, validation.to(device))
     card["validation_accuracy"] = accuracy(stored, validation.to(device))
     test = source.read("test")
     card["n_test"] = len(test)
     card["test_accuracy"] = accuracy(stored, test.to(device))
-    save_weights(path, model, card, dtype)
+    path = args.output / "model.safetensors"
+    save_weights(path, stored, card, dtype)
     write_card(args.output, card)
     report(card, path)
     return 0
-
-
-def build(configuration: dict[str, Any], weights: Path | None = None) -> CNNF:
-    """The small net of a configuration."""
-    return cnnf_brain.small_net(weights, **configuration["feedback"])
 
 
 def configure(args: argparse.Namespace, data_hash: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from cnnf_brain.files import write_whole
@@ -16,22 +15,14 @@ from cnnf_brain.trainer.config import write_json
 
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all."""
+    """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all;
+    ``cnnf_brain.model.weights.read_card`` reads it again."""
     state = {
         name: (tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
         for name, tensor in model.state_dict().items()
     }
     content = safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)})
     write_whole(path, lambda file: file.write(content))  # type: ignore[arg-type, return-value]
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The card inside a file of ``save_weights``; a ValueError where there is none."""
-    with safe_open(path, framework="pt") as file:
-        card = (file.metadata() or {}).get("card")
-    if card is None:
-        raise ValueError(f"{path} has no card in its metadata; it was not written by this package's training")
-    return json.loads(card)
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

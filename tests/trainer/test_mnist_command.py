@@ -20,8 +20,8 @@ from idx_files import NAMES
 from safetensors.torch import load_file
 
 from cnnf_brain import small_net
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer import checkpoint, data
-from cnnf_brain.trainer.card import read_card
 from cnnf_brain.trainer.config import commit
 
 ROOT = Path(__file__).resolve().parents[2]
