@@ -21,11 +21,13 @@ hold t and u, Q (problems, components, responses) holds τ, R is the upper trian
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from threadpoolctl import ThreadpoolController
 
 from cnnf_brain.types import Predictions, Split
 
@@ -186,7 +188,7 @@ def fit_folds(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_c
     del rests
     fresh = np.trace(S, axis1=1, axis2=2)
     while growth.goes_on():
-        c = np.linalg.eigh(S)[1][:, :, -1] * live
+        c = _dominant(S) * live
         PYc = c @ Y.T - (c * offsets).sum(axis=1, keepdims=True)
         PYc -= np.matmul((growth.Q @ c[:, :, None]).transpose(0, 2, 1), growth.T)[:, 0]
         t = growth.add(PYc * training, floor)
@@ -212,6 +214,16 @@ def fit_sites(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_c
         tau = growth.add_loading(np.einsum("pn,pn->p", t, rest)[:, None])
         rest -= tau * t
     return growth.components(means.T)
+
+
+def _dominant(S: np.ndarray) -> np.ndarray:
+    """(folds, q): the eigenvector of each S of the largest eigenvalue. One thread: two take longer at this size."""
+    last = S.shape[1] - 1
+    with _blas().limit(limits=1, user_api="blas"):
+        return np.stack([scipy.linalg.eigh(s, subset_by_index=(last, last), check_finite=False)[1][:, 0] for s in S])
+
+
+_blas = functools.cache(ThreadpoolController)  # looking for the libraries takes 10 ms
 
 
 class _Growth:
