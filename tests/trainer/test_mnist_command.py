@@ -199,7 +199,7 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> 
 
 def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_folder, tmp_path, capsys):
     folder, output = make_folder(), tmp_path / "out"
-    argv = flags(folder, output, "--save-every", "1", epochs=8)
+    argv = flags(folder, output, "--save-every", "1", epochs=5)
     threads = str(torch.get_num_threads())
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     command = [sys.executable, str(SCRIPT), *argv]
@@ -221,7 +221,7 @@ def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_
 
     assert mnist.main([*argv, "--resume"]) == 0
     assert not [path for path in (output / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert mnist.main(flags(folder, tmp_path / "straight", epochs=8)) == 0
+    assert mnist.main(flags(folder, tmp_path / "straight", epochs=5)) == 0
     assert_same_weights(output, tmp_path / "straight")
     logs = [
         [json.loads(line) for line in (where / "log.jsonl").read_text().splitlines()]
