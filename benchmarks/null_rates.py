@@ -105,17 +105,19 @@ def measure(setting: Setting, n: int, seed: tuple[int, ...]) -> dict:
 def measure_new_sites(setting: Setting, n: int, seed: tuple[int, ...]) -> dict:
     """Tests over sites, for the same images and features and each time other sites; shifted to the null."""
     images = draw_images(setting, np.random.default_rng(seed))
-    drawn = [draw_sites(setting, images, np.random.default_rng([*seed, index])) for index in range(n)]
-    differences = np.array([(one.model.r - one.baseline.r).mean(axis=0) for one in drawn])
+    drawn = []
+    for index in range(n):
+        one = draw_sites(setting, images, np.random.default_rng([*seed, index]))
+        drawn.append((one.model.r, one.baseline.r))
+    differences = np.array([(model - baseline).mean(axis=0) for model, baseline in drawn])
     true = float(np.median(differences))
     counts = dict.fromkeys((PAIRED, WILCOXON, BOOTSTRAP), 0)
-    for index, one in enumerate(drawn):
-        shifted = one.model.r - true
-        counts[PAIRED] += statistics.paired_t_over_sites(shifted, one.baseline.r).p <= LEVEL
-        counts[WILCOXON] += statistics.wilcoxon_over_sites(shifted, one.baseline.r).p <= LEVEL
-        low, high = statistics.bootstrap_median_difference(shifted, one.baseline.r, n_resamples=RESAMPLES, seed=index)
+    for index, (model, baseline) in enumerate(drawn):
+        counts[PAIRED] += statistics.paired_t_over_sites(model - true, baseline).p <= LEVEL
+        counts[WILCOXON] += statistics.wilcoxon_over_sites(model - true, baseline).p <= LEVEL
+        low, high = statistics.bootstrap_median_difference(model - true, baseline, n_resamples=RESAMPLES, seed=index)
         counts[BOOTSTRAP] += not low <= 0 <= high
-    r = [np.median(one.model.r.mean(axis=0)) for one in drawn]
+    r = [np.median(model.mean(axis=0)) for model, _ in drawn]
     return record_of(setting, n, counts, r, list(np.median(differences, axis=1)))
 
 
