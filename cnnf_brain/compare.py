@@ -7,6 +7,8 @@ scores -> comparison, then the report. A run that was interrupted goes on from t
 from __future__ import annotations
 
 import argparse
+import io
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnnf_brain import evaluate, files, networks, provenance, report
 from cnnf_brain.evaluate import Scoring
 from cnnf_brain.model.weights import published_available
 from cnnf_brain.networks import Network
+from cnnf_brain.predictivity.scores import median_r
 from cnnf_brain.recordings import load, public_available
 from cnnf_brain.types import Evaluation
 
@@ -58,22 +63,37 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where all that was asked for was scored, 1 with one line on stderr where it was not, 2 for its flags."""
     options = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks the table's signs is no reason to fail
     try:
-        compare(options)
+        done = compare(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    return 0
+    undefined = [f"{e.region} {e.source} {e.network} {e.layer}" for e in done if np.isnan(median_r(e.scores))]
+    if undefined:
+        print(
+            f"error: no site has an r, since features or predictions are constant: {', '.join(undefined)}", file=sys.stderr
+        )
+    return 1 if undefined else 0
 
 
 def compare(options: Options) -> list[Evaluation]:
     """Score, compare and write the report; see ``docs/compare.md`` for the files."""
     started = time.time()
+    scoring = Scoring(
+        components=options.components,
+        per_site=options.per_site,
+        splits=options.splits,
+        pca=options.pca,
+        nested=options.select == "nested",
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
     options, why = decide(options)
-    regions = list(dict.fromkeys(word.split("=")[0] for word in options.layers))
     print(headline(options, why), flush=True)
     model, baseline = load_networks(options)
     for network in (model, baseline):
@@ -81,28 +101,19 @@ def compare(options: Options) -> list[Evaluation]:
             print(
                 f"{network.name} ({network.weights}) is headless: without a classifier, feedback starts from its top feature map"
             )
-    asked = evaluate.asked_layers(options.layers, iterations_of(options), model, baseline, options.baseline_layers)
-    scoring = Scoring(
-        options.components,
-        options.per_site,
-        options.splits,
-        options.pca,
-        options.select == "nested",
-        options.seed,
-        options.batch_size,
-    )
+    asked = evaluate.asked_layers(options.layers, iterations_of(options, model), model, baseline, options.baseline_layers)
     folder = Path(options.output) if options.output else Path("results", default_name(options, model))
     files.check_writable(folder)
-    recordings = load(options.recordings, regions, options.session or None)
-    for sources in recordings.values():
-        for source in sources:
-            evaluate.check_scoring(source, scoring)
+    recordings = load(options.recordings, [one.region for one in asked], options.session or None)
+    everything = [source for sources in recordings.values() for source in sources]
+    for source in everything:
+        evaluate.check_scoring(source, scoring)
+    evaluate.check_features(asked, everything[0].images, model, baseline, scoring)
     done: list[Evaluation] = []
-    for region in asked:
-        done += evaluate.evaluate_region(region, recordings[region.region], model, baseline, scoring)
+    for one in asked:
+        done += evaluate.evaluate_region(one, recordings[one.region], model, baseline, scoring)
     run = describe(options, why, model, baseline, recordings, started)
-    report.write(folder, done, run)
-    print(report.table(done, run))
+    print(report.write(folder, done, run))
     print(f"written to {folder}: {', '.join(report.FILES)}")
     return done
 
@@ -111,21 +122,18 @@ def decide(options: Options) -> tuple[Options, str]:
     """``auto`` and what was left open made definite, with the reason in words."""
     why = "as named"
     if options.recordings == ("auto",):
-        public, about_data = public_available()
-        wants_vgg = options.model is None
-        at_hand, about_weights = published_available("vgg16", networks.PUBLISHED) if wants_vgg else (True, "")
-        if public and at_hand:
-            options = replace(options, recordings=(PUBLIC,))
-            why = "; ".join(filter(None, ("auto", about_data, about_weights)))
-        else:
-            options = replace(options, recordings=(SIMULATED,))
-            why = "auto fell to the simulated recordings: " + "; ".join(
-                text for ok, text in ((public, about_data), (at_hand, about_weights)) if not ok
-            )
+        # What falls short first decides: offline each of the two takes about 2 s to be sure of.
+        available, about_recordings = public_available()
+        reasons = [about_recordings]
+        if available and options.model is None and options.weights is None:
+            available, about_weights = published_available("vgg16", networks.PUBLISHED)
+            reasons = [*reasons, about_weights] if available else [about_weights]
+        options = replace(options, recordings=(PUBLIC if available else SIMULATED,))
+        why = f"{'auto' if available else 'auto fell to the simulated recordings'}: {'; '.join(reasons)}"
     if options.model is None:
         all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
         options = replace(options, model=networks.SMALL if all_simulated else "vgg16")
-    if options.baseline is None:
+    if options.baseline in (None, options.model):
         options = replace(options, baseline=options.model, baseline_weights=options.baseline_weights or options.weights)
     return options, why
 
@@ -137,11 +145,11 @@ def headline(options: Options, why: str) -> str:
     return f"{label} {' '.join(options.recordings)}; model {options.model}, baseline {options.baseline} ({why})"
 
 
-def iterations_of(options: Options) -> tuple[int, ...]:
-    """The iterations that are asked for."""
+def iterations_of(options: Options, model: Network) -> tuple[int, ...]:
+    """The iterations that are asked for; by default 0, 1 and 2 as far as the model runs them."""
     if options.iterations is not None:
         return options.iterations
-    return DEFAULT_ITERATIONS if has_feedback(options.model) else (0,)
+    return tuple(t for t in DEFAULT_ITERATIONS if t <= model.iterations)
 
 
 def has_feedback(spec: str | None) -> bool:
@@ -153,7 +161,8 @@ def load_networks(options: Options) -> tuple[Network, Network]:
     """The model, with as many iterations as are asked for, and the baseline: a network without feedback."""
     assert options.model is not None
     assert options.baseline is not None
-    asked = [*iterations_of(options), *(int(w.split("@")[1].split(":")[0]) for w in options.layers if _names_iteration(w))]
+    named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
+    most = max([*(options.iterations or DEFAULT_ITERATIONS), *named]) if has_feedback(options.model) else 0
     flags = {
         "target": options.target,
         "step": options.step_size,
@@ -162,16 +171,11 @@ def load_networks(options: Options) -> tuple[Network, Network]:
     }
     feedback = {name: value for name, value in flags.items() if value is not None}
     common: dict[str, Any] = {"image_size": options.image_size, "device": options.device}
-    most = max(asked) if has_feedback(options.model) else 0
     if feedback and not most:
         raise ValueError(f"{', '.join(feedback)}: settings of the feedback, and no feedback iteration is asked for")
     model = networks.load_network(options.model, options.weights, iterations=most, feedback=feedback, **common)
     baseline = networks.load_network(options.baseline, options.baseline_weights, **common)
     return model, baseline
-
-
-def _names_iteration(word: str) -> bool:
-    return "@" in word and word.split("@")[1].split(":")[0].isdigit()
 
 
 def default_name(options: Options, model: Network) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
 
 from cnnf_brain.activations import check_layers
 from cnnf_brain.networks import Network
@@ -13,15 +16,18 @@ from cnnf_brain.predictivity.pls import cross_predict, truncate_product
 from cnnf_brain.predictivity.pooling import compare_pooled, pool_scores
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores
-from cnnf_brain.products import layer_products
-from cnnf_brain.types import Comparison, Evaluation, LayerAt, Predictions, Product, Recordings, Scores, Split
+from cnnf_brain.products import feature_counts, layer_products
+from cnnf_brain.types import Comparison, Evaluation, Images, LayerAt, Predictions, Product, Recordings, Scores, Split
 
 NESTED = "nested"
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How predictivity is scored: components of PLS, one model per site or one for all, splits, PCA first, nested choice."""
+    """How predictivity is scored: components of PLS, one model per site or one for all, splits, PCA first, nested choice.
+
+    Raises ValueError for numbers below 1, and for a PCA that keeps fewer components than PLS is to have.
+    """
 
     components: int = 25
     per_site: bool = False
@@ -31,6 +37,16 @@ class Scoring:
     seed: int = 0
     batch_size: int = 8
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("components", "pca", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+        if self.pca is not None and self.pca < self.components:
+            raise ValueError(
+                f"--pca {self.pca} keeps fewer components than the {self.components} of PLS; use fewer --components"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ def asked_layers(
     ValueError
         A word that is not understood, a region without a layer, an unknown layer, an iteration that is not run.
     """
+    if any(t < 0 for t in iterations):
+        raise ValueError(f"--iterations {' '.join(map(str, iterations))}: expected whole numbers >= 0 (0 is the first pass)")
     given: dict[str, list[str]] = {}
     for word in baseline_words:
         region, layer = _region_word(word, "--baseline-layers")
@@ -122,14 +140,8 @@ def evaluate_region(
             done.append(_evaluation(asked.region, recordings, "baseline", baseline.name, layer, base))
         for layer, other in _rows(asked, model, baseline, scoring):
             mine, base = of_model[layer], of_baseline[other]
-            comparison = compare_scores(
-                mine.scores,
-                base.scores,
-                predictions=(mine.predictions, base.predictions),
-                responses=recordings.responses,
-                seed=scoring.seed,
-            )
-            done.append(_evaluation(asked.region, recordings, "model", model.name, layer, mine, comparison))
+            comparison = _compare(mine, base, recordings.responses, scoring.seed)
+            done.append(_evaluation(asked.region, recordings, "model", model.name, layer, mine, comparison, other))
     if len(sources) > 1:
         done += _pooled(asked, sources, fitted, model, baseline, scoring)
     return done
@@ -139,13 +151,37 @@ def check_scoring(recordings: Recordings, scoring: Scoring) -> tuple[Split, ...]
     """The splits of these recordings; a ValueError before long work where they do not allow the scoring."""
     ids = recordings.images.ids
     splits = make_splits(scoring.splits, ids, object_names=recordings.object_names, seed=scoring.seed)
-    fewest = min(len(split.train) for split in splits)
-    if scoring.components >= fewest:
+    trained = [len(split.train) for split in splits]
+    if scoring.nested:  # the choice is made by a cross-validation within the training images
+        trained = [len(np.setdiff1d(split.train, other.test)) for split, other in permutations(splits, 2)]
+    if scoring.components >= min(trained):
         raise ValueError(
             f"{recordings.source}: {scoring.components} components need more than {scoring.components} training images, "
-            f"a split has {fewest}; use fewer --components"
+            f"a split {'within the training images ' if scoring.nested else ''}has {min(trained)}; use fewer --components"
         )
     return splits
+
+
+def check_features(asked: Sequence[Asked], images: Images, model: Network, baseline: Network, scoring: Scoring) -> None:
+    """Show both networks one image; a ValueError before long work where a layer gives fewer features than components."""
+    for network, layers in (
+        (model, [at for one in asked for at in one.model]),
+        (baseline, [at for one in asked for at in one.baseline]),
+    ):
+        for at, count in feature_counts(network, images, list(dict.fromkeys(layers))).items():
+            if count < scoring.components:
+                raise ValueError(
+                    f"{network.name} {at}: {count} features are fewer than {scoring.components} components; "
+                    "use fewer --components"
+                )
+
+
+def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Comparison | None:
+    """The tests, or None where no site has an r of both (constant predictions)."""
+    if not np.isfinite(mine.scores.r - base.scores.r).any():
+        return None
+    predictions = (mine.predictions, base.predictions)
+    return compare_scores(mine.scores, base.scores, predictions=predictions, responses=responses, seed=seed)
 
 
 def _fit_source(
@@ -157,11 +193,6 @@ def _fit_source(
         products = layer_products(
             network, recordings.images, layers, batch_size=scoring.batch_size, progress=scoring.progress
         )
-        for at, product in products.items():
-            if product.n_features < scoring.components:
-                raise ValueError(
-                    f"{at}: {product.n_features} features are fewer than {scoring.components} components; use fewer --components"
-                )
         both.append(_fit_layers(products, recordings, splits, scoring))
     return both[0], both[1]
 
@@ -184,11 +215,15 @@ def _fit_layers(
 
 
 def _rows(asked: Asked, model: Network, baseline: Network, scoring: Scoring) -> list[tuple[str, str]]:
-    """(model's layer, baseline's layer) of every row; the baseline itself is not compared with itself."""
+    """(model's layer, baseline's layer) of every row.
+
+    The model's first pass is not compared with itself, unless nothing else was asked for.
+    """
     if scoring.nested:
         return [(NESTED, NESTED)]
     same = model.digest == baseline.digest and model.preprocessing == baseline.preprocessing
-    return [(str(at), str(other)) for at, other in asked.pairs if not (same and at == other)]
+    pairs = [pair for pair in asked.pairs if not (same and pair[0] == pair[1])] or asked.pairs
+    return [(str(at), str(other)) for at, other in pairs]
 
 
 def _evaluation(
@@ -199,6 +234,7 @@ def _evaluation(
     layer: str,
     fitted: Fitted,
     comparison: Comparison | None = None,
+    against: str = "",
 ) -> Evaluation:
     return Evaluation(
         region,
@@ -213,6 +249,7 @@ def _evaluation(
         recordings.excluded,
         comparison,
         fitted.chosen,
+        against,
     )
 
 
@@ -227,14 +264,19 @@ def _pooled(
     """All sites of all sources side by side, for each row."""
 
     def pooled(
-        role: str, network: str, layer: str, parts: Sequence[Fitted], comparison: Comparison | None = None
+        role: str,
+        network: str,
+        layer: str,
+        parts: Sequence[Fitted],
+        comparison: Comparison | None = None,
+        against: str = "",
     ) -> Evaluation:
         scores = pool_scores([part.scores for part in parts])
         ids = tuple(f"{r.source}/{i}" for r in sources for i in r.data["neuroid_id"].values)
         return Evaluation(
             asked.region,
             "pooled",
-            all(r.simulated for r in sources),
+            any(r.simulated for r in sources),
             role,
             network,
             layer,
@@ -243,18 +285,19 @@ def _pooled(
             sum(len(r.images) for r in sources),
             tuple(name for r in sources for name in r.excluded),
             comparison,
+            against=against,
         )
 
-    done = []
-    for layer in fitted[0][1]:
-        done.append(pooled("baseline", baseline.name, layer, [base[layer] for _, base in fitted]))
+    done = [pooled("baseline", baseline.name, layer, [base[layer] for _, base in fitted]) for layer in fitted[0][1]]
     for layer, other in _rows(asked, model, baseline, scoring):
         pairs = [(mine[layer], base[other]) for mine, base in fitted]
-        comparison = compare_pooled(
-            [(mine.scores, base.scores) for mine, base in pairs],
-            predictions=[(mine.predictions, base.predictions) for mine, base in pairs],
-            responses=[r.responses for r in sources],
-            seed=scoring.seed,
-        )
-        done.append(pooled("model", model.name, layer, [mine for mine, _ in pairs], comparison))
+        comparison = None
+        if any(np.isfinite(mine.scores.r - base.scores.r).any() for mine, base in pairs):
+            comparison = compare_pooled(
+                [(mine.scores, base.scores) for mine, base in pairs],
+                predictions=[(mine.predictions, base.predictions) for mine, base in pairs],
+                responses=[r.responses for r in sources],
+                seed=scoring.seed,
+            )
+        done.append(pooled("model", model.name, layer, [mine for mine, _ in pairs], comparison, other))
     return done

@@ -74,11 +74,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         write(file)
 
 
-def check_writable(folder: Path) -> None:
-    """An OSError now rather than after hours of work where ``folder`` cannot be written."""
+def check_writable(folder: Path, room: int = 2**20) -> None:
+    """An OSError now rather than after hours of work where ``folder`` cannot be written or has no room (bytes) left."""
     probe = Path(folder) / ".write-probe"
-    with whole_file(probe):
-        pass
+    write_whole(probe, lambda file: file.write(bytes(room)))  # type: ignore[arg-type, return-value]
     probe.unlink()
 
 

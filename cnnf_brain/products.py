@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -47,28 +51,52 @@ def layer_products(
 ) -> dict[LayerAt, Product]:
     """K = X Xᵀ over all images for every layer, from the cache where it is there.
 
+    An interrupted call (Ctrl-C, kill, power) goes on, when it is repeated, from the images whose features it had written.
+
     Raises
     ------
     ValueError
-        A layer that the network lacks; features that are not finite.
+        A layer that the network lacks; images that it cannot take; features that are not finite.
     OSError
         Too little scratch space for one layer.
     """
+    if batch_size < 1:
+        raise ValueError(f"the batch size is {batch_size}, expected at least 1")
     activations.check_layers(network.module, layers)
     seen = stimuli.digest()
     keys = {at: product_key(network, seen, at) for at in dict.fromkeys(layers)}
-    found = {at: product for at, key in keys.items() if (product := read_product(at, key)) is not None}
+    found = _cached(keys)
     missing = [at for at in keys if at not in found]
     if missing:
-        first = next(images.batches(stimuli, network.preprocessing, 1)).to(network.device)
-        counts = activations.feature_counts(network.module, first, missing)
+        counts = feature_counts(network, stimuli, missing)
         for group in grouped(counts, len(stimuli), scratch_bytes):
             with Scratch({at: counts[at] for at in group}, len(stimuli), [keys[at] for at in group]) as scratch:
-                _stream(network, stimuli, scratch, batch_size, progress)
+                # another process may have computed them while this one waited for the scratch
+                now = _cached({at: keys[at] for at in group}) if scratch.waited else {}
+                if len(now) < len(group):
+                    _stream(network, stimuli, scratch, batch_size, progress)
                 for at in group:
-                    found[at] = Product(at, scratch.product(at), counts[at])
-                    write_product(keys[at], found[at])
+                    if at not in now:
+                        now[at] = Product(at, scratch.product(at), counts[at])
+                        write_product(keys[at], now[at])
+                found.update(now)
     return {at: found[at] for at in layers}
+
+
+def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Product]:
+    return {at: product for at, key in keys.items() if (product := read_product(at, key)) is not None}
+
+
+def feature_counts(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> dict[LayerAt, int]:
+    """Features per image of every layer, from one pass of the first image; a ValueError where the network cannot take it."""
+    first = next(images.batches(stimuli, network.preprocessing, 1)).to(network.device)
+    try:
+        return activations.feature_counts(network.module, first, layers)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{network.name} cannot be run on an image of shape {tuple(first.shape[1:])} ({str(error).splitlines()[0]}); "
+            "it may need another --image-size"
+        ) from error
 
 
 def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: bool) -> None:
@@ -76,13 +104,20 @@ def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int
     done = scratch.rows_done()
     names = ", ".join(map(str, list(scratch.counts)[:3])) + (", …" if len(scratch.counts) > 3 else "")
     bar = tqdm(total=len(stimuli), initial=done, unit="image", desc=f"{network.name}: {names}", disable=not progress)
-    with bar, torch.inference_mode():
+    with bar, torch.inference_mode(), float32_convolutions(network.device):
         for batch in images.batches(stimuli, network.preprocessing, batch_size, start=done):
             shaped = batch.to(network.device, memory_format=torch.channels_last)
             maps = activations.extract(network.module, shaped, list(scratch.counts))
             for at, values in maps.items():
                 scratch.append(at, as_rows(values, at))
             bar.update(len(batch))
+
+
+def float32_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Convolutions in float32 proper on a GPU as well, where torch's default rounds their input to TF32 (10 bits)."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
@@ -97,16 +132,20 @@ def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
 
 
 def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:
-    """Layers in groups whose features fit the scratch space together; an OSError where one alone does not."""
-    free = shutil.disk_usage(files.cache_folder("scratch")).free
-    limit = min(scratch_bytes, int(free * 0.9))
+    """Layers in groups whose features fit the scratch space together; an OSError where one alone does not.
+
+    What interrupted runs left counts as free, so that the groups, and with them the scratch, are found again.
+    """
+    folder = files.cache_folder("scratch")
+    left = sum(path.stat().st_size for path in folder.glob("*/*.f32"))
+    limit = min(scratch_bytes, int((shutil.disk_usage(folder).free + left) * 0.9))
     groups: list[list[LayerAt]] = [[]]
     used = 0
     for at, count in counts.items():
         size = 4 * count * n_images
         if size > limit:
             raise OSError(
-                f"{at}: its features over {n_images} images take {size / 2**30:.1f} GiB of scratch, and {limit / 2**30:.1f} GiB "
+                f"{at}: its features over {n_images} images take {size / 2**30:.3g} GiB of scratch, and {limit / 2**30:.3g} GiB "
                 f"may be used; free space or point {files.CACHE_VARIABLE} to a larger disk"
             )
         if used + size > limit:
@@ -118,14 +157,19 @@ def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> li
 
 
 class Scratch:
-    """Feature rows of some layers on disk, in blocks of columns; a context that removes its folder when all went well."""
+    """Feature rows of some layers on disk, in blocks of columns; a context that removes its folder unless it was interrupted.
+
+    Each block is a file of float32 rows beside a file with one CRC-32 for each row, so that rows which a crash left
+    damaged are not taken for done.
+    """
 
     def __init__(self, counts: dict[LayerAt, int], n_images: int, keys: Sequence[str]) -> None:
         self.counts, self.n_images = counts, n_images
         parent = files.cache_folder("scratch")
         remove_old(parent)
         self.folder = parent / hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
-        self.lock = FileLock(f"{self.folder}.lock")
+        self.lock = FileLock(files.cache_folder("locks") / f"{self.folder.name}.lock")
+        self.waited = False
         width = max(1, BLOCK_BYTES // (4 * n_images))
         self.blocks: dict[LayerAt, list[tuple[Path, int, int]]] = {
             at: [
@@ -138,6 +182,7 @@ class Scratch:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
+            self.waited = True
             print("another process computes the same features; waiting for it", file=sys.stderr)
             self.lock.acquire()
         self.folder.mkdir(exist_ok=True)
@@ -150,20 +195,30 @@ class Scratch:
 
     def rows_done(self) -> int:
         """Images whose rows an interrupted run left whole; everything behind them is cut off."""
-        sizes = [(path, 4 * (end - start)) for blocks in self.blocks.values() for path, start, end in blocks]
-        for path, _ in sizes:
-            path.touch()
-        done = min(path.stat().st_size // row for path, row in sizes)
-        for path, row in sizes:
-            with open(path, "rb+") as file:
-                file.truncate(done * row)
+        blocks = [block for of_layer in self.blocks.values() for block in of_layer]
+        done = min(_whole_rows(path, 4 * (end - start)) for path, start, end in blocks)
+        for path, start, end in blocks:
+            for file, size in ((path, 4 * (end - start)), (_sums(path), 4)):
+                file.touch()
+                os.truncate(file, done * size)
         return done
 
     def append(self, at: LayerAt, rows: np.ndarray) -> None:
         """Add rows (B, n_features) of the next images."""
-        for path, start, end in self.blocks[at]:
-            with open(path, "ab") as file:
-                np.ascontiguousarray(rows[:, start:end]).tofile(file)
+        try:
+            for path, start, end in self.blocks[at]:
+                block = np.ascontiguousarray(rows[:, start:end])
+                sums = np.array([zlib.crc32(row) for row in block], dtype=np.uint32)
+                for file, values in ((path, block), (_sums(path), sums)):
+                    with open(file, "ab") as stream:
+                        stream.write(values.data)
+            os.utime(self.folder)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot write features to {self.folder}: {error.strerror or error}; free space or point "
+                f"{files.CACHE_VARIABLE} to a larger disk",
+            ) from error
 
     def product(self, at: LayerAt) -> np.ndarray:
         """K (n_images, n_images) float64; each block's mean row is taken off first, which PLS does not see."""
@@ -173,6 +228,23 @@ class Scratch:
             block -= block.mean(axis=0, dtype=np.float64).astype(np.float32)
             total += block @ block.T
         return total
+
+
+def _sums(path: Path) -> Path:
+    return path.with_suffix(".crc")
+
+
+def _whole_rows(path: Path, row_bytes: int) -> int:
+    """How many rows from the start of a block are as their sums say."""
+    if not (path.is_file() and _sums(path).is_file()):
+        return 0
+    sums = np.frombuffer(_sums(path).read_bytes()[: _sums(path).stat().st_size // 4 * 4], dtype=np.uint32)
+    with open(path, "rb") as file:
+        for number, expected in enumerate(sums):
+            row = file.read(row_bytes)
+            if len(row) < row_bytes or zlib.crc32(row) != expected:
+                return number
+    return len(sums)
 
 
 def remove_old(parent: Path) -> None:
@@ -188,17 +260,18 @@ class CodeVersion:
 
     sources: str
     torch: str
+    pillow: str
 
 
 def code_version() -> CodeVersion:
-    """Hash of the sources that make features, and torch's version."""
+    """Hash of the sources that make features, and the versions of torch and of what decodes images."""
     package = Path(__file__).parent
     paths = [
         *sorted((package / "model").glob("*.py")),
         *(package / f"{n}.py" for n in ("activations", "images", "products")),
     ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    return CodeVersion(digest, str(torch.__version__))
+    return CodeVersion(digest, str(torch.__version__), PIL.__version__)
 
 
 def product_key(network: Network, images_digest: str, at: LayerAt) -> str:
@@ -206,15 +279,14 @@ def product_key(network: Network, images_digest: str, at: LayerAt) -> str:
     settings = None
     if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
         settings = {k: v for k, v in network.module.settings.items() if k != "iterations"}
-    version = code_version()
     parts = {
         "network": network.digest,
         "feedback": settings,
         "preprocessing": repr(network.preprocessing),
         "images": images_digest,
         "layer": str(at),
-        "precision": "float32",
-        "code": [version.sources, version.torch],
+        "precision": f"float32 on {network.device.type}",
+        "code": asdict(code_version()),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -225,7 +297,7 @@ def read_product(at: LayerAt, key: str) -> Product | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:  # zip members carry checksums
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:  # zip members carry checksums
             return Product(at, stored["values"], int(stored["n_features"]))
     except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         warnings.warn(f"{path} is damaged ({error}); computing {at} again", DamagedCacheWarning, stacklevel=2)

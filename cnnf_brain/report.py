@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -13,24 +14,41 @@ import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain.files import whole_file, write_whole
-from cnnf_brain.predictivity.scores import ceiled, median_r, site_r
-from cnnf_brain.predictivity.statistics import TESTS, bootstrap_median_difference, holm
-from cnnf_brain.types import Evaluation
+from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
+from cnnf_brain.predictivity.statistics import (
+    PAIRED,
+    RESAMPLED,
+    SWAP,
+    TESTS,
+    WELCH,
+    WILCOXON,
+    bootstrap_median_difference,
+    holm,
+)
+from cnnf_brain.types import Evaluation, LayerAt
 
 SCHEMA = 1
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
-SMALL_FOLD = 20
+HEADS = {WELCH: "Welch", RESAMPLED: "resampled t", SWAP: "swap", PAIRED: "t sites", WILCOXON: "Wilcoxon"}
+COLOURS = ("#9ecae1", "#4292c6", "#2171b5", "#08519c")  # of the model, by iteration
+WIDEST = 28  # letters of a name in the table
 
 
-def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
-    """All files of the report into ``folder``, each whole or not at all."""
+def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> str:
+    """All files of the report into ``folder``, each whole or not at all; returns the table.
+
+    summary.json goes first and comes back last: where it stands, the other files are of the same run.
+    """
     content = summary(evaluations, run)
+    printed = table(content)
+    (folder / "summary.json").unlink(missing_ok=True)
     _write_json(folder / "run.json", run)
     write_scores(folder / "scores.nc", evaluations, run)
-    text = f"# Neural predictivity\n\n{table(evaluations, run)}\n"
+    text = f"# Neural predictivity\n\n{printed}\n"
     write_whole(folder / "table.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
     plot(folder, content)
-    _write_json(folder / "summary.json", content)  # last: where it stands, the rest does
+    _write_json(folder / "summary.json", content)
+    return printed
 
 
 def summary(evaluations: Sequence[Evaluation], run: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +78,6 @@ def adjusted_p(evaluations: Sequence[Evaluation]) -> dict[str, dict[int, float]]
 
 def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict[str, Any]:
     r = site_r(e.scores)
-    low, high = median_interval(r)
     entry: dict[str, Any] = {
         "region": e.region,
         "source": e.source,
@@ -68,24 +85,23 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
         "role": e.role,
         "network": e.network,
         "layer": e.layer,
-        "chosen": list(e.chosen),
+        "chosen": e.chosen,
         "images": e.n_images,
         "sites": len(e.neuroid_ids),
-        "excluded_sites": list(e.excluded),
+        "excluded_sites": e.excluded,
         "undefined_sites": int(np.isnan(r).sum()),
         "median_r": median_r(e.scores),
-        "median_r_interval": [low, high],
-        "median_r_pooled_predictions": None if e.scores.pooled is None else float(np.nanmedian(e.scores.pooled)),
-        "ceiling": None,
+        "median_r_interval": median_interval(r),
+        "median_r_pooled_predictions": None if e.scores.pooled is None else _median(e.scores.pooled),
+        "brainscore_r": brainscore_r(e.scores),
+        "ceiling": None if e.scores.ceiling is None else _median(e.scores.ceiling),
     }
-    if e.scores.ceiling is not None and np.isfinite(e.scores.ceiling).any():
-        ceiling = float(np.nanmedian(e.scores.ceiling))
-        entry["ceiling"] = ceiling
-        for formula in ("r2/ceiling", "(r/ceiling)2"):
-            entry[formula] = float(ceiled(entry["median_r"], ceiling, formula))
-    if e.comparison:
-        entry["difference"] = e.comparison.difference
-        entry["difference_interval"] = [e.comparison.low, e.comparison.high]
+    entry |= {name: None if e.scores.ceiling is None else brainscore_ceiled(e.scores, name) for name in FORMULAS}
+    if e.role == "model":
+        c = e.comparison
+        entry["baseline_layer"] = e.against
+        entry["difference"] = c and c.difference
+        entry["difference_interval"] = (c.low, c.high) if c else (None, None)
         entry["tests"] = [
             {
                 "name": t.name,
@@ -98,9 +114,14 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
                 "question": TESTS[t.name].question,
                 "valid": TESTS[t.name].valid,
             }
-            for t in e.comparison.tests
+            for t in (c.tests if c else ())
         ]
     return _plain(entry)
+
+
+def _median(values: np.ndarray) -> float:
+    defined = values[np.isfinite(values)]
+    return float(np.median(defined)) if len(defined) else math.nan
 
 
 def median_interval(r: np.ndarray) -> tuple[float, float]:
@@ -110,76 +131,125 @@ def median_interval(r: np.ndarray) -> tuple[float, float]:
     return bootstrap_median_difference(r[None], np.zeros_like(r)[None])
 
 
-def table(evaluations: Sequence[Evaluation], run: dict[str, Any]) -> str:
-    """The printed table (Markdown) with its notes."""
-    content = summary(evaluations, run)
+def table(content: dict[str, Any]) -> str:
+    """The printed table (Markdown) of a summary, with its notes."""
     entries = content["evaluations"]
-    names = [t["name"] for e in entries for t in e.get("tests", [])]
-    tests = [name for name in TESTS if name in names]
+    names = {t["name"] for e in entries for t in e.get("tests", [])}
+    tests = [name for name in HEADS if name in names]
     small = any(e["median_r_pooled_predictions"] is not None for e in entries)
-    head = ["region", "recordings", "network", "layer", "median r [95%]"]
-    head += ["r, pooled predictions"] * small
-    head += ["ceiling", "r²/ceiling", "(r/ceiling)²", "difference [95%]", *(_test_head(name) for name in tests)]
-    rows = [_row(e, tests, small) for e in entries]
-    lines = [tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *_notes(content, evaluations, tests, small)]
-    return "\n".join(lines)
+    ceilings = any(e["ceiling"] is not None for e in entries)
+    sources = short_names([e["source"] for e in entries])
+    head = ["region", "recordings", "network", "layer", "it", "median r [95%]"] + ["pooled r"] * small
+    head += ["ceiling", "r²/c", "(r/c)²"] * ceilings + ["difference [95%]", *map(_test_head, tests)]
+    rows = [_row(e, sources[e["source"]], tests, small, ceilings) for e in entries]
+    notes = [f"- {note}" for note in _notes(content, tests, small, ceilings)]
+    return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *notes])
 
 
 def _test_head(name: str) -> str:
-    return f"p: {name}" + ("" if TESTS[name].valid else " ⚠")
+    return HEADS[name] + ("" if TESTS[name].valid else " ⚠")
 
 
-def _row(e: dict[str, Any], tests: list[str], small: bool) -> list[str]:
-    def number(value: float | None, digits: int = 3, sign: str = "") -> str:
-        return "" if value is None else f"{value:{sign}.{digits}f}"
+def short_names(sources: Sequence[str]) -> dict[str, str]:
+    """Each source by the end of its path, as much of it as tells it from the others."""
+    distinct = list(dict.fromkeys(sources))
+    for depth in range(1, max(source.count("/") for source in distinct) + 2):
+        found = {source: _cut("/".join(source.rstrip("/").split("/")[-depth:]), WIDEST * depth) for source in distinct}
+        if len(set(found.values())) == len(distinct):
+            return found
+    return {source: source for source in distinct}
 
-    def interval(ends: Sequence[float | None], sign: str = "") -> str:
-        return f" [{number(ends[0], sign=sign)}, {number(ends[1], sign=sign)}]" if None not in ends else ""
 
-    source = e["source"] + (" (simulated)" if e["simulated"] and "simulated" not in e["source"] else "")
-    row = [e["region"], source, e["network"], e["layer"], number(e["median_r"]) + interval(e["median_r_interval"])]
-    row += [number(e["median_r_pooled_predictions"])] * small
-    row += [number(e["ceiling"]), number(e.get("r2/ceiling")), number(e.get("(r/ceiling)2"))]
-    if "difference" not in e:
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else "…" + text[1 - longest :]
+
+
+def _row(e: dict[str, Any], source: str, tests: list[str], small: bool, ceilings: bool) -> list[str]:
+    source += " (simulated)" if e["simulated"] and "simulated" not in source else ""
+    layer, iteration = _layer_and_iteration(e["layer"])
+    row = [e["region"], source, _cut(e["network"], WIDEST), layer, iteration]
+    row.append((_number(e["median_r"]) or "undefined") + _interval(e["median_r_interval"]))
+    row += [_number(e["median_r_pooled_predictions"])] * small
+    row += [_number(e[name]) for name in ("ceiling", *FORMULAS)] * ceilings
+    if e["role"] == "baseline":
         return [*row, "baseline", *[""] * len(tests)]
-    by_name = {t["name"]: t for t in e["tests"]}
-    row.append(number(e["difference"], sign="+") + interval(e["difference_interval"], sign="+"))
-    return row + [f"{by_name[n]['p_holm']:.2g}" if n in by_name and by_name[n]["p_holm"] is not None else "" for n in tests]
+    p = {t["name"]: t["p_holm"] for t in e["tests"]}
+    row.append((_number(e["difference"], "+") or "undefined") + _interval(e["difference_interval"], "+"))
+    return row + ["" if p.get(name) is None else f"{p[name]:.2g}" for name in tests]
 
 
-def _notes(content: dict[str, Any], evaluations: Sequence[Evaluation], tests: list[str], small: bool) -> list[str]:
-    options = content["options"]
+def _layer_and_iteration(layer: str) -> tuple[str, str]:
+    if "@" not in layer:  # chosen on training folds
+        return layer, ""
+    at = LayerAt.parse(layer)
+    return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.3f}"
+
+
+def _interval(ends: Sequence[float | None], sign: str = "") -> str:
+    return "" if None in ends else f" [{_number(ends[0], sign)}, {_number(ends[1], sign)}]"
+
+
+def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: bool) -> list[str]:
+    options, entries = content["options"], content["evaluations"]
     splits = {"kfold": "ten true folds", "brainscore": "Brain-Score's ten shuffle splits"}[options["splits"]]
     model = "one PLS model per site" if options["per_site"] else "PLS over all sites at once"
     notes = [
-        f"Median over sites of Pearson's r on held-out images; {model}, {options['components']} components, {splits}. "
+        f"Median over sites of Pearson's r on held-out images (the mean over splits of each site); {model}, "
+        f"{options['components']} components, {splits}. it: iteration, 0 is the first feedforward pass. "
         "Intervals: 95% bootstrap over sites."
     ]
+    if content["simulated"]:
+        notes.insert(
+            0, "SIMULATED recordings: the sites are computed, not measured. Nothing here says anything about a brain."
+        )
     if options["pca"]:
         notes.append(
             f"Features were reduced to {options['pca']} principal components, fitted on all images (without responses)."
         )
-    if tests:
-        sizes = sorted(set(content["family_size"].values()))
-        notes.append(
-            f"p-values are Holm-adjusted over the {' or '.join(map(str, sizes))} rows of this table, for each test apart. "
-            "⚠: rejects too often for the question whether new images would give the same answer; shown for comparison with the "
-            "literature (docs/statistics.md)."
-        )
+    if options["select"]:
+        notes.append("nested: in each split, the layer and iteration that do best within its training images.")
+    notes += _about_tests(content, tests)
     if small:
         notes.append(
-            f"Folds hold fewer than {SMALL_FOLD} test images, so that r within a fold is noisy; r over the held-out predictions of "
-            "all folds together stands beside it."
+            f"Folds hold fewer than {SMALL_FOLD} test images, so that r within a fold is noisy; pooled r, over the held-out "
+            "predictions of all folds together, stands beside it."
         )
-    if not any(e["ceiling"] for e in content["evaluations"]):
-        notes.append("No ceiling: these recordings hold no single repeats.")
-    left_out = {f"{e.source}: {name}" for e in evaluations for name in e.excluded if e.source != "pooled"}
-    if left_out:
+    if ceilings:
         notes.append(
-            f"{len(left_out)} sites were excluded: {'; '.join(sorted(left_out)[:5])}{' …' if len(left_out) > 5 else ''}."
+            "ceiling: median over sites of the split-half reliability. r²/c (Brain-Score since 2026) and (r/c)² (before) in "
+            "Brain-Score's order: median over sites in each split, mean over splits, then divided by the ceiling."
         )
-    if content["simulated"]:
-        notes.append("SIMULATED recordings: the sites are computed, not measured. Nothing here says anything about a brain.")
+    else:
+        notes.append("No ceiling: these recordings hold no single repeats.")
+    return notes + _about_sites(entries)
+
+
+def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
+    if not tests:
+        return []
+    sizes = sorted(set(content["family_size"].values()))
+    rows = f"{' or '.join(map(str, sizes))} row{'s' * (sizes != [1])}"
+    about = "; ".join(f"{_test_head(name)} = {name}, {TESTS[name].why}" for name in tests)
+    return [
+        f"p-values are Holm-adjusted over the {rows} of this table with a difference, for each test apart. ⚠: not to be "
+        "believed for the question whether new images would give the same answer; shown beside the others as the "
+        f"literature uses it (docs/statistics.md). {about}."
+    ]
+
+
+def _about_sites(entries: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    left_out = sorted({f"{e['source']}: {name}" for e in entries for name in e["excluded_sites"] if e["source"] != "pooled"})
+    if left_out:
+        more = " …" if len(left_out) > 5 else ""
+        notes.append(f"{len(left_out)} sites were excluded: {'; '.join(left_out[:5])}{more}.")
+    undefined = max(e["undefined_sites"] for e in entries)
+    if undefined:
+        notes.append(f"Up to {undefined} sites have no r in a row, since what is predicted for them is constant.")
     return notes
 
 
@@ -187,13 +257,14 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
     """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split."""
     n_splits = max(e.scores.r.shape[0] for e in evaluations)
     columns: dict[str, list[Any]] = {
-        k: [] for k in ("region", "source", "role", "network", "layer", "neuroid_id", "ceiling", "pooled_r")
+        k: [] for k in ("region", "source", "simulated", "role", "network", "layer", "neuroid_id", "ceiling", "pooled_r")
     }
     r = []
     for e in evaluations:
         n = len(e.neuroid_ids)
         for name in ("region", "source", "role", "network", "layer"):
             columns[name] += [getattr(e, name)] * n
+        columns["simulated"] += [int(e.simulated)] * n
         columns["neuroid_id"] += e.neuroid_ids
         for name, values in (("ceiling", e.scores.ceiling), ("pooled_r", e.scores.pooled)):
             columns[name] += [math.nan] * n if values is None else values.tolist()
@@ -203,45 +274,52 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
     data["r"] = (("row", "split"), np.concatenate(r))
     data.attrs = {"schema": SCHEMA, "simulated": int(run["simulated"]), "options": json.dumps(run["options"])}
     with whole_file(path) as temporary:
-        data.to_netcdf(temporary, engine="netcdf4")
+        try:
+            data.to_netcdf(temporary, engine="netcdf4")
+        except RuntimeError as error:  # how the NetCDF library says that the disk is full
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def plot(folder: Path, content: dict[str, Any]) -> None:
     """The figure (after Figure 5 of the paper) from the summary: median r of every row, by region and source."""
     import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for e in content["evaluations"]:
         groups.setdefault((e["region"], e["source"]), []).append(e)
+    sources = short_names([e["source"] for e in content["evaluations"]])
     widest = max(len(rows) for rows in groups.values())
-    size = (max(4.0, (1.2 + 0.55 * widest) * len(groups)), 4.6)
-    figure, axes = plt.subplots(1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, ((region, source), rows) in zip(axes[0], groups.items(), strict=True):
+    figure = Figure(figsize=(max(4.0, (1.2 + 0.55 * widest) * len(groups)), 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axis, ((region, source), rows) in zip(axes, groups.items(), strict=True):
         _bars(axis, rows)
-        axis.set_title(f"{region}\n{source}", fontsize=9)
-    axes[0, 0].set_ylabel("median Pearson's r (95% bootstrap over sites)")
+        label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
+        axis.set_title(f"{region}\n{label}", fontsize=9)
+    axes[0].set_ylabel("median Pearson's r (95% bootstrap over sites)")
     if content["simulated"]:
         figure.suptitle("SIMULATED recordings", color="#b00020", fontsize=11)
-    for suffix in ("png", "svg"):
-        with whole_file(folder / f"figure.{suffix}") as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix)
-    plt.close(figure)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnnf-brain"}):  # text stays text, ids the same
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+            with whole_file(folder / f"figure.{suffix}") as temporary:
+                figure.savefig(temporary, dpi=150, format=suffix, metadata=metadata)
 
 
 def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
     """Bars of one region and source: the baseline grey, the model blue, darker with every iteration; the ceiling dashed."""
     for x, e in enumerate(rows):
-        iteration = int(e["layer"].split("@")[1].split(":")[0]) if "@" in e["layer"] else 1
-        colour = "#8c8c8c" if e["role"] == "baseline" else ("#9ecae1", "#4292c6", "#2171b5", "#08519c")[min(iteration, 3)]
+        iteration = int(_layer_and_iteration(e["layer"])[1] or 1)
+        colour = "#8c8c8c" if e["role"] == "baseline" else COLOURS[min(iteration, 3)]
+        height = math.nan if e["median_r"] is None else e["median_r"]
         low, high = e["median_r_interval"]
-        errors = None if low is None else [[max(0.0, e["median_r"] - low)], [max(0.0, high - e["median_r"])]]
-        axis.bar(x, e["median_r"], width=0.75, color=colour, yerr=errors, capsize=3, ecolor="#333333")
+        errors = None if low is None else [[max(0.0, height - low)], [max(0.0, high - height)]]
+        axis.bar(x, height, width=0.75, color=colour, yerr=errors, capsize=3, ecolor="#333333")
         if e["ceiling"] is not None:
             axis.hlines(e["ceiling"], x - 0.45, x + 0.45, colors="#333333", linestyles="dashed", linewidth=1)
-    axis.set_xticks(range(len(rows)), [f"{e['network']}\n{e['layer']}" for e in rows], rotation=60, ha="right", fontsize=7)
+    labels = [f"{_cut(e['network'], WIDEST)}\n{e['layer']}" for e in rows]
+    axis.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     axis.axhline(0, color="#333333", linewidth=0.8)
 

@@ -69,6 +69,8 @@ class Images:
         """Image ``index`` in RGB; a ValueError that names the image where it cannot be decoded."""
         try:
             with Image.open(io.BytesIO(self.read(index))) as image:
+                if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
+                    raise ValueError(f"mode {image.mode}; save it with 8 bits per channel")
                 return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
@@ -213,7 +215,8 @@ class Evaluation:
     """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region.
 
     ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once for each split).
-    ``comparison`` is the difference to the baseline, None for the baseline itself. ``settings`` says how it was scored.
+    ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, and where r is undefined
+    (constant predictions) for one of the two.
     """
 
     region: str
@@ -228,3 +231,4 @@ class Evaluation:
     excluded: tuple[str, ...] = ()
     comparison: Comparison | None = None
     chosen: tuple[str, ...] = ()
+    against: str = ""

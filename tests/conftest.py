@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,4 +16,20 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}, which is not there")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def not_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests compute is cached for the session, away from the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNNF_BRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(folder))
     return folder

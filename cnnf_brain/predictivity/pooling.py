@@ -13,7 +13,7 @@ from cnnf_brain.predictivity.statistics import (
     welch_over_folds,
     wilcoxon_over_sites,
 )
-from cnnf_brain.predictivity.swaps import swap_over_images
+from cnnf_brain.predictivity.swaps import swap_over_images, widening
 from cnnf_brain.types import Comparison, Predictions, Scores, Split
 
 
@@ -38,28 +38,56 @@ def compare_pooled(
     """The difference (model, baseline) over all sites of several sources; every source with the same number of splits.
 
     Fold s of the tests over folds is fold s of every source together. The swap test exchanges each source's images
-    for its own sites alone. Sites and images of different sources are independent.
+    for its own sites alone, and widens by the largest factor that any source has by itself: pooling brings no images
+    that would have trained another source's fits. Sites and images of different sources are independent.
 
     Parameters
     ----------
     pairs : sequence of (model, baseline) Scores, one for each source
     predictions, responses
         In the same order, as ``compare_scores`` takes them.
+
+    Raises
+    ------
+    ValueError
+        Numbers of splits that differ, no site with an r of both networks.
     """
-    model, baseline = (pool_scores([pair[i] for pair in pairs]) for i in (0, 1))
+    counts = sorted({len(scores.r) for pair in pairs for scores in pair})
+    if len(counts) > 1:
+        raise ValueError(
+            f"sources with {' and '.join(map(str, counts))} splits cannot be pooled; use the same splits for all"
+        )
+    model, baseline = (pool_scores([pair[i] for pair in pairs]).r for i in (0, 1))
+    differences = model - baseline
+    defined = np.isfinite(differences).any(axis=0)
+    if not defined.any():
+        raise ValueError(f"none of the {len(defined)} sites of all sources has an r of both networks")
     sizes = [[len(split.test), len(split.train)] for pair in predictions for split in pair[0].splits]
     n_test, n_train = np.mean(sizes, axis=0)
     mine, other = (_in_block(predictions, responses, which) for which in (0, 1))
+    for a, b, out in zip(mine, other, _undefined(pairs), strict=True):
+        a[:, out], b[:, out] = np.nan, np.nan
     everyone, splits = _block_rows(predictions, responses)
-    tests = (
-        welch_over_folds(model.r, baseline.r),
-        corrected_resampled_t(model.r, baseline.r, n_test, n_train),
-        paired_t_over_sites(model.r, baseline.r),
-        wilcoxon_over_sites(model.r, baseline.r),
-        swap_over_images(mine, other, everyone, splits, n_resamples=n_resamples, seed=seed),
-    )
-    low, high = bootstrap_median_difference(model.r, baseline.r, n_resamples=n_resamples, seed=seed)
-    return Comparison(float(np.median(np.nanmean(model.r - baseline.r, axis=0))), low, high, tests)
+    factor = max(widening(pair[0].splits, len(y)) for pair, y in zip(predictions, responses, strict=True))
+    tests, low, high = [], float("nan"), float("nan")
+    if len(model) > 1:
+        tests += [welch_over_folds(model, baseline), corrected_resampled_t(model, baseline, n_test, n_train)]
+    tests.append(swap_over_images(mine, other, everyone, splits, widen_by=factor, n_resamples=n_resamples, seed=seed))
+    if defined.sum() > 1:
+        tests += [paired_t_over_sites(model, baseline), wilcoxon_over_sites(model, baseline)]
+        low, high = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
+    return Comparison(float(np.median(np.nanmean(differences[:, defined], axis=0))), low, high, tuple(tests))
+
+
+def _undefined(pairs: Sequence[tuple[Scores, Scores]]) -> list[np.ndarray]:
+    """For each split of each source (in the order of ``_in_block``) which of all sites lack an r of either network."""
+    everyone = [~np.isfinite(model.r - baseline.r) for model, baseline in pairs]
+    n_sites = [out.shape[1] for out in everyone]
+    found = []
+    for number, out in enumerate(everyone):
+        before, after = sum(n_sites[:number]), sum(n_sites[number + 1 :])
+        found += [np.pad(row, (before, after), constant_values=True) for row in out]
+    return found
 
 
 def _in_block(

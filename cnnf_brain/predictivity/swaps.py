@@ -20,6 +20,7 @@ def swap_over_images(
     splits: Sequence[Split],
     *,
     for_training: bool = True,
+    widen_by: float | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> TestResult:
@@ -49,6 +50,8 @@ def swap_over_images(
         Held-out predictions, one array for each split. A column that is NaN or constant leaves out that site there.
     responses : (n_stimuli, n_neuroids) array
     splits : sequence of Split
+    widen_by : float, optional
+        In place of sqrt(1 + n_eff / n_train), where these are not to be had from ``splits`` (``pooling``).
 
     Returns
     -------
@@ -77,7 +80,8 @@ def swap_over_images(
         swapped = rng.integers(0, 2, (len(some), len(responses))).astype(float)
         some[:] = np.sum([fold.difference(swapped)[:, sites] for fold in folds], axis=0) / counts
     if for_training:
-        e = _widening(splits, len(responses)) * e + _between_sites(d, e)
+        factor = widening(splits, len(responses)) if widen_by is None else widen_by
+        e = factor * e + _between_sites(d, e)
     deviations = np.median(e, axis=1)
     observed = float(np.median(d))
     beyond = np.sum(np.abs(deviations) >= abs(observed) - 1e-12)  # a tie by rounding counts against the difference
@@ -163,7 +167,7 @@ def _between_sites(d: np.ndarray, e: np.ndarray) -> np.ndarray:
     return kept * (d - np.median(d))
 
 
-def _widening(splits: Sequence[Split], n: int) -> float:
+def widening(splits: Sequence[Split], n: int) -> float:
     """sqrt(1 + n_eff / n_train), see ``swap_over_images``."""
     weights = np.zeros(n)
     for split in splits:

@@ -1,0 +1,435 @@
+"""Products against X Xᵀ in float64; the cache; what interruptions leave; other processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from subprocess import PIPE
+from typing import IO
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from filelock import FileLock
+
+from cnnf_brain import activations, files, products
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.networks import Network
+from cnnf_brain.products import DamagedCacheWarning, layer_products, product_key
+from cnnf_brain.types import Images, LayerAt, Product
+
+AT = [LayerAt.parse(name) for name in ("relu1@0", "pool2@1", "pool2@2", "relu2@1:feedback", "fc@2")]
+
+
+def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: object) -> dict[LayerAt, Product]:
+    return layer_products(network, stimuli, layers, progress=False, **options)
+
+
+def centred(product: np.ndarray) -> np.ndarray:
+    """K of the features centred on all images."""
+    n = len(product)
+    C = np.eye(n) - 1 / n
+    return C @ product @ C
+
+
+def expected(network: Network, stimuli: Images, at: LayerAt) -> np.ndarray:
+    """X Xᵀ in float64, X of one pass with all images at once."""
+    batch = torch.stack([network.preprocessing(stimuli.decode(i)) for i in range(len(stimuli))])
+    with torch.inference_mode():
+        X = activations.extract(network.module, batch, [at])[at].flatten(1).double().numpy()
+    return centred(X @ X.T)
+
+
+def assert_same(found: np.ndarray, other: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert np.abs(centred(found) - centred(other)).max() <= tolerance * np.abs(centred(other)).max()
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """Images of every forward pass so far, in order."""
+    seen: list[int] = []
+    extract = activations.extract
+
+    def counted(model, batch, layers):
+        seen.append(len(batch))
+        return extract(model, batch, layers)
+
+    monkeypatch.setattr(activations, "extract", counted)
+    return seen
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 12, 50])
+@pytest.mark.parametrize("block_bytes", [2**28, 12 * 4 * 100])
+@pytest.mark.parametrize("scratch_bytes", [2**30, 4 * 12 * 1200])
+def test_streamed_products_equal_those_of_all_features(cache, monkeypatch, batch_size, block_bytes, scratch_bytes):
+    # One block of columns, or blocks of a hundred with a rest; all layers at once, or one or two at a time.
+    monkeypatch.setattr(products, "BLOCK_BYTES", block_bytes)
+    network, stimuli = tiny.network(), tiny.images(12)
+    found = compute(network, stimuli, batch_size=batch_size, scratch_bytes=scratch_bytes)
+    assert list(found) == AT
+    for at in AT:
+        assert found[at].values.dtype == np.float64
+        assert_same(found[at].values, expected(network, stimuli, at))
+    assert [found[at].n_features for at in AT] == [6 * 14 * 14, 288, 288, 8 * 12 * 12, 5]
+    assert list((cache / "scratch").iterdir()) == [], "scratch is removed"
+
+
+def test_a_block_may_be_a_single_column(cache, monkeypatch):
+    monkeypatch.setattr(products, "BLOCK_BYTES", 1)
+    network, stimuli, at = tiny.network(), tiny.images(12), AT[-1]
+    assert_same(compute(network, stimuli, [at])[at].values, expected(network, stimuli, at))
+
+
+def test_groups_fill_the_scratch_space(cache):
+    counts = {LayerAt(name): count for name, count in (("a", 10), ("b", 20), ("c", 5), ("d", 30))}
+    names = [[at.layer for at in group] for group in products.grouped(counts, 100, 4 * 100 * 30)]
+    assert names == [["a", "b"], ["c"], ["d"]]
+    with pytest.raises(OSError, match=r"d@0: its features over 100 images take .* GiB of scratch.*CNNF_BRAIN_CACHE"):
+        products.grouped(counts, 100, 4 * 100 * 30 - 1)
+
+
+def test_too_little_scratch_is_an_error_before_the_images_run(cache, passes):
+    with pytest.raises(OSError, match=r"relu1@0: its features over 12 images take"):
+        compute(tiny.network(), tiny.images(12), scratch_bytes=4 * 1176 * 12 - 1)
+    assert passes == [1], "one image, to count the features"
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
+    monkeypatch.setattr(np, "ascontiguousarray", lambda rows: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write features to .*No space left on device; free space or point CNNF_BRAIN"):
+        compute(tiny.network(), tiny.images(12))
+    assert list((cache / "scratch").iterdir()) == []
+    assert not (cache / "products").exists() or list((cache / "products").iterdir()) == []
+
+
+def test_features_that_are_not_finite_are_an_error(cache):
+    network = tiny.network(iterations=2, match_norm=False)
+    with torch.no_grad():
+        network.module.conv2.weight *= 1e12
+    with pytest.raises(
+        ValueError, match=r"relu2@2: features are not finite .*fewer iterations, a smaller step or match_norm"
+    ):
+        compute(network, tiny.images(12), [LayerAt("relu2", 2)])
+    assert list((cache / "scratch").iterdir()) == []
+
+
+def test_an_image_that_the_network_cannot_take_is_an_error(cache):
+    with pytest.raises(ValueError, match=r"tiny cannot be run on an image of shape \(3, 9, 9\).*--image-size"):
+        compute(tiny.network(size=9), tiny.images(12))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_an_image(batch_size):
+    with pytest.raises(ValueError, match="batch size"):
+        compute(tiny.network(), tiny.images(12), batch_size=batch_size)
+
+
+# The cache
+
+
+def test_the_second_time_nothing_is_computed(cache, passes):
+    first = compute(tiny.network(), tiny.images(12), batch_size=5)
+    assert passes == [1, 5, 5, 2]
+    again = compute(tiny.network(), tiny.images(12), batch_size=4)
+    assert len(passes) == 4
+    for at in AT:
+        assert np.array_equal(first[at].values, again[at].values)
+        assert (first[at].at, first[at].n_features) == (again[at].at, again[at].n_features)
+
+
+def test_only_what_is_missing_is_computed(cache, passes):
+    compute(tiny.network(), tiny.images(12), AT[:2])
+    passes.clear()
+    found = compute(tiny.network(), tiny.images(12), batch_size=6)
+    assert passes == [1, 6, 6]
+    assert list(found) == AT
+
+
+def key(network: Network | None = None, name: str = "pool2@1", images: str = "digest") -> str:
+    return product_key(network or tiny.network(), images, LayerAt.parse(name))
+
+
+def changed(weight: str = "conv1.bias") -> Network:
+    network = tiny.network()
+    with torch.no_grad():
+        tensor = network.module.state_dict()[weight].view(-1)
+        tensor[-1] = torch.nextafter(tensor[-1], torch.tensor(torch.inf))
+    return network
+
+
+OTHERS = {
+    "weight": lambda: key(changed()),
+    "last weight": lambda: key(changed("fc.weight")),
+    "preprocessing size": lambda: key(tiny.network(size=17)),
+    "preprocessing mean": lambda: key(replace(tiny.network(), preprocessing=Preprocessing(16, mean=(0.5, 0.5, 0.5)))),
+    "images": lambda: key(images="other"),
+    "iteration": lambda: key(name="pool2@2"),
+    "first pass": lambda: key(name="pool2@0"),
+    "feedback map": lambda: key(name="pool2@1:feedback"),
+    "layer": lambda: key(name="relu2@1"),
+    "step": lambda: key(tiny.network(step=0.5)),
+    "match_norm": lambda: key(tiny.network(match_norm=False)),
+    "ada_relu": lambda: key(tiny.network(ada_relu="printed")),
+    "target": lambda: key(tiny.network(target="relu1")),
+    "tolerance": lambda: key(tiny.network(tolerance=1e-3)),
+    "device": lambda: key(replace(tiny.network(), device=torch.device("meta"))),
+    "user's code": lambda: key(replace(tiny.network(), code=b"other")),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_another_key(change):
+    assert OTHERS[change]() != key()
+
+
+def test_keys_are_all_different():
+    assert len({make() for make in OTHERS.values()} | {key()}) == len(OTHERS) + 1
+
+
+def test_the_same_key():
+    assert key() == key(tiny.network())
+    assert key() == key(tiny.network(iterations=4)), "how many iterations follow does not matter"
+
+
+def test_the_first_pass_is_shared_with_the_plain_cnn():
+    cnn = key(tiny.network(iterations=0), "pool2@0")
+    assert cnn == key(tiny.network(step=0.3, target="relu1"), "pool2@0")
+    assert cnn != key(tiny.network(seed=1, iterations=0), "pool2@0")
+
+
+def test_another_version_of_the_software_has_another_key(monkeypatch):
+    before = key()
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert key() != before
+
+
+def test_the_sources_that_make_features_are_in_the_key(monkeypatch):
+    before, read = products.code_version(), Path.read_bytes
+    for name in ("activations.py", "images.py", "products.py", "feedback.py", "layers.py"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+            assert products.code_version() != before, name
+
+
+def test_an_image_with_another_byte_is_computed_anew(cache, passes):
+    stimuli = tiny.images(12)
+    compute(tiny.network(), stimuli, AT[:1])
+    passes.clear()
+    other = Images(stimuli.ids, lambda i: tiny.encoded(tiny.pictures(12)[i] ^ (i == 11)), stimuli.where)
+    found = compute(tiny.network(), other, AT[:1])
+    assert len(passes) > 1
+    assert_same(found[AT[0]].values, expected(tiny.network(), other, AT[0]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "pickle"])
+def test_a_damaged_cache_file_is_computed_again(cache, damage):
+    network, stimuli = tiny.network(), tiny.images(12)
+    first = compute(network, stimuli, AT[:2])
+    path = cache / "products" / f"{product_key(network, stimuli.digest(), AT[1])}.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "pickle":
+        np.savez(path, values=np.array([{"a": print}], dtype=object), n_features=3)
+    else:
+        path.write_bytes({"cut": content[:-200], "flipped": bytes(content), "empty": b""}[damage])
+    with pytest.warns(DamagedCacheWarning, match=r"is damaged .*computing pool2@1 again"):
+        again = compute(network, stimuli, AT[:2])
+    assert np.array_equal(again[AT[1]].values, first[AT[1]].values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        third = compute(network, stimuli, AT[:2])
+    assert np.array_equal(third[AT[1]].values, first[AT[1]].values), "and is whole afterwards"
+
+
+# Interruptions
+
+
+def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+    """Let pass number ``after`` (the first counts features) end in ``error``."""
+    extract, seen = activations.extract, []
+
+    def fails(model, batch, layers):
+        seen.append(1)
+        if len(seen) > after:
+            raise error("enough")
+        return extract(model, batch, layers)
+
+    monkeypatch.setattr(activations, "extract", fails)
+
+
+def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, request):
+    network, stimuli = tiny.network(), tiny.images(12)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=4)
+        with pytest.raises(KeyboardInterrupt):
+            compute(network, stimuli, batch_size=2)
+    assert len(list((cache / "scratch").iterdir())) == 1
+    passes = request.getfixturevalue("passes")
+    found = compute(network, stimuli, batch_size=2)
+    assert passes == [1, 2, 2, 2], "six images were done"
+    for at in AT:
+        assert_same(found[at].values, expected(network, stimuli, at))
+    assert list((cache / "scratch").iterdir()) == []
+
+
+def test_an_error_removes_the_scratch(cache, monkeypatch):
+    interrupt(monkeypatch, after=3, error=RuntimeError)
+    with pytest.raises(RuntimeError, match="enough"):
+        compute(tiny.network(), tiny.images(12), batch_size=2)
+    assert list((cache / "scratch").iterdir()) == []
+
+
+def spoil_cut(path: Path) -> None:
+    """A row that was half written."""
+    os.truncate(path, path.stat().st_size - 3)
+
+
+def spoil_zeros(path: Path) -> None:
+    """What a power cut leaves: the right length, the end never written."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3] + bytes(len(content) - len(content) // 3))
+
+
+def spoil_longer(path: Path) -> None:
+    """Rows of which no sum was written."""
+    path.write_bytes(path.read_bytes() + b"x" * 5000)
+
+
+@pytest.mark.parametrize("spoil", [spoil_cut, spoil_zeros, spoil_longer, Path.unlink])
+@pytest.mark.parametrize("suffix", ["f32", "crc"])
+def test_rows_that_a_crash_damaged_are_computed_again(cache, monkeypatch, spoil, suffix):
+    network, stimuli = tiny.network(), tiny.images(12)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 12 * 500)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            compute(network, stimuli, batch_size=2)
+    spoil(sorted((cache / "scratch").glob(f"*/*.{suffix}"))[1])
+    found = compute(network, stimuli, batch_size=2)
+    for at in AT:
+        assert_same(found[at].values, expected(network, stimuli, at))
+
+
+def test_old_scratch_is_removed_and_young_is_kept(cache):
+    for name, days in (("old", 8), ("young", 6)):
+        folder = files.cache_folder("scratch", name)
+        (folder / "0-0.f32").write_bytes(b"1234")
+        os.utime(folder, (time.time() - days * 86400,) * 2)
+    compute(tiny.network(), tiny.images(12), AT[:1])
+    assert [path.name for path in (cache / "scratch").iterdir()] == ["young"]
+
+
+def test_what_interrupted_runs_left_counts_as_free(cache, monkeypatch):
+    (files.cache_folder("scratch", "mine") / "0-0.f32").write_bytes(bytes(4000))
+    monkeypatch.setattr(products.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert products.grouped({LayerAt("a"): 100}, 10, 2**30) == [[LayerAt("a")]]
+    with pytest.raises(OSError, match="scratch"):
+        products.grouped({LayerAt("a"): 113}, 10, 2**30)
+
+
+# Other processes
+
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny, torch
+from cnnf_brain import activations, products
+from test_products import AT
+extract, passes = activations.extract, []
+def halting(model, batch, layers):
+    passes.append(len(batch))
+    print("images", sum(passes) - 1, flush=True)
+    sys.stdin.readline()
+    return extract(model, batch, layers)
+activations.extract = halting
+found = products.layer_products(tiny.network(), tiny.images(12), AT, batch_size=2, progress=False)
+print("sum", *(found[at].values.sum().hex() for at in AT), flush=True)
+"""
+
+
+@contextmanager
+def child(cache: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that computes AT, says how many images it has taken, and goes on with every line that it is given."""
+    code = CHILD.format(tests=str(Path(__file__).parent))
+    env = {**os.environ, "CNNF_BRAIN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=env) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def say(process: subprocess.Popen[str], lines: int) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n" * lines)
+    process.stdin.flush()
+
+
+def wait_for(stream: IO[str] | None, words: str) -> None:
+    assert stream is not None
+    assert any(words in line for line in stream), f"the process ended before it said {words!r}"
+
+
+def test_a_killed_process_is_gone_on_from(cache, passes):
+    with child(cache) as process:
+        say(process, 3)
+        wait_for(process.stdout, "images 6")  # images 4 and 5 are on their way, 0 to 3 are written
+        process.kill()
+    found = compute(tiny.network(), tiny.images(12), batch_size=2)
+    assert passes == [1, 2, 2, 2, 2]
+    for at in AT:
+        assert_same(found[at].values, expected(tiny.network(), tiny.images(12), at))
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_compute_once(cache):
+    with child(cache) as first, child(cache) as second:
+        say(first, 1)
+        wait_for(first.stdout, "images 2")
+        say(second, 20)
+        wait_for(second.stderr, "another process computes the same features; waiting for it")
+        outputs = [first.communicate("\n" * 20)[0], second.communicate()[0]]
+    assert "images" not in outputs[1].replace("images 0", ""), "the second one runs an image to count features, no more"
+    sums = [[line for line in output.splitlines() if line.startswith("sum")] for output in outputs]
+    assert sums[0] == sums[1] != []
+    assert list((cache / "scratch").iterdir()) == []
+
+
+def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache, capsys):
+    network, stimuli = tiny.network(), tiny.images(12)
+    scratch = products.Scratch({AT[0]: 6 * 14 * 14}, 12, [product_key(network, stimuli.digest(), AT[0])])
+    held = threading.Event()
+
+    def hold() -> None:
+        with FileLock(scratch.lock.lock_file):
+            held.set()
+            time.sleep(0.5)
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    found = compute(network, stimuli, AT[:1])
+    assert "waiting for it" in capsys.readouterr().err
+    assert_same(found[AT[0]].values, expected(network, stimuli, AT[0]))
+
+
+def test_batch_size_changes_k_by_less_than_one_in_a_hundred_thousand(tmp_path, monkeypatch):
+    found = []
+    for number, batch_size in enumerate((1, 7, 30)):
+        monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / str(number)))
+        network = tiny.network(iterations=2)
+        assert isinstance(network.module, CNNF)
+        found.append(compute(network, tiny.images(30), batch_size=batch_size))
+    for other in found[1:]:
+        for at in AT:
+            assert_same(other[at].values, found[0][at].values)
