@@ -167,6 +167,8 @@ def read_card(path: str | Path) -> dict[str, object]:
     """The card in a safetensors file that our trainers wrote; empty where the file carries none."""
     if Path(path).suffix != ".safetensors":
         return {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
     from safetensors import SafetensorError, safe_open
 
     try:
