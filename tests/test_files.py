@@ -1,0 +1,225 @@
+"""Whole files or none, hashes, the cache folder, downloads from a local server."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnf_brain import files
+
+CONTENT = b"recordings " * 1000
+HASH = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "mine"))
+    assert files.cache_folder("a", "b") == tmp_path / "mine" / "a" / "b"
+    assert (tmp_path / "mine" / "a" / "b").is_dir()
+    monkeypatch.delenv("CNNF_BRAIN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.cache_folder() == tmp_path / "xdg" / "cnnf-brain"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert files.cache_folder() == tmp_path / "home" / ".cache" / "cnnf-brain"
+
+
+# Whole files
+
+
+def test_a_whole_file_appears_with_the_usual_rights(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    files.write_whole(path, lambda file: file.write(b"first"))
+    files.write_whole(path, lambda file: file.write(b"second"))
+    assert path.read_bytes() == b"second"
+    assert os.listdir(path.parent) == ["a.txt"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_temporary_name_has_the_suffix(tmp_path):
+    with files.whole_file(tmp_path / "a.svg") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".svg"
+        assert not (tmp_path / "a.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+)
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+
+    def fails(file):
+        file.write(b"half of it")
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        files.write_whole(path, fails)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+    if isinstance(error, OSError):
+        assert caught.value.errno == errno.ENOSPC
+        assert f"cannot write {path}: No space left on device; free space or choose another folder" in str(caught.value)
+
+
+def not_a_folder(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "inside"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OSError, match=r"cannot write .*choose another folder"):
+        files.check_writable(not_a_folder(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_an_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot write"):
+        files.check_writable(tmp_path / "out")
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+    files.check_writable(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_without_room_is_noticed(tmp_path, monkeypatch):
+    real = open
+    monkeypatch.setattr("builtins.open", lambda name, mode="r": real("/dev/full" if mode == "wb" else name, mode))
+    with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
+        files.check_writable(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# Hashes
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.short_hash({"a": 1, "b": [Path("x")]}) == files.short_hash({"b": [Path("x")], "a": 1})
+    assert len({files.short_hash(one) for one in ({"a": 1}, {"a": 2}, ["a", 1])}) == 3
+
+
+def test_array_hashes_see_shape_type_and_values():
+    a = np.arange(6.0).reshape(2, 3)
+    others = [a.reshape(3, 2), a.astype(np.float32), a + 1e-15, a.view(np.int64)]
+    assert files.array_hash(a) == files.array_hash(np.asfortranarray(a))
+    assert len({files.array_hash(one) for one in [a, *others]}) == 5
+
+
+# Downloads
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """/whole, /altered, /truncated (its length is a lie), /hangs, /missing."""
+
+    def do_HEAD(self) -> None:
+        self.answer(b"")
+
+    def do_GET(self) -> None:
+        body = {"/altered": CONTENT[:-1] + b"!", "/truncated": CONTENT[:500]}.get(self.path, CONTENT)
+        self.answer(body)
+
+    def answer(self, body: bytes) -> None:
+        if self.path == "/hangs":
+            self.server.stop.wait(20)
+        self.send_response(404 if self.path == "/missing" else 200)
+        if self.path != "/unsized":
+            self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of a local server."""
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.stop = threading.Event()
+    http_server.daemon_threads = True
+    thread = threading.Thread(target=http_server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{http_server.server_port}"
+    http_server.stop.set()
+    http_server.shutdown()
+    thread.join()
+    http_server.server_close()
+
+
+@pytest.fixture
+def closed() -> str:
+    """An address at which nothing listens."""
+    return "http://127.0.0.1:9"
+
+
+def test_a_download_is_fetched_once_with_its_size(server, tmp_path, capsys):
+    path = files.download(f"{server}/whole", HASH, tmp_path, "a.nc")
+    assert path == tmp_path / "a.nc"
+    assert path.read_bytes() == CONTENT
+    assert "(0.0 MB)" in capsys.readouterr().err
+    assert files.download("http://127.0.0.1:9/gone", HASH, tmp_path, "a.nc") == path, "it is there already"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["altered", "truncated", "missing"])
+def test_a_bad_download_never_stands_under_its_name(server, tmp_path, name):
+    with pytest.raises(OSError, match=rf"{server}/{name}.*at {tmp_path}/a.nc"):
+        files.download(f"{server}/{name}", HASH, tmp_path, "a.nc")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server, tmp_path):
+    def refuse(path: Path) -> None:
+        assert path.read_bytes() == CONTENT
+        raise ValueError("not what it should be")
+
+    with pytest.raises(OSError, match="not what it should be"):
+        files.download(f"{server}/whole", None, tmp_path, "a.nc", check=refuse)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_damaged_file_under_the_name_is_fetched_again(server, tmp_path):
+    (tmp_path / "a.nc").write_bytes(CONTENT[:100])
+    assert files.download(f"{server}/whole", HASH, tmp_path, "a.nc").read_bytes() == CONTENT
+
+
+def test_offline_a_download_says_where_the_file_may_be_placed(closed, tmp_path):
+    with pytest.raises(OSError, match=rf"cannot download {closed}/x: .*place the file at {tmp_path}/a.nc"):
+        files.download(f"{closed}/x", HASH, tmp_path, "a.nc")
+
+
+def test_sizes(server, closed):
+    assert files.download_size(f"{server}/whole") == len(CONTENT)
+    assert files.download_size(f"{server}/unsized") is None
+    with pytest.raises(OSError, match=r"/missing answers 404"):
+        files.download_size(f"{server}/missing")
+    assert files.ask_sizes([f"{server}/whole", f"{server}/whole?2"]) == ([len(CONTENT)] * 2, [])
+    sizes, failures = files.ask_sizes([f"{server}/whole", f"{closed}/x", f"{server}/missing"])
+    assert sizes == [len(CONTENT)]
+    assert len(failures) == 2
+
+
+def test_a_host_that_hangs_takes_no_longer_than_the_patience(server):
+    start = time.monotonic()
+    sizes, failures = files.ask_sizes([f"{server}/hangs", f"{server}/hangs?2", f"{server}/hangs?3"], patience=0.5)
+    assert time.monotonic() - start < 2
+    assert sizes == []
+    assert len(failures) == 3
