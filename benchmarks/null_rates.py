@@ -52,6 +52,7 @@ class Setting:
     baseline_noise: float = 0.5
     site_noise: float = 0.7
     shared: float = 0.0  # the share of site noise (variance) common to all sites
+    mirrored: bool = True  # sites in pairs that read the halves of the signal the other way round
     contrast: float = 1.0  # > 1: each network is better at one half of the signal, and so at some of the sites
 
 
@@ -66,7 +67,7 @@ SETTINGS = (
     Setting("each better at half the sites", contrast=2.0),
 )
 POWER = Setting("power", n_images=100, baseline_noise=0.6)
-NEW_SITES = Setting("new sites")
+NEW_SITES = Setting("new sites", mirrored=False)  # independent sites
 
 
 def main() -> None:
@@ -166,12 +167,12 @@ def draw_splits(setting: Setting, rng: np.random.Generator) -> tuple[Split, ...]
 def draw_sites(setting: Setting, images: DrawnImages, rng: np.random.Generator) -> Experiment:
     """Responses of sites drawn from one population, and both networks' cross-validated predictions of them.
 
-    Sites come in pairs that read the two halves of the signal the other way round: where the networks differ in the
-    halves, the differences over sites are symmetric around 0.
+    Where the networks differ in the halves of the signal, mirrored sites make the differences over sites symmetric
+    around 0.
     """
-    half = N_SIGNAL // 2
-    readout = rng.standard_normal((N_SIGNAL, setting.n_neuroids // 2))
-    readout = np.hstack([readout, np.roll(readout, half, axis=0)])
+    readout = rng.standard_normal((N_SIGNAL, setting.n_neuroids // (2 if setting.mirrored else 1)))
+    if setting.mirrored:
+        readout = np.hstack([readout, np.roll(readout, N_SIGNAL // 2, axis=0)])
     clean = images.signal @ readout
     own, common = rng.standard_normal(clean.shape), rng.standard_normal((setting.n_images, 1))
     noise = np.sqrt(1 - setting.shared) * own + np.sqrt(setting.shared) * common

@@ -35,20 +35,21 @@ BOOTSTRAP = "bootstrap over sites"
 
 @dataclass(frozen=True)
 class About:
-    """What a test is about, and whether its p-value may be believed."""
+    """What a test is about, and whether its p-value may be believed when networks are compared."""
 
     question: str  # "new images" or "new sites"
-    valid: bool  # for "new images": rejects at most as often as it says in every setting of docs/statistics.md
+    valid: bool  # for new images: rejects at most as often as it says in every setting of docs/statistics.md
     why: str
 
 
+SITES = "sites share the images' noise: not independent for new images, and through PLS2 not quite for new sites"
 TESTS: dict[str, About] = {
-    WELCH: About("new images", False, "takes folds that share training images, and pairs, for independent samples"),
+    WELCH: About("new images", False, "folds share training images, and both networks see the same images"),
     RESAMPLED: About("new images", True, "adds n_test / n_train to 1 / n_splits for the shared training images"),
     SWAP: About("new images", True, "images are its units; widened for the training images' share of the variance"),
-    PAIRED: About("new sites", False, "sites share the images' noise, so they are not independent for new images"),
-    WILCOXON: About("new sites", False, "sites share the images' noise, so they are not independent for new images"),
-    BOOTSTRAP: About("new sites", False, "an interval for other sites of the population, not for other images"),
+    PAIRED: About("new sites", False, SITES),
+    WILCOXON: About("new sites", False, SITES),
+    BOOTSTRAP: About("new sites", False, SITES),
 }
 
 
