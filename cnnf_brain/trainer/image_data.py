@@ -1,0 +1,285 @@
+"""Images on disk to batches: which image comes when, how it is shown, and an account of the waiting.
+
+What a run sees is a function of (seed, step) alone. Training is one endless sequence of images, epoch after epoch,
+each in its own order; step ``s`` takes the places ``s * batch_size`` onwards. So every image is seen exactly once an epoch,
+every batch is full (one that begins at the end of an epoch goes on into the next), and the position in the data is one
+number. The batch is that of all ranks together, of which rank r takes every ``world_size``-th image: what a step learns from
+does not depend on the number of ranks, nor of workers.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.trainer.image_index import ImageIndex
+
+Keys = tuple[np.ndarray, np.ndarray]  # numbers of images in the index (B,) int64, and whether each is mirrored (B,) bool
+
+
+class Batch(NamedTuple):
+    """Images as they are shown, on the CPU.
+
+    ``images`` (B, 3, size, size) uint8 in channels_last memory; ``labels`` (B,) int64; ``numbers`` (B,) int64, places in the
+    index; ``bad``: path -> reason of the images that could not be decoded. Those are left out of the rest, so B may be
+    smaller than was asked for, and 0: a mean over a batch of all ranks has to count the images that are there.
+    """
+
+    images: Tensor
+    labels: Tensor
+    numbers: Tensor
+    bad: dict[str, str]
+
+
+def decode(content: bytes, size: int) -> np.ndarray:
+    """The square in the middle of an image, (size, size, 3) uint8 RGB.
+
+    The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). The paper says
+    nothing of it beyond "random horizontal flips was the only augmentation used" (B.5.1), so training and validation
+    show the same square. Shapes stay as the pretrained networks know them; a square image is shown whole, exactly as
+    ``compare`` (and Brain-Score, which squashes) shows its square stimuli. torchvision's published accuracies cut a margin of
+    an eighth off on top of it. Large JPEGs are decoded at a half, quarter or eighth, never below twice ``size``.
+
+    Raises
+    ------
+    ValueError
+        For more than 8 bits a channel; Pillow raises other errors for damaged files.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
+            raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+        image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
+        rgb = image.convert("RGB")
+    side = min(rgb.size)
+    left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float32 with ImageNet's mean and standard deviation (B.5.1), on the device of ``images``."""
+    mean, std = _statistics(images.device)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: to make them there at every step would halt it."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (Preprocessing.mean, Preprocessing.std))
+    return mean, std
+
+
+class ShownImages(Dataset[Batch]):
+    """The images of an index as batches: ``shown[numbers, mirrored]``, any numbers in any order."""
+
+    def __init__(self, index: ImageIndex, size: int) -> None:
+        self.index, self.size = index, size
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, keys: Keys) -> Batch:
+        pixels = np.empty((len(keys[0]), self.size, self.size, 3), dtype=np.uint8)
+        good: list[int] = []
+        bad: dict[str, str] = {}
+        for number, mirrored in zip(*keys, strict=True):
+            try:
+                shown = decode(self.index.read(number), self.size)
+            except Exception as error:  # on damaged bytes, Pillow's decoders raise whatever they run into
+                bad[self.index.path(number)] = f"{type(error).__name__}: {error}"
+                continue
+            pixels[len(good)] = shown[:, ::-1] if mirrored else shown
+            good.append(int(number))
+        numbers = np.array(good, dtype=np.int64)
+        images = torch.from_numpy(pixels[: len(good)]).permute(0, 3, 1, 2)
+        return Batch(images, torch.from_numpy(self.index.labels[numbers]), torch.from_numpy(numbers), bad)
+
+
+@lru_cache(maxsize=2)  # a batch may lie in two epochs
+def epoch_plan(seed: int, epoch: int, n_images: int) -> Keys:
+    """The order of the images in an epoch, and whether image number i is mirrored in it, from seed and epoch alone."""
+    random = np.random.default_rng([seed, epoch])
+    return random.permutation(n_images), random.random(n_images) < 0.5
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """The keys of rank ``rank`` for steps ``start``, ``start`` + 1 and so on without end.
+
+    ``batch_size`` counts the images of all ranks.
+    """
+
+    n_images: int
+    batch_size: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_ranks(self.n_images, self.batch_size, self.rank, self.world_size)
+        if self.start < 0 or self.seed < 0:
+            raise ValueError(f"start {self.start} and seed {self.seed} must not be negative")
+
+    def __iter__(self) -> Iterator[Keys]:
+        return (self.keys(step) for step in itertools.count(self.start))
+
+    def keys(self, step: int) -> Keys:
+        """This rank's part of the batch of ``step``."""
+        places = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
+        epochs, places = np.divmod(places, self.n_images)
+        parts = []
+        for epoch in np.unique(epochs):
+            order, mirrored = epoch_plan(self.seed, int(epoch), self.n_images)
+            numbers = order[places[epochs == epoch]]
+            parts.append((numbers, mirrored[numbers]))
+        numbers, mirrored = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return numbers, mirrored
+
+
+@dataclass(frozen=True)
+class ValidationOrder:
+    """The keys of rank ``rank`` for one pass over all images, none mirrored, none twice.
+
+    Nothing is padded: ranks may have unequally many batches and images, so sums and counts are to be added up over
+    the ranks afterwards, with no exchange between them on the way.
+    """
+
+    n_images: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_ranks(self.n_images, self.batch_size, self.rank, self.world_size)
+
+    def __iter__(self) -> Iterator[Keys]:
+        mine = np.arange(self.rank, self.n_images, self.world_size)
+        portion = self.batch_size // self.world_size
+        for numbers in (mine[first : first + portion] for first in range(0, len(mine), portion)):
+            yield numbers, np.zeros(len(numbers), dtype=bool)
+
+    def __len__(self) -> int:
+        return -(-len(range(self.rank, self.n_images, self.world_size)) // (self.batch_size // self.world_size))
+
+
+def _check_ranks(n_images: int, batch_size: int, rank: int, world_size: int) -> None:
+    if n_images < 1:
+        raise ValueError("there are no images to order")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not in 0..{world_size - 1}, the ranks of a world of {world_size}")
+    if batch_size < world_size:
+        raise ValueError(f"a batch of {batch_size} images over all ranks leaves some of the {world_size} ranks without any; "
+                         "take a larger batch or fewer ranks")  # fmt: skip
+
+
+def training_loader(
+    index: ImageIndex,
+    size: int,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> DataLoader[Batch]:
+    """The batches of steps ``start``, ``start`` + 1 and so on without end, shuffled and mirrored.
+
+    To resume is to begin with ``start`` = the number of steps done: what workers had prepared beyond it is decoded again.
+
+    Parameters
+    ----------
+    index, size
+        The images, shown at ``size`` x ``size`` pixels.
+    batch_size
+        Images of a step over all ranks; rank r gets the images r, r + ``world_size``, ... of it.
+    workers
+        Processes that decode; 0: this one.
+    device
+        Where the batches will go: for CUDA they are put into pinned memory.
+    """
+    order = TrainingOrder(len(index), batch_size, seed, start, rank, world_size)
+    return _loader(ShownImages(index, size), order, workers, torch.device(device), persistent=False)
+
+
+def validation_loader(
+    index: ImageIndex,
+    size: int,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> DataLoader[Batch]:
+    """One pass over all images at each ``iter``, rank r's part (see ValidationOrder); workers stay for the next pass."""
+    order = ValidationOrder(len(index), batch_size, rank, world_size)
+    return _loader(ShownImages(index, size), order, workers, torch.device(device), persistent=workers > 0)
+
+
+def _loader(
+    images: ShownImages, order: Iterable[Keys], workers: int, device: torch.device, *, persistent: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        images,
+        batch_size=None,  # the order hands out whole batches
+        sampler=order,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=persistent,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        generator=torch.Generator(),  # else each iter() would draw from the generator that dropout uses: no exact resume
+    )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """SIGINT and SIGTERM go to a whole process group or job: the trainer finishes its step and then ends its workers.
+
+    A worker that died of them would make the trainer fail before it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a worker cannot tell who has sent the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_parent, daemon=True).start()
+
+
+def _end_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class Feed:
+    """Batches with an account: ``waited``, the seconds in which the model had to wait for them, and ``bad``, path -> reason
+    of the different images that could not be decoded so far (on this rank)."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = iter(batches)
+        self.waited = 0.0
+        self.bad: dict[str, str] = {}
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Batch:
+        begin = time.perf_counter()
+        batch = next(self._batches)
+        self.waited += time.perf_counter() - begin
+        self.bad |= batch.bad
+        return batch

@@ -1,0 +1,285 @@
+"""Where every image of a training and a validation part lies, from either form that ImageNet comes in.
+
+- Folders: ``train/<wnid>/*`` and ``val/<wnid>/*``. A flat ``val/*``, as the archive of ILSVRC-12 unpacks, is labelled by
+  the ground truth of its devkit, unpacked beside it (``ILSVRC2012_devkit_t12/data/``).
+- Tar shards ``train-*.tar`` and ``val-*.tar``, whose members are ``<wnid>/<file>``. They are read in place, nothing is
+  unpacked: Python's tarfile says at which byte each member begins.
+
+Both give the same index (images sorted by ``<wnid>/<file>``) where they hold the same files, and so the same run. Images
+are told by their suffix, as torchvision does; hidden files and others are passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnf_brain.files import cache_folder, write_whole
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
+TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+MAX_OPEN = 128  # shards open at once in a process: the limit is often 1024, and a set may have more shards than that
+BLOCK = 512  # bytes; a tar file consists of such blocks
+
+
+@dataclass(frozen=True, eq=False)
+class ImageIndex:
+    """The images of one part, sorted by name; any of them is read by its number.
+
+    ``part``: "train" or "val". ``classes``: the wnids in order. ``names`` (n,) bytes: ``<wnid>/<file>``. ``labels`` (n,)
+    int64: places in ``classes``. ``sizes`` (n,) int64: bytes. Of shards also ``shards`` (their names), ``shard`` (n,) and
+    ``offsets`` (n,) int64: the file and the byte at which each image begins. ``flat``: the files lie in no wnid folders.
+    """
+
+    root: Path
+    part: str
+    classes: tuple[str, ...]
+    names: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    shards: tuple[str, ...]
+    shard: np.ndarray
+    offsets: np.ndarray
+    flat: bool = False
+    _open: dict[int, int] = field(default_factory=dict, init=False, repr=False)  # shard -> descriptor, in this process
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": {}}
+
+    def path(self, number: int) -> str:
+        """What to call image ``number`` in messages: its path, with ``:`` before the name of a member of a shard."""
+        name = os.fsdecode(self.names[number])
+        if self.shards:
+            return f"{self.root / self.shards[self.shard[number]]}:{name}"
+        return str(self.root / self.part / (name.split("/")[1] if self.flat else name))
+
+    def read(self, number: int) -> bytes:
+        """The encoded bytes of image ``number``; of a file that has been cut since only what is left."""
+        if not self.shards:
+            return Path(self.path(number)).read_bytes()
+        return os.pread(self._descriptor(int(self.shard[number])), int(self.sizes[number]), int(self.offsets[number]))
+
+    def _descriptor(self, shard: int) -> int:
+        """``shard`` opened when first asked for. A descriptor that a forked worker inherits serves it as well as the
+        parent, since pread moves no file position."""
+        if shard not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = os.open(self.root / self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[shard]
+
+    def digest(self) -> str:
+        """SHA-256 over the names, sizes and labels of all images and the classes: other data, another digest.
+
+        The same for folders and shards of the same files. The bytes of the images are not read.
+        """
+        whole = hashlib.sha256(json.dumps([self.part, self.classes, len(self)]).encode())
+        whole.update(b"\n".join(self.names.tolist()))
+        whole.update(self.sizes.astype("<i8").tobytes())
+        whole.update(self.labels.astype("<i8").tobytes())
+        return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What was found of a part, in any order: each image as (name, bytes, number of the shard, offset)."""
+
+    images: list[tuple[bytes, int, int, int]]
+    shards: tuple[str, ...] = ()
+    flat: bool = False
+
+
+def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
+    """Index the training and the validation part in ``root``.
+
+    Classes are the wnids of the training part, sorted; validation may lack some of them. The places of the members of
+    shards are kept in the cache folder, as long as names, sizes and modification times of the shards stay as they
+    are: to find them takes a read of every header. Of several ranks, one should be first.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where ``root`` or one of the parts is not there.
+    ValueError
+        Where a part comes in both forms or has no images, where there are fewer than two classes, validation has a
+        class that training lacks, an image occurs twice, a tar file is not whole or has images that are not
+        ``<wnid>/<file>``, or where the devkit does not fit a flat ``val/``.
+    """
+    root = Path(root)
+    train, validation = (_arrays(root, part, _list(root, part)) for part in ("train", "val"))
+    classes = np.unique(train["wnids"])
+    if len(classes) < 2:
+        raise ValueError(f"{root}: all training images are of the class {os.fsdecode(classes[0])!r}; expected train/<wnid>/ "
+                         "folders (or members <wnid>/<file> of shards) of at least two classes")  # fmt: skip
+    lacking = np.setdiff1d(validation["wnids"], classes)
+    if len(lacking):
+        listed = ", ".join(os.fsdecode(wnid) for wnid in lacking[:5])
+        raise ValueError(
+            f"{root}: validation has classes that training lacks: {listed}{', …' * (len(lacking) > 5)} "
+            f"({len(lacking)} beside the {len(classes)} of training); take both parts from the same set of classes"
+        )
+    names = tuple(os.fsdecode(wnid) for wnid in classes)
+    train, validation = (
+        columns | {"labels": np.searchsorted(classes, columns.pop("wnids")).astype(np.int64)}
+        for columns in (train, validation)
+    )
+    return ImageIndex(root, "train", names, **train), ImageIndex(root, "val", names, **validation)
+
+
+def _list(root: Path, part: str) -> _Listing:
+    """Find the form that ``part`` comes in and list its images."""
+    folder, shards = root / part, sorted(root.glob(f"{part}-*.tar"))
+    if folder.is_dir() and shards:
+        raise ValueError(f"{root} has both {part}/ and {shards[0].name}: leave the one that is to be used")
+    if shards:
+        return _list_shards(shards)
+    if folder.is_dir():
+        return _list_folder(folder)
+    raise FileNotFoundError(
+        f"{root} {'has' if root.is_dir() else 'is not a folder that has'} {part}/ or {part}-*.tar; expected the folders "
+        "train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or tar shards train-*.tar and val-*.tar with "
+        "members <wnid>/<file>"
+    )
+
+
+def _arrays(root: Path, part: str, listing: _Listing) -> dict[str, Any]:
+    """The columns of an ImageIndex, sorted by name; ``wnids`` instead of labels."""
+    if not listing.images:
+        raise ValueError(f"{root}: the {part} part has no images (files that end in {', '.join(SUFFIXES)})")
+    names, sizes, shard, offsets = (np.array(column) for column in zip(*sorted(listing.images), strict=True))
+    twice = np.flatnonzero(names[1:] == names[:-1])
+    if len(twice):
+        a, b = (listing.shards[shard[twice[0] + i]] for i in (0, 1))
+        raise ValueError(f"{root}: {os.fsdecode(names[twice[0]])} occurs more than once, in {a} and {b} ({len(twice)} such "
+                         f"images in {part}); every image is to be seen once an epoch, so leave only one of them")  # fmt: skip
+    wnids = np.array([name.partition(b"/")[0] for name in names.tolist()])
+    return {"names": names, "wnids": wnids, "sizes": sizes, "shards": listing.shards, "shard": shard,
+            "offsets": offsets, "flat": listing.flat}  # fmt: skip
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Sorted names of the folders, and names and bytes of the images, in ``folder``; links are followed."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_image(entry.name) and not entry.is_dir():
+                images.append((entry.name, entry.stat().st_size))
+            elif not entry.name.startswith(".") and entry.is_dir():
+                folders.append(entry.name)
+    return sorted(folders), sorted(images)
+
+
+def _list_folder(folder: Path) -> _Listing:
+    wnids, stray = _scan(folder)
+    if wnids and stray:
+        raise ValueError(f"{folder} has {len(stray)} images beside its {len(wnids)} class folders ({stray[0][0]}); "
+                         "move each into the folder of its class")  # fmt: skip
+    if not wnids and folder.name == "val" and stray:
+        labels = _devkit_labels(folder.parent, len(stray))
+        found = [(os.fsencode(f"{wnid}/{name}"), size, 0, 0) for wnid, (name, size) in zip(labels, stray, strict=True)]
+        return _Listing(found, flat=True)
+    if not wnids:
+        raise ValueError(f"{folder} has no folders; expected {folder.name}/<wnid>/ with images (ILSVRC2012_img_train.tar holds "
+                         "a tar file for each class: unpack each into the folder of its name)")  # fmt: skip
+    found = []
+    for wnid in wnids:
+        deeper, images = _scan(folder / wnid)
+        if not images:
+            inside = f"only folders ({deeper[0]})" if deeper else "no images"
+            raise ValueError(f"{folder / wnid} has {inside}; expected the images of class {wnid} in it, or no such folder")
+        found += [(os.fsencode(f"{wnid}/{name}"), size, 0, 0) for name, size in images]
+    return _Listing(found)
+
+
+def _devkit_labels(root: Path, n_images: int) -> list[str]:
+    """The wnids of a flat ``val/`` in the order of its file names; the devkit numbers the classes in its own way.
+
+    ``meta.mat`` tells the wnid of each number of the ground truth; a list of sorted synsets would not.
+    """
+    from scipy.io import loadmat
+
+    truth, meta = root / DEVKIT / TRUTH, root / DEVKIT / META
+    for path in (truth, meta):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{root / 'val'} has images but no class folders, and {path} is not there: unpack "
+                f"ILSVRC2012_devkit_t12.tar.gz in {root}, or sort the images into val/<wnid>/"
+            )
+    try:
+        synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
+        wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
+        labels = [wnids[int(line)] for line in truth.read_text().split()]
+    except Exception as error:  # on other files, loadmat raises whatever it runs into
+        raise ValueError(f"{truth} and {META} beside it do not fit together ({type(error).__name__}: {error}); "
+                         "expected those of ILSVRC2012_devkit_t12: a number of a synset on each line") from error  # fmt: skip
+    if len(labels) != n_images:
+        raise ValueError(f"{root / 'val'} has {n_images} images, but {truth} has {len(labels)} lines, one for each in the "
+                         "order of their names; put back what is missing")  # fmt: skip
+    return labels
+
+
+def _list_shards(paths: list[Path]) -> _Listing:
+    """The images in all shards, from the cache where these shards have been listed before."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(json.dumps(["members of shards 1", stats]).encode()).hexdigest()
+    cached, shards = cache_folder("image-index") / f"{key}.npz", tuple(path.name for path in paths)
+    try:
+        with open(cached, "rb") as file, np.load(file) as arrays:
+            columns = [arrays[name].tolist() for name in ("names", "sizes", "shard", "offsets")]
+        return _Listing(list(zip(*columns, strict=True)), shards)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: it is made again
+        found = [(*image[:2], number, image[2]) for number, path in enumerate(paths) for image in _members(path)]
+    if found:
+        names, sizes, shard, offsets = (np.array(column) for column in zip(*found, strict=True))
+        write_whole(cached, lambda file: np.savez(file, names=names, sizes=sizes, shard=shard, offsets=offsets))
+    return _Listing(found, shards)
+
+
+def _members(path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """Name, bytes and offset of each image in a tar file that is whole.
+
+    tarfile takes a damaged or missing header for the end: only the end mark, a block of zeros, tells the difference.
+    """
+    end, last = 0, "its beginning"
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                end, last = member.offset_data + -(-member.size // BLOCK) * BLOCK, member.name
+                if _is_image(last.rpartition("/")[2]) and not member.isdir():
+                    yield _checked(path, member), member.size, member.offset_data
+            file.seek(end)
+            if file.read(BLOCK) != bytes(BLOCK):
+                raise tarfile.ReadError(f"no end mark after {last}")
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is not a whole tar file ({error}): truncated, damaged or compressed; "
+                         "copy or make it again, uncompressed") from error  # fmt: skip
+
+
+def _checked(path: Path, member: tarfile.TarInfo) -> bytes:
+    """The name of a member that is a plain file called ``<wnid>/<file>``."""
+    name = member.name.removeprefix("./")
+    wnid, _, file = name.partition("/")
+    if not wnid or "/" in file or not file or wnid.startswith("."):
+        raise ValueError(f"{path}: member {member.name!r} is not of the form <wnid>/<file>; make the shard anew with the "
+                         "class folders at its top")  # fmt: skip
+    if not member.isreg() or member.issparse():
+        raise ValueError(f"{path}: member {member.name!r} is a link or a sparse file; make the shard anew from plain files "
+                         "(tar --hard-dereference --dereference)")  # fmt: skip
+    return os.fsencode(name)
