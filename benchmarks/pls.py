@@ -38,7 +38,7 @@ from cnnf_brain.predictivity.scores import pearson
 from cnnf_brain.types import Split
 
 N_COMPONENTS = 25
-BLOCK = 8192  # features in one float32 product
+BLOCK = 32768  # features in one float32 product
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "benchmark-pls.json"
 # images, features, sites, splits that are computed
 SIZES = {

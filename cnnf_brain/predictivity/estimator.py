@@ -119,7 +119,7 @@ def _sample_product(X: np.ndarray, means: np.ndarray) -> SampleProduct:
     for columns in _blocks(n_features):
         block = X[:, columns] - means[columns]  # float64, as the means are
         product += block @ block.T
-    return SampleProduct(lambda V: V @ product, float(np.linalg.norm(product)))
+    return SampleProduct.of(product)
 
 
 def _blocks(n_features: int) -> list[slice]:

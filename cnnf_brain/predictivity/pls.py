@@ -44,6 +44,16 @@ class SampleProduct:
     times: Callable[[np.ndarray], np.ndarray]
     norm: float
 
+    @classmethod
+    def of(cls, product: np.ndarray) -> SampleProduct:
+        """Of a symmetric (n_rows, n_rows) float64 array; a single vector is multiplied by reading half of it."""
+        product = np.ascontiguousarray(product)
+
+        def times(V: np.ndarray) -> np.ndarray:
+            return scipy.linalg.blas.dsymv(1.0, product.T, V[0])[None] if len(V) == 1 else V @ product
+
+        return cls(times, float(np.linalg.norm(product)))
+
 
 def cross_predict(
     product: np.ndarray,
@@ -82,10 +92,9 @@ def cross_predict(
     ValueError
         Shapes that do not match, NaN, a product that is not symmetric, faulty splits, too many components.
     """
-    product, responses = _check_arrays(product, responses)
+    K = SampleProduct.of(_check_product(product))
+    responses = _check_responses(responses, len(product))
     check_splits(splits, len(responses), n_components, n_features)
-    centred = _centre_product(product)
-    K = SampleProduct(lambda V: V @ centred, float(np.linalg.norm(product)))
     training = np.zeros((len(splits), len(responses)))
     for weights, split in zip(training, splits, strict=True):
         weights[split.train] = 1.0
@@ -125,7 +134,9 @@ def truncate_product(product: np.ndarray, n: int) -> np.ndarray:
     """
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
-    centred = _centre_product(_check_product(product))
+    product = _check_product(product)
+    means = product.mean(axis=0)
+    centred = product - means - means[:, None] + means.mean()
     rows = len(centred)
     if n >= rows - 1:
         return centred
@@ -319,13 +330,11 @@ def check_splits(splits: Sequence[Split], n_rows: int, n_components: int, n_feat
             )
 
 
-def _check_arrays(product: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    product = _check_product(product)
+def _check_responses(responses: np.ndarray, n_rows: int) -> np.ndarray:
     responses = np.asarray(responses, dtype=np.float64)
-    if responses.ndim != 2 or len(responses) != len(product) or responses.shape[1] == 0:
+    if responses.ndim != 2 or len(responses) != n_rows or responses.shape[1] == 0:
         raise ValueError(
-            f"responses have shape {responses.shape}; expected ({len(product)}, n_neuroids), one row for each image "
-            f"of the product {product.shape}"
+            f"responses have shape {responses.shape}; expected ({n_rows}, n_neuroids), one row for each image of the product"
         )
     bad = np.flatnonzero(~np.isfinite(responses).all(axis=0))
     if len(bad):
@@ -333,27 +342,20 @@ def _check_arrays(product: np.ndarray, responses: np.ndarray) -> tuple[np.ndarra
             f"responses of {len(bad)} of {responses.shape[1]} sites hold NaN or infinity (the first: site {bad[0]}); "
             "leave these sites out"
         )
-    return product, responses
+    return responses
 
 
 def _check_product(product: np.ndarray) -> np.ndarray:
     product = np.asarray(product, dtype=np.float64)
     if product.ndim != 2 or product.shape[0] != product.shape[1]:
         raise ValueError(f"the product X Xᵀ has shape {product.shape}; expected (n_stimuli, n_stimuli)")
-    if not np.isfinite(product).all():
+    norm = float(np.linalg.norm(product))
+    if not np.isfinite(norm):
         raise ValueError("the product X Xᵀ holds NaN or infinity; the features do, or float32 overflowed")
     probe = np.random.default_rng(0).standard_normal(len(product))  # any asymmetry shows; K - Kᵀ would cost a copy
-    if np.linalg.norm(probe @ product - product @ probe) > 1e-5 * np.linalg.norm(product):
+    if np.linalg.norm(probe @ product - product @ probe) > 1e-5 * norm:
         raise ValueError("the product is not symmetric, so it is no X Xᵀ; features belong into PLSRegression")
     return product
-
-
-def _centre_product(product: np.ndarray) -> np.ndarray:
-    """The product of the features centred on all rows: PLS stays the same, with smaller numbers and less rounding."""
-    means = product.mean(axis=0)
-    centred = product - means
-    centred -= (means - means.mean())[:, None]
-    return centred
 
 
 def _means_and_live(responses: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
