@@ -3,6 +3,7 @@
 from cnnf_brain.model.feedback import CNNF, FeedbackResult, Keep
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.nets import alexnet, from_torchvision, small_net, vgg16
+from cnnf_brain.predictivity.estimator import PLSRegression
 from cnnf_brain.types import LayerAt
 
 __version__ = "0.1.0"
@@ -13,6 +14,7 @@ __all__ = [
     "FeedbackResult",
     "Keep",
     "LayerAt",
+    "PLSRegression",
     "alexnet",
     "from_torchvision",
     "small_net",
