@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
@@ -66,9 +65,3 @@ def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt]) -> dict[
             f"{', '.join(missed)}: not called in a forward pass of {type(model).__name__}; choose another layer"
         )
     return found
-
-
-@torch.inference_mode()
-def feature_counts(model: nn.Module, image: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, int]:
-    """Features per image of every layer, from one pass of ``image`` (1, C, H, W)."""
-    return {at: values[0].numel() for at, values in extract(model, image, layers).items()}

@@ -163,16 +163,13 @@ def load_networks(options: Options) -> tuple[Network, Network]:
     assert options.baseline is not None
     named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
     most = max([*(options.iterations or DEFAULT_ITERATIONS), *named]) if has_feedback(options.model) else 0
-    flags = {
-        "target": options.target,
-        "step": options.step_size,
-        "match_norm": options.match_norm,
-        "ada_relu": options.ada_relu,
-    }
-    feedback = {name: value for name, value in flags.items() if value is not None}
+    flags = {"target": "target", "step_size": "step", "match_norm": "match_norm", "ada_relu": "ada_relu"}
+    given = {flag: getattr(options, flag) for flag in flags if getattr(options, flag) is not None}
+    feedback = {flags[flag]: value for flag, value in given.items()}
     common: dict[str, Any] = {"image_size": options.image_size, "device": options.device}
     if feedback and not most:
-        raise ValueError(f"{', '.join(feedback)}: settings of the feedback, and no feedback iteration is asked for")
+        named_flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise ValueError(f"{named_flags}: settings of the feedback, and the command runs no feedback iteration of its own")
     model = networks.load_network(options.model, options.weights, iterations=most, feedback=feedback, **common)
     baseline = networks.load_network(options.baseline, options.baseline_weights, **common)
     return model, baseline

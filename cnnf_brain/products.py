@@ -88,15 +88,20 @@ def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Product]:
 
 
 def feature_counts(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> dict[LayerAt, int]:
-    """Features per image of every layer, from one pass of the first image; a ValueError where the network cannot take it."""
+    """Features per image of every layer, from one pass of the first image.
+
+    A ValueError where the network cannot take it, or its features are not finite.
+    """
     first = next(images.batches(stimuli, network.preprocessing, 1)).to(network.device)
     try:
-        return activations.feature_counts(network.module, first, layers)
+        with torch.inference_mode():
+            maps = activations.extract(network.module, first, layers)
     except RuntimeError as error:
         raise ValueError(
             f"{network.name} cannot be run on an image of shape {tuple(first.shape[1:])} ({str(error).splitlines()[0]}); "
             "it may need another --image-size"
         ) from error
+    return {at: as_rows(maps[at], at).shape[1] for at in layers}
 
 
 def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: bool) -> None:

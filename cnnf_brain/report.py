@@ -142,7 +142,7 @@ def table(content: dict[str, Any]) -> str:
     head = ["region", "recordings", "network", "layer", "it", "median r [95%]"] + ["pooled r"] * small
     head += ["ceiling", "r²/c", "(r/c)²"] * ceilings + ["difference [95%]", *map(_test_head, tests)]
     rows = [_row(e, sources[e["source"]], tests, small, ceilings) for e in entries]
-    notes = [f"- {note}" for note in _notes(content, tests, small, ceilings)]
+    notes = [f"- {note}" for note in _notes(content, tests, small, ceilings, sources)]
     return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *notes])
 
 
@@ -193,7 +193,7 @@ def _interval(ends: Sequence[float | None], sign: str = "") -> str:
     return "" if None in ends else f" [{_number(ends[0], sign)}, {_number(ends[1], sign)}]"
 
 
-def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: bool) -> list[str]:
+def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: bool, sources: dict[str, str]) -> list[str]:
     options, entries = content["options"], content["evaluations"]
     splits = {"kfold": "ten true folds", "brainscore": "Brain-Score's ten shuffle splits"}[options["splits"]]
     model = "one PLS model per site" if options["per_site"] else "PLS over all sites at once"
@@ -225,7 +225,7 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
         )
     else:
         notes.append("No ceiling: these recordings hold no single repeats.")
-    return notes + _about_sites(entries)
+    return notes + _about_sites(entries, sources)
 
 
 def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
@@ -241,12 +241,14 @@ def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
     ]
 
 
-def _about_sites(entries: Sequence[dict[str, Any]]) -> list[str]:
+def _about_sites(entries: Sequence[dict[str, Any]], sources: dict[str, str]) -> list[str]:
     notes = []
-    left_out = sorted({f"{e['source']}: {name}" for e in entries for name in e["excluded_sites"] if e["source"] != "pooled"})
+    apart = [e for e in entries if e["source"] != "pooled"]
+    left_out = sorted({f"{e['region']} of {sources[e['source']]}: {name}" for e in apart for name in e["excluded_sites"]})
     if left_out:
         more = " …" if len(left_out) > 5 else ""
-        notes.append(f"{len(left_out)} sites were excluded: {'; '.join(left_out[:5])}{more}.")
+        were = "site was" if len(left_out) == 1 else "sites were"
+        notes.append(f"{len(left_out)} {were} excluded: {'; '.join(left_out[:5])}{more}.")
     undefined = max(e["undefined_sites"] for e in entries)
     if undefined:
         notes.append(f"Up to {undefined} sites have no r in a row, since what is predicted for them is constant.")

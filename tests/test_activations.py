@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import nn
 
-from cnnf_brain.activations import check_layers, extract, feature_counts
+from cnnf_brain.activations import check_layers, extract
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.types import LayerAt
 
@@ -127,9 +127,3 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
 def test_a_layer_without_one_tensor_is_an_error(name, message):
     with pytest.raises(ValueError, match=message):
         extract(InPlace().eval(), batch(), at(name))
-
-
-def test_feature_counts():
-    # 16 -> 14 -> 12 -> 6; feedback at a layer has the shape of its output.
-    counts = feature_counts(feedback_model(), batch(1), at("conv1", "pool2@1", "relu2@1:feedback", "fc@2"))
-    assert list(counts.values()) == [6 * 14 * 14, 8 * 6 * 6, 8 * 12 * 12, 5]

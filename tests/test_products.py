@@ -112,7 +112,9 @@ def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
     assert not (cache / "products").exists() or list((cache / "products").iterdir()) == []
 
 
-def test_features_that_are_not_finite_are_an_error(cache):
+def test_features_that_are_not_finite_are_an_error(cache, monkeypatch):
+    first_is_fine = products.feature_counts(tiny.network(), tiny.images(12), [LayerAt("relu2", 2)])
+    monkeypatch.setattr(products, "feature_counts", lambda *a: first_is_fine)
     network = tiny.network(iterations=2, match_norm=False)
     with torch.no_grad():
         network.module.conv2.weight *= 1e12
@@ -121,6 +123,15 @@ def test_features_that_are_not_finite_are_an_error(cache):
     ):
         compute(network, tiny.images(12), [LayerAt("relu2", 2)])
     assert list((cache / "scratch").iterdir()) == []
+
+
+def test_features_that_are_not_finite_are_found_with_the_first_image(cache, passes):
+    network = tiny.network()
+    with torch.no_grad():
+        network.module.conv1.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"relu1@0: features are not finite"):
+        compute(network, tiny.images(12))
+    assert passes == [1]
 
 
 def test_an_image_that_the_network_cannot_take_is_an_error(cache):

@@ -1,0 +1,753 @@
+"""The command end to end, on recordings and networks so small that a run takes a second."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import pickle
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import xarray as xr
+from sklearn.cross_decomposition import PLSRegression
+
+import cnnf_brain
+from cnnf_brain import activations, compare, evaluate, networks, products, report
+from cnnf_brain.compare import Options, decide, main
+from cnnf_brain.predictivity.crossval import make_splits
+from cnnf_brain.recordings import majaj, read_assembly
+from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.types import LayerAt
+
+COMPONENTS = 4
+
+
+class World:
+    """A folder with networks and recordings, and the command run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "nets.py").write_text(tiny.FILE)
+        self.v4 = tiny.recordings(folder / "v4", "V4", n_repeats=4, constant=1)
+        self.it = tiny.recordings(folder / "it", "IT", n_images=60, n_sites=8, seed=1, image_seed=1)
+
+    def model(self, name: str) -> str:
+        return f"{self.folder}/nets.py:{name}"
+
+    def words(self, *more: object, regions: bool = True, recordings: bool = True) -> list[str]:
+        """A command line: the CNN-F of the file, its own first pass as the baseline, unless ``more`` says otherwise."""
+        words = [str(word) for word in more]
+        given = {
+            "--layers": ["V4", "IT"],
+            "--recordings": [f"V4={self.v4}", f"IT={self.it}"],
+            "--model": [self.model("feedback")],
+            "--components": [str(COMPONENTS)],
+            "--output": [str(self.folder / "out")],
+        }
+        return words + [w for flag, values in given.items() if flag not in words for w in (flag, *values)]
+
+    def run(self, *more: object) -> int:
+        return main(self.words(*more))
+
+    def summary(self, out: str = "out") -> dict:
+        return json.loads((self.folder / out / "summary.json").read_text())
+
+    def entries(self, out: str = "out") -> list[dict]:
+        return self.summary(out)["evaluations"]
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> World:
+    """A world in which the command has run once; ``said`` is what it printed."""
+    made = World(tmp_path_factory.mktemp("world"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert made.run() == 0
+    made.said = said.getvalue()
+    return made
+
+
+@pytest.fixture
+def no_work(monkeypatch) -> None:
+    """More than one image through a network is a failure: errors come before long work."""
+    extract = activations.extract
+
+    def one_image(model, batch, layers):
+        assert len(batch) == 1, "long work has started"
+        return extract(model, batch, layers)
+
+    monkeypatch.setattr(activations, "extract", one_image)
+    monkeypatch.setattr(products.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a Markdown table, head first."""
+    lines = [line for line in table.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+# A run that works
+
+
+def test_all_files_are_there_and_nothing_else(finished):
+    assert sorted(os.listdir(finished.folder / "out")) == sorted(report.FILES)
+
+
+def test_the_first_line_says_what_was_taken(finished):
+    first = finished.said.splitlines()[0]
+    assert first.startswith(f"recordings V4={finished.v4} IT={finished.it}; model {finished.model('feedback')}")
+    assert "SIMULATED" not in finished.said
+
+
+def test_rows_are_regions_baseline_first_then_iterations(finished):
+    found = [(e["region"], e["role"], e["layer"]) for e in finished.entries()]
+    assert found == [
+        ("V4", "baseline", "2@0"),
+        ("V4", "model", "2@1"),
+        ("IT", "baseline", "4@0"),
+        ("IT", "model", "4@1"),
+    ]
+
+
+def test_the_summary_is_as_documented(finished):
+    content = finished.summary()
+    documented = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
+    names = set(content) | {name for e in content["evaluations"] for name in e}
+    names |= {name for e in content["evaluations"] for test in e.get("tests", []) for name in test}
+    names |= set(json.loads((finished.folder / "out" / "run.json").read_text()))
+    scores = tiny.scores(finished.folder / "out" / "scores.nc")
+    names |= set(scores.variables) | set(scores.dims) | set(scores.attrs)
+    missing = sorted(name for name in names if f"`{name}`" not in documented)
+    assert not missing, f"not in docs/compare.md: {missing}"
+    assert content["schema"] == report.SCHEMA
+    assert content["simulated"] is False
+    assert content["family_size"] == dict.fromkeys(report.HEADS, 2)
+    v4, it = content["evaluations"][1], content["evaluations"][3]
+    assert (v4["images"], v4["sites"]) == (40, 6)
+    assert (it["images"], it["sites"]) == (60, 8)
+    assert v4["excluded_sites"] == ["site6 (constant)"]
+    assert v4["baseline_layer"] == "2@0"
+    assert 0 < v4["ceiling"] <= 1
+    assert it["ceiling"] is None
+    assert it["r2/ceiling"] is None
+    assert [t["valid"] for t in v4["tests"]] == [False, True, True, False, False]
+
+
+def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.ndarray:
+    """(n_splits, n_neuroids) r: features of one direct call, scikit-learn's PLS run to convergence, numpy's r."""
+    recordings = read_assembly(path, region)
+    n = len(recordings.images)
+    from cnnf_brain.images import Preprocessing
+
+    batch = torch.stack([Preprocessing(16)(recordings.images.decode(i)) for i in range(n)])
+    at = LayerAt.parse(layer)
+    with torch.inference_mode():
+        X = model.eval()(batch, keep=cnnf_brain.Keep([at])).layers[at].flatten(1).double().numpy()
+    Y = recordings.responses
+    r = []
+    for split in make_splits("kfold", recordings.images.ids):
+        pls = PLSRegression(COMPONENTS, scale=False, max_iter=20000, tol=1e-14).fit(X[split.train], Y[split.train])
+        predicted = pls.predict(X[split.test])
+        r.append([np.corrcoef(p, y)[0, 1] for p, y in zip(predicted.T, Y[split.test].T, strict=True)])
+    return np.array(r)
+
+
+def test_scores_are_those_of_scikit_learn_on_the_features_of_a_direct_call(finished):
+    scope: dict = {}
+    exec(tiny.FILE, scope)  # the same file that the command ran
+    entries = {(e["region"], e["layer"]): e for e in finished.entries()}
+    scores = tiny.scores(finished.folder / "out" / "scores.nc")
+    for path, region, layer in (
+        (finished.v4, "V4", "2@0"),
+        (finished.v4, "V4", "2@1"),
+        (finished.it, "IT", "4@1"),
+    ):
+        r = oracle(path, region, layer, scope["feedback"]())
+        mine = scores.r[(scores.region == region).values & (scores.layer == layer).values].values.T
+        assert np.abs(mine - r).max() < 2e-3, "float32 features, folds of four images"
+        assert entries[region, layer]["median_r"] == pytest.approx(np.median(r.mean(axis=0)), abs=1e-3)
+
+
+def test_the_sites_of_these_tests_can_be_predicted(finished):
+    assert max(e["median_r"] for e in finished.entries()) > 0.2
+
+
+def test_the_table_shows_the_summarys_numbers(finished):
+    text = (finished.folder / "out" / "table.md").read_text()
+    assert text.split("\n", 2)[2].strip() in finished.said
+    head, *rows = rows_of(text)
+    assert len(rows) == 4
+    for row, e in zip(rows, finished.entries(), strict=True):
+        cells = dict(zip(head, row, strict=True))
+        assert (cells["region"], f"{cells['layer']}@{cells['it']}") == (e["region"], e["layer"])
+        low, high = e["median_r_interval"]
+        assert cells["median r [95%]"] == f"{e['median_r']:.3f} [{low:.3f}, {high:.3f}]"
+        assert cells["pooled r"] == f"{e['median_r_pooled_predictions']:.3f}"
+        assert cells["ceiling"] == ("" if e["ceiling"] is None else f"{e['ceiling']:.3f}")
+        if e["role"] == "baseline":
+            assert cells["difference [95%]"] == "baseline"
+        else:
+            low, high = e["difference_interval"]
+            assert cells["difference [95%]"] == f"{e['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            assert cells["swap"] == f"{e['tests'][2]['p_holm']:.2g}"
+    assert "1 site was excluded: V4 of V4.nc: site6 (constant)." in text
+    assert "Folds hold fewer than 20 test images" in text
+
+
+def test_differences_are_those_of_the_sites(finished):
+    scores = tiny.scores(finished.folder / "out" / "scores.nc")
+    for region, baseline, model in (("V4", "2@0", "2@1"), ("IT", "4@0", "4@1")):
+        r = {
+            layer: scores.r[(scores.region == region).values & (scores.layer == layer).values].values
+            for layer in (baseline, model)
+        }
+        d = (r[model] - r[baseline]).mean(axis=1)
+        (entry,) = [e for e in finished.entries() if e["region"] == region and e["role"] == "model"]
+        assert entry["difference"] == pytest.approx(np.median(d), abs=1e-12)
+
+
+def test_the_run_can_be_done_again_from_its_description(finished):
+    run = json.loads((finished.folder / "out" / "run.json").read_text())
+    assert run["options"]["model"] == finished.model("feedback")
+    assert run["options"]["seed"] == 0
+    assert run["model"]["feedback"]["match_norm"] is True
+    assert re.fullmatch(r"[0-9a-f]{64}", run["model"]["sha256"])
+    assert run["versions"]["torch"] == importlib.metadata.version("torch")
+    assert {r["region"]: (r["images"], r["sites"]) for r in run["recordings"]} == {"V4": (40, 6), "IT": (60, 8)}
+    assert run["seconds"] >= 0
+    assert run["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run["commit"])
+
+
+def test_the_same_command_again_gives_the_same_bytes_from_the_cache(finished, monkeypatch, capsys):
+    before = {name: (finished.folder / "out" / name).read_bytes() for name in report.FILES}
+    monkeypatch.setattr(products, "_stream", lambda *a: pytest.fail("computed again"))
+    assert finished.run() == 0
+    assert capsys.readouterr().out == finished.said
+    for name in ("summary.json", "table.md", "figure.svg"):
+        assert (finished.folder / "out" / name).read_bytes() == before[name], name
+
+
+# What may be asked for
+
+
+def layers_of(world: World) -> list[tuple[str, str, str]]:
+    return [(e["region"], e["role"], e["layer"]) for e in world.entries()]
+
+
+def test_explicit_layers_and_iterations(world):
+    assert world.run("--layers", "V4=0", "V4=2@1", "IT=1@0:feedback", "--iterations", 0, 1) == 0
+    assert layers_of(world) == [
+        ("V4", "baseline", "0@0"),
+        ("V4", "baseline", "2@0"),
+        ("V4", "model", "0@1"),
+        ("V4", "model", "2@1"),
+        ("IT", "baseline", "1@0"),
+        ("IT", "model", "1@0:feedback"),
+    ]
+    assert [e["baseline_layer"] for e in world.entries() if e["role"] == "model"] == ["0@0", "2@0", "1@0"]
+    feedback = rows_of((world.folder / "out" / "table.md").read_text())[-1]
+    assert feedback[3:5] == ["1 feedback", "0"]
+
+
+def test_nested_choice(world):
+    words = ["--layers", "V4=0", "V4=2", "--recordings", world.v4, "--iterations", 0, 1]
+    assert world.run(*words, "--select", "nested") == 0
+    assert layers_of(world) == [("V4", "baseline", "nested"), ("V4", "model", "nested")]
+    base, model = world.entries()
+    assert len(model["chosen"]) == 10
+    assert set(model["chosen"]) <= {"0@0", "0@1", "2@0", "2@1"}
+    assert set(base["chosen"]) <= {"0@0", "2@0"}
+    assert "nested: in each split" in (world.folder / "out" / "table.md").read_text()
+    scores = tiny.scores(world.folder / "out" / "scores.nc")
+    nested = scores.r[scores.role == "model"].values
+    assert world.run(*words, "--output", world.folder / "each") == 0
+    scores = tiny.scores(world.folder / "each" / "scores.nc")
+    for split, layer in enumerate(model["chosen"]):  # of each split the scores of what was chosen there
+        rows = np.flatnonzero(scores.layer == layer)[:6]
+        assert np.allclose(scores.r.values[rows, split], nested[:, split], atol=1e-9)
+
+
+def test_several_sources_are_scored_apart_and_pooled(world, capsys):
+    second = tiny.recordings(world.folder / "second", "V4", n_sites=5, seed=7, image_seed=7, constant=2)
+    assert world.run("--layers", "V4", "--recordings", f"V4={world.v4}", f"V4={second}") == 0
+    entries = world.entries()
+    assert [(e["source"].split("/")[-2:], e["role"]) for e in entries] == [
+        (["v4", "V4.nc"], "baseline"),
+        (["v4", "V4.nc"], "model"),
+        (["second", "V4.nc"], "baseline"),
+        (["second", "V4.nc"], "model"),
+        (["pooled"], "baseline"),
+        (["pooled"], "model"),
+    ]
+    assert [e["sites"] for e in entries] == [6, 6, 5, 5, 11, 11]
+    assert entries[5]["images"] == 80
+    assert entries[5]["ceiling"] is None, "the second source has no repeats"
+    scores = tiny.scores(world.folder / "out" / "scores.nc")
+    apart = scores.r[((scores.source != "pooled") & (scores.role == "model")).values].values
+    pooled = scores.r[((scores.source == "pooled") & (scores.role == "model")).values].values
+    assert np.array_equal(apart, pooled)
+    assert entries[5]["median_r"] == pytest.approx(np.median(pooled.mean(axis=1)), abs=1e-12)
+    assert set(world.summary()["family_size"].values()) == {3}
+    printed = rows_of(capsys.readouterr().out)
+    assert [row[1] for row in printed[1:]] == ["v4/V4.nc"] * 2 + ["second/V4.nc"] * 2 + ["pooled"] * 2
+    assert "3 sites were excluded" in (world.folder / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("more", [["--per-site"], ["--splits", "brainscore"], ["--pca", "6"]])
+def test_other_ways_to_score_give_other_numbers(world, finished, more):
+    assert world.run(*more) == 0
+    for mine, usual in zip(world.entries(), finished.entries(), strict=True):
+        assert mine["layer"] == usual["layer"]
+        assert abs(mine["median_r"] - usual["median_r"]) > 1e-6
+    notes = (world.folder / "out" / "table.md").read_text()
+    assert {"--per-site": "one PLS model per site", "--splits": "shuffle splits", "--pca": "6 principal"}[more[0]] in notes
+
+
+def test_pca_that_keeps_everything_changes_nothing(world, finished):
+    assert world.run("--pca", "1000") == 0
+    found = [e["median_r"] for e in world.entries()]
+    assert found == pytest.approx([e["median_r"] for e in finished.entries()], abs=1e-6)
+
+
+def test_a_baseline_of_another_architecture(world, capsys):
+    baseline = ["--baseline", world.model("net")]
+    assert world.run(*baseline) == 0, "its own layers for the regions"
+    assert [(e["layer"], e.get("baseline_layer")) for e in world.entries()] == [
+        ("first@0", None),
+        ("2@0", "first@0"),
+        ("2@1", "first@0"),
+        ("second@0", None),
+        ("4@0", "second@0"),
+        ("4@1", "second@0"),
+    ]
+    assert world.run(*baseline, "--baseline-layers", "V4=act", "IT=act") == 0
+    assert {e["layer"] for e in world.entries() if e["role"] == "baseline"} == {"act@0"}
+    assert world.run(*baseline, "--layers", "V4=0", "--recordings", world.v4, "--baseline-layers", "V4=conv") == 1
+    assert "layer 'conv' is not known in Net" in capsys.readouterr().err
+
+
+def test_a_baseline_without_a_layer_of_that_name_must_be_told(world, capsys):
+    resnet = world.folder / "resnet.pth"
+    torch.save({}, resnet)
+    plain = world.folder / "plain.py"
+    plain.write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n")
+    assert world.run("--baseline", f"{plain}:net", "--layers", "V4=2", "--recordings", world.v4) == 1
+    assert "has no layer '2'; name the one to compare with: --baseline-layers V4=LAYER" in capsys.readouterr().err
+
+
+def test_several_layers_of_the_baseline_are_all_compared_with(world):
+    words = ["--layers", "V4=2@1", "--recordings", world.v4, "--baseline-layers", "V4=0", "V4=1"]
+    assert world.run(*words) == 0
+    rows = [(e["layer"], e["baseline_layer"]) for e in world.entries() if e["role"] == "model"]
+    assert rows == [("2@1", "0@0"), ("2@1", "1@0")]
+
+
+def test_identical_networks_differ_by_nothing(world):
+    words = ["--model", world.model("net"), "--baseline", world.model("same")]
+    assert world.run(*words) == 0
+    models = [e for e in world.entries() if e["role"] == "model"]
+    assert len(models) == 2
+    for e in models:
+        assert (e["difference"], e["difference_interval"]) == (0, [0, 0])
+        assert [t["p"] for t in e["tests"]] == [1.0] * 5
+        assert [t["p_holm"] for t in e["tests"]] == [1.0] * 5
+
+
+def test_the_small_net_takes_its_card(world):
+    torch.manual_seed(0)
+    weights = world.folder / "small.safetensors"
+    save_weights(weights, cnnf_brain.small_net(), {"feedback": {"target": "relu1", "match_norm": True, "step": 0.5}})
+    words = ["--model", "small", "--weights", weights, "--layers", "V4", "--recordings", world.v4]
+    assert world.run(*words, "--iterations", 0, 1, "--ada-relu", "printed") == 0
+    run = json.loads((world.folder / "out" / "run.json").read_text())
+    assert run["model"]["feedback"] == {
+        "iterations": 1,
+        "target": "relu1",
+        "step": 0.5,
+        "match_norm": True,
+        "ada_relu": "printed",
+        "tolerance": None,
+    }
+    assert run["baseline"]["weights"] == str(weights), "by default the same"
+    assert run["baseline"]["feedback"]["iterations"] == 0
+    assert layers_of(world) == [("V4", "baseline", "pool2@0"), ("V4", "model", "pool2@1")]
+
+
+def test_without_output_the_folder_is_under_results(world, monkeypatch, capsys):
+    monkeypatch.chdir(world.folder)
+    words = world.words("--layers", "V4", "--recordings", world.v4)
+    words = words[: words.index("--output")]
+    assert main(words) == 0
+    (folder,) = (world.folder / "results").iterdir()
+    assert folder.name.startswith("nets-feedback-")
+    assert f"written to results/{folder.name}" in capsys.readouterr().out
+    assert main(words) == 0
+    assert list((world.folder / "results").iterdir()) == [folder], "the same question, the same folder"
+
+
+def test_the_headless_network_says_so(world, capsys):
+    import safetensors.torch
+    from torchvision import models
+
+    torch.manual_seed(0)
+    state = {k: v for k, v in models.alexnet(weights=None).state_dict().items() if k.startswith("features.")}
+    path = world.folder / "features.safetensors"
+    safetensors.torch.save_file(state, path)
+    words = ["--model", "alexnet", "--weights", path, "--image-size", 64, "--match-norm", "--iterations", 0, 1]
+    assert world.run(*words, "--layers", "V4", "--recordings", world.v4) == 0
+    assert "alexnet CNN-F (" in capsys.readouterr().out
+    assert layers_of(world) == [("V4", "baseline", "features.7@0"), ("V4", "model", "features.7@1")]
+
+
+# Simulated recordings
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> World:
+    made = World(tmp_path_factory.mktemp("simulated"))
+    words = ["--layers", "V4", "--recordings", "simulated", "--model", made.model("net")]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert made.run(*words, "--baseline", made.model("other")) == 0
+    made.said = said.getvalue()
+    return made
+
+
+def test_simulated_results_are_labelled_everywhere(simulated):
+    first, *rest = simulated.said.splitlines()
+    assert first.startswith("SIMULATED recordings simulated; model")
+    assert any("SIMULATED recordings: the sites are computed, not measured" in line for line in rest)
+    assert simulated.summary()["simulated"] is True
+    assert all(e["simulated"] for e in simulated.entries())
+    out = simulated.folder / "out"
+    assert "SIMULATED" in (out / "table.md").read_text()
+    assert all("simulated" in row[1] for row in rows_of((out / "table.md").read_text())[1:])
+    assert ">SIMULATED recordings</text>" in (out / "figure.svg").read_text()
+    assert json.loads((out / "run.json").read_text())["simulated"] is True
+    scores = tiny.scores(out / "scores.nc")
+    assert scores.attrs["simulated"] == 1
+    assert (scores.simulated == 1).all()
+
+
+def test_simulated_sites_have_ceilings(simulated):
+    text = (simulated.folder / "out" / "table.md").read_text()
+    assert {"ceiling", "r²/c", "(r/c)²"} <= set(rows_of(text)[0])
+    for e in simulated.entries():
+        assert e["ceiling"] is not None
+        assert e["r2/ceiling"] == pytest.approx(e["brainscore_r"] ** 2 / e["ceiling"], rel=1e-9)
+        assert e["(r/ceiling)2"] == pytest.approx((e["brainscore_r"] / e["ceiling"]) ** 2, rel=1e-9)
+
+
+# auto
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(params=["closed", "hanging"])
+def offline(request, monkeypatch, tmp_path) -> None:
+    """Neither recordings nor weights are in a cache, and no host answers."""
+    address = "http://127.0.0.1:9" if request.param == "closed" else request.getfixturevalue("hanging")
+    monkeypatch.setattr(majaj, "BASE_URL", address)
+    monkeypatch.setattr(majaj, "majaj_cached", lambda: False)
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    entry = type("Entry", (), {"url": f"{address}/vgg16-397923af.pth", "meta": {}})
+    monkeypatch.setattr(networks.weight_files, "published_entry", lambda arch, name: entry)
+
+
+def test_auto_decides_offline_within_five_seconds(offline):
+    start = time.monotonic()
+    options, why = decide(Options())
+    assert time.monotonic() - start < 5
+    assert options.recordings == ("simulated",)
+    assert (options.model, options.baseline) == ("small", "small")
+    assert "auto fell to the simulated recordings: MajajHong2015.public is not in the cache and cannot be downloaded" in why
+    assert compare.headline(options, why).startswith(
+        "SIMULATED recordings simulated; model small, baseline small (auto fell"
+    )
+
+
+def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
+    monkeypatch.setattr(compare, "public_available", lambda: (True, "MajajHong2015.public is in the cache"))
+    start = time.monotonic()
+    options, why = decide(Options())
+    assert time.monotonic() - start < 5
+    assert options.recordings == ("simulated",)
+    assert "vgg16 weights IMAGENET1K_V1 are not in the cache and cannot be downloaded" in why
+
+
+@pytest.mark.parametrize("more", [{"model": "alexnet"}, {"weights": "mine.safetensors"}])
+def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeypatch, more):
+    monkeypatch.setattr(compare, "public_available", lambda: (True, "MajajHong2015.public can be downloaded (237 MB)"))
+    options, why = decide(Options(**more))
+    assert options.recordings == ("MajajHong2015.public",)
+    assert options.model == more.get("model", "vgg16")
+    assert why == "auto: MajajHong2015.public can be downloaded (237 MB)"
+
+
+def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
+    monkeypatch.setattr(compare, "public_available", lambda: (True, "recordings here"))
+    monkeypatch.setattr(compare, "published_available", lambda arch, name: (True, f"{arch} {name} there"))
+    options, why = decide(Options(iterations=(0, 1)))
+    assert (options.recordings, options.model, options.baseline) == (("MajajHong2015.public",), "vgg16", "vgg16")
+    assert why == "auto: recordings here; vgg16 IMAGENET1K_V1 there"
+
+
+@pytest.mark.parametrize("recordings", [("MajajHong2015.public",), ("IT=x.nc",), ("V4=simulated", "IT=x.nc")])
+def test_a_source_that_is_named_never_falls_back(monkeypatch, recordings):
+    monkeypatch.setattr(compare, "public_available", lambda: pytest.fail("asked"))
+    options, why = decide(Options(recordings=recordings))
+    assert options.recordings == recordings
+    assert options.model == "vgg16"
+    assert why == "as named"
+    assert decide(Options(recordings=("V4=simulated", "IT=simulated")))[0].model == "small"
+
+
+def test_the_baseline_has_the_models_weights_unless_others_are_named():
+    def weights(**more: str) -> str | None:
+        return decide(Options(recordings=("simulated",), **more))[0].baseline_weights
+
+    assert weights(weights="a.pth") == "a.pth"
+    assert weights(weights="a.pth", model="vgg16", baseline="vgg16") == "a.pth"
+    assert weights(weights="a.pth", baseline_weights="b.pth") == "b.pth"
+    assert weights(weights="a.pth", model="vgg16", baseline="alexnet") is None
+
+
+# Bad input: one line on stderr, exit code 1, before long work, and nothing written
+
+
+def spoiled_image(world: World) -> list[object]:
+    path = world.folder / "v4" / "picture007.png"
+    path.write_bytes(path.read_bytes()[:60])
+    return []
+
+
+def few_images(world: World) -> list[object]:
+    path = tiny.recordings(world.folder / "few", n_images=9)
+    return ["--layers", "V4", "--recordings", path]
+
+
+def all_constant(world: World) -> list[object]:
+    path = tiny.recordings(world.folder / "none", n_sites=3)
+    with xr.open_dataset(path) as file:
+        data = file.load()
+    data["responses"][:] = 2.5
+    data.to_netcdf(path, engine="netcdf4")
+    return ["--layers", "V4", "--recordings", path]
+
+
+def malicious(world: World) -> list[object]:
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(world.folder / "trap"),)
+
+    path = world.folder / "weights.pth"
+    path.write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
+    return ["--weights", path, "--model", "alexnet"]
+
+
+def other_weights(world: World) -> list[object]:
+    path = world.folder / "weights.pth"
+    torch.save(tiny.layers().state_dict(), path)
+    return ["--weights", path, "--model", "alexnet"]
+
+
+def v4_folder(world: World) -> list[object]:
+    for name in ("images", "responses_repeat_averaged"):
+        (world.folder / "sessions" / name).mkdir(parents=True)
+    (world.folder / "sessions" / "images" / "images_201025.zip").write_bytes(b"")
+    np.save(world.folder / "sessions" / "responses_repeat_averaged" / "responses_201025.npy", np.zeros((2, 3)))
+    return ["--layers", "V4", "--recordings", world.folder / "sessions", "--session", "201026"]
+
+
+def file_in_the_way(world: World) -> list[object]:
+    (world.folder / "file").write_text("")
+    return ["--output", world.folder / "file" / "out"]
+
+
+BAD = {
+    "image": (spoiled_image, r"image 'picture007' cannot be decoded"),
+    "few images": (few_images, r"9 images are fewer than the 10 folds"),
+    "constant": (all_constant, r"no site is left, all 3 are constant or have NaN responses"),
+    "pickle": (malicious, r"was not loaded, since loading such a file could run code"),
+    "weights": (other_weights, r"does not fit the network. missing: features.0.weight"),
+    "session": (v4_folder, r"session '201026' is not known.*201025"),
+    "output": (file_in_the_way, r"cannot write .*choose another folder"),
+    "region": (["--layers", "V5=2", "--recordings", "V5=V4"], r"V5=V4|region 'V5' is not known in .*V4.nc.*Known: V4"),
+    "no recordings": (["--layers", "V4", "IT", "--recordings", "V4=V4"], r"no recordings are given for region IT"),
+    "region not asked": (["--layers", "V4", "--recordings", "IT=V4"], r"region 'IT' is not known.*regions asked for"),
+    "no such file": (["--recordings", "nowhere.nc"], r"--recordings nowhere.nc: there is no such file or folder"),
+    "session of none": (["--session", "x"], r"--session x applies to sources in the layout of V4_compact_models"),
+    "features": (["--components", 20], r"feedback .* 4@0: 12 features are fewer than 20 components; use fewer --components"),
+    "components": (["--components", 36], r"36 components need more than 36 training images, a split has 36; use fewer"),
+    "nested": (
+        ["--components", 32, "--select", "nested", "--layers", "V4", "--recordings", "V4=V4"],
+        r"a split within the training images has 32; use fewer --components",
+    ),
+    "no component": (["--components", 0], r"--components is 0, expected at least 1"),
+    "no pca": (["--pca", 0], r"--pca is 0, expected at least 1"),
+    "pca": (["--pca", 3], r"--pca 3 keeps fewer components than the 4 of PLS"),
+    "batch": (["--batch-size", 0], r"--batch-size is 0, expected at least 1"),
+    "iteration": (["--iterations", 0, 2], r"2@2: iteration 2 is not run; the network runs 1"),
+    "negative iteration": (["--iterations", -1, 1], r"--iterations -1 1: expected whole numbers >= 0"),
+    "layer": (["--layers", "V4=12"], r"layer '12' is not known.*Known: input, 0, 1, 2"),
+    "word": (["--layers", "V4="], r"--layers 'V4=': expected REGION or REGION=LAYER"),
+    "form": (["--layers", "V4=2@x"], r"'2@x' is not of the form NAME, NAME@ITERATION"),
+    "no layer": (["--layers", "V1"], r"no layer is known for region 'V1'; name one"),
+    "baseline layers": (["--baseline-layers", "V1=2"], r"region V1 is not among --layers \(V4, IT\)"),
+    "model": (["--model", "vgg61"], r"model 'vgg61' is not known; did you mean .*'vgg16'"),
+    "device": (["--device", "nonsense"], r"device 'nonsense' cannot be used here"),
+    "feedback": (["--step-size", 0.5], r"--step-size: settings of the feedback, and the command runs no"),
+    "not finite": (lambda world: ["--model", world.model("exploding")], r"second@0: features are not finite"),
+    "size": (["--image-size", 2], r"cannot be run on an image of shape \(3, 2, 2\)"),
+    "flags": (["--model", "alexnet", "--iterations", 0, "--match-norm"], r"--match-norm: settings of the feedback"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input(world, no_work, capsys, kind):
+    more, message = BAD[kind]
+    words = more(world) if callable(more) else [str(w).replace("V4=V4", f"V4={world.v4}") for w in more]
+    words = [str(w).replace("IT=V4", f"IT={world.v4}").replace("V5=V4", f"V5={world.v4}") for w in words]
+    assert world.run(*words) == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1, said.err
+    assert re.match(rf"error: .*({message})", said.err), said.err
+    assert not (world.folder / "trap").exists()
+    out = world.folder / "out"
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--iterations", "two"], ["--splits", "none"], ["--nonsense"], ["--select", "best"]])
+def test_flags_that_are_not_understood_are_exit_code_2(words):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+
+
+def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
+    words = ["--model", world.model("dead"), "--baseline", world.model("net")]
+    assert world.run(*words) == 1
+    said = capsys.readouterr()
+    assert re.search(r"error: no site has an r, since .* constant: IT .*/IT.nc nets.py:dead second@0\n", said.err)
+    entries = world.entries()
+    assert [e["median_r"] is None for e in entries] == [False, False, False, True]
+    assert (entries[3]["difference"], entries[3]["tests"]) == (None, [])
+    assert entries[1]["difference"] is not None
+    assert "| undefined" in said.out
+    assert sorted(os.listdir(world.folder / "out")) == sorted(report.FILES)
+
+
+# Disks and interruptions
+
+
+@pytest.mark.parametrize("name", ["scores.nc", "table.md", "figure.svg", "summary.json", "run.json"])
+def test_a_disk_that_fills_up_leaves_no_file_half_written(world, monkeypatch, capsys, name):
+    assert world.run() == 0
+    before = (world.folder / "out" / name).read_bytes()
+    replace = Path.replace
+
+    def full(temporary, path):
+        if Path(path).name == name:
+            raise OSError(28, "No space left on device")
+        return replace(temporary, path)
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert world.run("--seed", 1) == 1
+    assert re.search(rf"error: .*cannot write .*{name}: No space left on device; free space", capsys.readouterr().err)
+    left = set(os.listdir(world.folder / "out"))
+    assert left <= set(report.FILES)
+    assert "summary.json" not in left, "where it stands, the other files are of the same run"
+    if name != "summary.json":
+        assert (world.folder / "out" / name).read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(world, monkeypatch, capsys):
+    def refuses(path):
+        raise OSError(30, f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr(compare.files, "check_writable", refuses)
+    monkeypatch.setattr(compare, "load", lambda *a: pytest.fail("recordings were read"))
+    assert world.run() == 1
+    assert "Read-only file system" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
+    words = ["--batch-size", 5]
+    extract, seen = activations.extract, []
+
+    def interrupted(model, batch, layers):
+        seen.append(len(batch))
+        if sum(seen) > 70:
+            raise KeyboardInterrupt
+        return extract(model, batch, layers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(activations, "extract", interrupted)
+        assert world.run(*words) == 130
+    assert "interrupted; the same command goes on from what is finished" in capsys.readouterr().err
+    assert not list((world.folder / "out").iterdir())
+    done = sum(seen[:-1])
+    seen.clear()
+    monkeypatch.setattr(activations, "extract", lambda m, b, layers: (seen.append(len(b)), extract(m, b, layers))[1])
+    assert world.run(*words) == 0
+    first = world.summary()
+    # In all: 40 images of V4 and 60 of IT once for the model (the baseline's first pass is in the cache or once more), and
+    # single images that count features.
+    again = sum(seen)
+    seen.clear()
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(world.folder / "fresh"))
+    assert world.run(*words) == 0
+    assert world.summary() == first
+    singles = 6  # two before the work, one for each product that is missing
+    assert again <= sum(seen) - done + singles
+
+
+# Words of --layers as layers of both networks
+
+
+def test_without_a_number_the_default_iterations_that_the_model_runs():
+    model, baseline = tiny.network(iterations=1), tiny.network(iterations=0)
+    assert compare.iterations_of(Options(), model) == (0, 1)
+    assert compare.iterations_of(Options(), tiny.network(iterations=4)) == (0, 1, 2)
+    assert compare.iterations_of(Options(), baseline) == (0,)
+    assert compare.iterations_of(Options(iterations=(3,)), tiny.network(iterations=4)) == (3,)
+    (asked,) = evaluate.asked_layers(["V4"], (0, 1), model, baseline)
+    assert [str(at) for at in asked.model] == ["relu1@0", "relu1@1"]
+    assert [str(at) for at in asked.baseline] == ["relu1@0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "iterations", "most"),
+    [
+        (["V4"], None, 2),
+        (["V4"], (0,), 0),
+        (["V4=features.16@4"], None, 4),
+        (["V4=features.16@1:feedback", "IT"], (0, 3), 3),
+    ],
+)
+def test_the_network_runs_as_many_iterations_as_are_asked_for(monkeypatch, words, iterations, most):
+    asked = []
+    monkeypatch.setattr(networks, "load_network", lambda spec, weights, iterations=0, **more: asked.append(iterations))
+    compare.load_networks(Options(layers=tuple(words), iterations=iterations, model="vgg16", baseline="vgg16"))
+    assert asked == [most, 0]

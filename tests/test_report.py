@@ -1,0 +1,324 @@
+"""The report: numbers from the scores, Holm's family, JSON without NaN, files that agree with each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import xarray as xr
+from PIL import Image
+from scipy import stats
+
+from cnnf_brain import report
+from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, TESTS, WELCH, WILCOXON, holm
+from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
+
+OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None}
+
+
+def run(**more: object) -> dict:
+    return {"simulated": False, "options": OPTIONS, "command": "python -m cnnf_brain.compare", **more}
+
+
+def scores(seed: int = 0, sites: int = 5, pooled: bool = False, ceiling: bool = False, splits: int = 10) -> Scores:
+    rng = np.random.default_rng(seed)
+    r = rng.uniform(0.1, 0.9, (splits, sites))
+    return Scores(r, rng.uniform(0, 1, sites) if pooled else None, rng.uniform(0.5, 1, sites) if ceiling else None)
+
+
+def comparison(p: float, difference: float = 0.01) -> Comparison:
+    """Every test with a p of its own: p, p / 2, p / 3, ..."""
+    tests = tuple(
+        TestResult(name, 1.5, p / k, 10, df=9.0 if "t" in name else None, interval=(-0.1, 0.2))
+        for k, name in enumerate((WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON), 1)
+    )
+    return Comparison(difference, difference - 0.02, difference + 0.03, tests)
+
+
+def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "here", **more: object) -> Evaluation:
+    values = {"scores": scores(), "comparison": comparison(0.04) if role == "model" else None, **more}
+    n = values["scores"].r.shape[1]
+    return Evaluation(
+        region=values.pop("region", "V4"),
+        source=source,
+        simulated=values.pop("simulated", False),
+        role=role,
+        network=values.pop("network", "net CNN-F" if role == "model" else "net CNN"),
+        layer=layer,
+        neuroid_ids=tuple(f"site{i}" for i in range(n)),
+        n_images=60,
+        **values,
+    )
+
+
+def cells(table: str) -> list[dict[str, str]]:
+    lines = [line for line in table.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def table(*evaluations: Evaluation, **more: object) -> str:
+    return report.table(report.summary(evaluations, run(**more)))
+
+
+# Numbers
+
+
+def test_medians_by_hand():
+    # Site means 0.2, 0.5, 0.3: their median is 0.3. Split medians 0.2 and 0.4: Brain-Score's r is 0.3 as well, so a third
+    # split pulls them apart: site means 0.3, 0.4, 0.5 (median 0.4); split medians 0.2, 0.4, 0.5 (mean 0.3667).
+    r = np.array([[0.1, 0.4, 0.2], [0.3, 0.6, 0.4], [0.5, 0.2, 0.9]])
+    ceiling = np.array([0.5, 0.8, np.nan])
+    one = evaluation(scores=Scores(r, np.array([0.9, 0.1, 0.7]), ceiling))
+    (entry,) = report.summary([one], run())["evaluations"]
+    assert entry["median_r"] == pytest.approx(0.4)
+    assert entry["brainscore_r"] == pytest.approx((0.2 + 0.4 + 0.5) / 3)
+    assert entry["ceiling"] == pytest.approx(0.65)
+    assert entry["r2/ceiling"] == pytest.approx((1.1 / 3) ** 2 / 0.65)
+    assert entry["(r/ceiling)2"] == pytest.approx((1.1 / 3 / 0.65) ** 2)
+    assert entry["median_r_pooled_predictions"] == pytest.approx(0.7)
+    (row,) = cells(table(one))
+    assert row["median r [95%]"].startswith("0.400 [")
+    assert (row["pooled r"], row["ceiling"], row["r²/c"], row["(r/c)²"]) == ("0.700", "0.650", "0.207", "0.318")
+
+
+def test_the_interval_is_that_of_the_median():
+    # With many sites the bootstrap interval of a median agrees with the exact one from order statistics.
+    values = np.random.default_rng(1).standard_normal(1001)
+    low, high = report.median_interval(values)
+    k = int(stats.binom.ppf(0.025, 1001, 0.5))
+    ordered = np.sort(values)
+    assert low == pytest.approx(ordered[k - 1], abs=0.01)
+    assert high == pytest.approx(ordered[1001 - k], abs=0.01)
+    assert np.isnan(report.median_interval(np.array([0.3, np.nan]))).all()
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    tests = (TestResult(WELCH, math.inf, 0.0, 10, df=math.nan, interval=(math.nan, 0.1)),)
+    nothing = Scores(np.full((10, 3), np.nan), np.full(3, np.nan), np.full(3, np.nan))
+    evaluations = [
+        evaluation(scores=nothing),
+        evaluation("model", comparison=Comparison(0.1, math.nan, math.nan, tests)),
+        evaluation("model", "pool@1", scores=nothing, comparison=None),
+    ]
+    printed = report.write(tmp_path, evaluations, run())
+    text = (tmp_path / "summary.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    dead, model, undefined = json.loads(text)["evaluations"]
+    for name in ("median_r", "brainscore_r", "ceiling", "r2/ceiling", "median_r_pooled_predictions"):
+        assert dead[name] is None
+    assert dead["median_r_interval"] == [None, None]
+    assert dead["undefined_sites"] == 3
+    assert model["tests"][0]["statistic"] is None
+    assert model["tests"][0]["interval"] == [None, 0.1]
+    assert model["difference_interval"] == [None, None]
+    assert undefined["difference"] is None
+    rows = cells(printed)
+    assert rows[0]["median r [95%]"] == "undefined"
+    assert rows[1]["difference [95%]"] == "+0.100"
+    assert rows[2]["difference [95%]"] == "undefined"
+    assert "Up to 3 sites have no r in a row" in printed
+
+
+def test_a_ceiling_of_zero_gives_no_ceiled_score():
+    one = evaluation(scores=Scores(np.full((10, 2), 0.3), None, np.zeros(2)))
+    (entry,) = report.summary([one], run())["evaluations"]
+    assert entry["ceiling"] == 0
+    assert entry["r2/ceiling"] is None
+
+
+# Holm
+
+
+def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
+    ps = [0.04, 0.001, 0.3, 0.02]
+    rows = [evaluation("model", f"pool@{t}", comparison=comparison(p), region=f"R{t % 2}") for t, p in enumerate(ps)]
+    content = report.summary([evaluation(), *rows[:2], evaluation(region="R1"), *rows[2:]], run())
+    assert content["family_size"] == dict.fromkeys((WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON), 4)
+    models = [e for e in content["evaluations"] if e["role"] == "model"]
+    for k in range(5):
+        assert [e["tests"][k]["p"] for e in models] == pytest.approx([p / (k + 1) for p in ps])
+        assert [e["tests"][k]["p_holm"] for e in models] == pytest.approx(holm([p / (k + 1) for p in ps]).tolist())
+    # Holm by hand for the first test: 4 x 0.001, 3 x 0.02, 2 x 0.04, 1 x 0.3
+    assert [e["tests"][0]["p_holm"] for e in models] == pytest.approx([0.08, 0.004, 0.3, 0.06])
+    shown = cells(report.table(content))
+    assert [row["Welch ⚠"] for row in shown if row["Welch ⚠"]] == ["0.08", "0.004", "0.3", "0.06"]
+
+
+def test_a_test_that_a_row_lacks_is_not_in_its_family():
+    short = Comparison(0.1, 0.0, 0.2, comparison(0.5).tests[:3])
+    content = report.summary([evaluation("model", comparison=short), evaluation("model", "pool@1")], run())
+    assert content["family_size"] == {WELCH: 2, RESAMPLED: 2, SWAP: 2, PAIRED: 1, WILCOXON: 1}
+    assert cells(report.table(content))[0]["Wilcoxon ⚠"] == ""
+
+
+# The table
+
+
+def test_heads_are_short_and_explained():
+    text = table(evaluation(), evaluation("model", "features.23@2"))
+    assert list(cells(text)[0]) == [
+        *("region", "recordings", "network", "layer", "it", "median r [95%]", "difference [95%]"),
+        *("Welch ⚠", "resampled t", "swap", "t sites ⚠", "Wilcoxon ⚠"),
+    ]
+    for name in report.HEADS:
+        assert f"= {name}, {TESTS[name].why}" in text
+    assert "Holm-adjusted over the 1 row of this table" in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 200
+    assert [(row["layer"], row["it"]) for row in cells(text)] == [("pool", "0"), ("features.23", "2")]
+    assert "No ceiling: these recordings hold no single repeats." in text
+
+
+def test_layers_in_the_table():
+    rows = cells(table(evaluation("model", "a.b@1:feedback"), evaluation("model", "nested")))
+    assert [(row["layer"], row["it"]) for row in rows] == [("a.b feedback", "1"), ("nested", "")]
+
+
+def test_names_are_shortened_as_far_as_they_stay_apart():
+    long = "/very/long/path/of/some/lab/V4_compact_models:190923"
+    assert report.short_names([long, "simulated"]) == {long: "V4_compact_models:190923", "simulated": "simulated"}
+    assert report.short_names(["/a/b/x.nc", "/a/c/x.nc"]) == {"/a/b/x.nc": "b/x.nc", "/a/c/x.nc": "c/x.nc"}
+    (name,) = report.short_names(["a/" + "n" * 80 + "_end.nc"]).values()
+    assert len(name) == report.WIDEST
+    assert name.startswith("…")
+    assert name.endswith("_end.nc")
+    twins = ["n" * 80 + "1" * 40, "n" * 80 + "2" + "1" * 39]
+    assert len(set(report.short_names(twins).values())) == 2
+    assert report.short_names(["x.nc", "./x.nc"]) == {"x.nc": "x.nc", "./x.nc": "./x.nc"}
+
+
+def test_the_whole_name_is_in_the_summary():
+    long = "/a/b/" + "n" * 80
+    assert report.summary([evaluation(source=long)], run())["evaluations"][0]["source"] == long
+
+
+def test_notes_say_how_it_was_scored():
+    options = {**OPTIONS, "splits": "brainscore", "per_site": True, "components": 7, "pca": 50, "select": "nested"}
+    text = table(evaluation(scores=scores(pooled=True), excluded=("a (constant)", "b (constant)")), options=options)
+    for words in (
+        "one PLS model per site, 7 components, Brain-Score's ten shuffle splits",
+        "reduced to 50 principal components",
+        "nested: in each split",
+        "Folds hold fewer than 20 test images",
+        "2 sites were excluded: V4 of here: a (constant); V4 of here: b (constant).",
+    ):
+        assert words in text
+
+
+def test_excluded_sites_are_counted_once_for_all_rows_and_the_pool():
+    both = {"excluded": ("a (constant)",)}
+    rows = [evaluation(source=s, **both) for s in ("one", "two")] + [
+        evaluation(source="pooled", excluded=("a (constant)",) * 2)
+    ]
+    assert "- 2 sites were excluded: V4 of one: a (constant); V4 of two: a (constant)." in table(*rows)
+
+
+def test_simulated_rows_are_labelled():
+    rows = evaluation(simulated=True, source="simulated"), evaluation(simulated=True, source="pooled"), evaluation()
+    text = table(*rows, simulated=True)
+    assert [row["recordings"] for row in cells(text)] == ["simulated", "pooled (simulated)", "here"]
+    assert "SIMULATED recordings" in text
+    assert "SIMULATED" not in table(evaluation())
+
+
+# Files
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    rows = [
+        evaluation(scores=scores(1, ceiling=True)),
+        evaluation("model", "pool@1", scores=scores(2, pooled=True, ceiling=True)),
+        evaluation(region="IT", source="there", scores=scores(3, sites=8, splits=7)),
+        evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
+    ]
+    report.write(tmp_path, rows, run())
+    return tmp_path
+
+
+def test_site_wise_scores_agree_with_the_summary(written):
+    entries = json.loads((written / "summary.json").read_text())["evaluations"]
+    data = tiny.scores(written / "scores.nc")
+    assert data.sizes == {"row": 5 + 5 + 8 + 8, "split": 10}
+    assert data.attrs["simulated"] == 0
+    assert json.loads(data.attrs["options"]) == OPTIONS
+    start = 0
+    for e in entries:
+        rows = data.isel(row=slice(start, start + e["sites"]))
+        start += e["sites"]
+        for name in ("region", "source", "role", "network", "layer"):
+            assert set(rows[name].values) == {e[name]}
+        assert list(rows.neuroid_id.values) == [f"site{i}" for i in range(e["sites"])]
+        assert np.median(np.nanmean(rows.r.values, axis=1)) == pytest.approx(e["median_r"])
+        ceiling = rows.ceiling.values
+        assert (np.isnan(ceiling).all() and e["ceiling"] is None) or np.median(ceiling) == pytest.approx(e["ceiling"])
+    assert np.array_equal(data.r.values[:5], scores(1).r.T)
+    assert np.isnan(data.r.values[10:, 7:]).all(), "where there were seven splits"
+    assert np.array_equal(data.pooled_r.values[5:10], scores(2, pooled=True).pooled)
+    assert np.isnan(data.pooled_r.values[:5]).all()
+
+
+def test_the_figure_is_there_with_its_words(written):
+    with Image.open(written / "figure.png") as image:
+        assert image.width > 400
+        assert image.height > 400
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10, "not empty"
+    text = (written / "figure.svg").read_text()
+    for words in ("net CNN-F", "pool@3", "median Pearson's r", "there"):
+        assert words in text
+    assert "SIMULATED" not in text
+
+
+def test_the_figure_of_simulated_recordings_says_so(tmp_path):
+    report.write(tmp_path, [evaluation(source="mine", simulated=True)], run(simulated=True))
+    text = (tmp_path / "figure.svg").read_text()
+    assert ">SIMULATED recordings</text>" in text
+    assert "mine (simulated)" in text
+
+
+def test_bars_stand_at_the_medians(monkeypatch):
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    entries = report.summary(
+        [evaluation(scores=scores(1, ceiling=True)), evaluation("model", "pool@2", scores=scores(2))], run()
+    )["evaluations"]
+    report._bars(axis, entries)
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([e["median_r"] for e in entries])
+    colours = [tuple(bar.get_facecolor()) for bar in axis.patches]
+    assert colours[0] != colours[1]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["net CNN\npool@0", "net CNN-F\npool@2"]
+    lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
+    level = [segment[0][1] for segment in lines if segment[0][1] == segment[1][1]]
+    assert level == pytest.approx([entries[0]["ceiling"]]), "the ceiling, where there is one"
+
+
+def test_all_files_are_as_named_and_the_same_the_next_time(written, tmp_path_factory):
+    assert sorted(path.name for path in written.iterdir()) == sorted(report.FILES)
+    before = {name: (written / name).read_bytes() for name in report.FILES}
+    rows = [
+        evaluation(scores=scores(1, ceiling=True)),
+        evaluation("model", "pool@1", scores=scores(2, pooled=True, ceiling=True)),
+        evaluation(region="IT", source="there", scores=scores(3, sites=8, splits=7)),
+        evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
+    ]
+    again = tmp_path_factory.mktemp("again")
+    printed = report.write(again, rows, run())
+    for name in ("summary.json", "table.md", "figure.svg", "figure.png", "run.json"):
+        assert (again / name).read_bytes() == before[name], name
+    assert (again / "table.md").read_text() == f"# Neural predictivity\n\n{printed}\n"
+
+
+def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path, monkeypatch):
+    def full(*args: object, **options: object) -> None:
+        raise RuntimeError("NetCDF: HDF error")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(OSError, match=r"cannot write .*scores.nc: NetCDF: HDF error; free space"):
+        report.write(tmp_path, [evaluation()], run())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
