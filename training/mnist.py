@@ -43,11 +43,17 @@ from cnnf_brain.files import check_writable
 from cnnf_brain.trainer import data
 from cnnf_brain.trainer.card import save_weights, write_card
 from cnnf_brain.trainer.config import check_same, commit, environment, machine, versions, write_json
+from cnnf_brain.trainer.flags import (
+    LOSSES,
+    STOPPED,
+    add_model_flags,
+    feedback_settings,
+    positive,
+    settle_model_flags,
+    weight,
+    whole,
+)
 from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Schedule, Stop, Trainer, accuracy
-
-STOPPED = 75  # EX_TEMPFAIL: nothing is wrong, start it again
-FEEDBACK: dict[str, Any] = {"iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True}
-LOSSES = {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,18 +141,13 @@ def finish(
 
 def configure(args: argparse.Namespace, data_hash: str) -> dict[str, Any]:
     """All that decides the outcome, as JSON values."""
-    feedback = {"iterations": 0}
-    title = f"CNN, {data.TITLES[args.dataset]}"
-    if args.model == "cnnf":
-        feedback = {"iterations": args.iterations, "target": args.target, "step": args.step_size,
-                    "match_norm": args.match_norm}  # fmt: skip
-        title = f"CNN-F-{args.iterations}, {data.TITLES[args.dataset]}"
+    title = f"{'CNN' if args.model == 'cnn' else f'CNN-F-{args.iterations}'}, {data.TITLES[args.dataset]}"
     return {
         "title": title,
         "dataset": args.dataset,
         "data_hash": data_hash,
         "model": args.model,
-        "feedback": feedback,
+        "feedback": feedback_settings(args),
         "losses": {name: getattr(args, name) for name in LOSSES},
         "epochs": args.epochs,
         "learning_rate": args.lr,
@@ -180,64 +181,23 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset", choices=sorted(data.TITLES), required=True)
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
-    add("--model", choices=["cnn", "cnnf"], required=True)
-    add("--iterations", type=positive(int), help=f"feedback iterations (default {FEEDBACK['iterations']})")
-    add("--target", metavar="LAYER", help=f"what is reconstructed: input, relu1, ... (default {FEEDBACK['target']})")
-    add("--step-size", type=positive(float), help=f"1 = replacement (default {FEEDBACK['step_size']})")
-    add("--match-norm", action=argparse.BooleanOptionalAction,
-        help=f"reconstruction scaled to the norm of the target (default {FEEDBACK['match_norm']})")  # fmt: skip
-    for name, default in LOSSES.items():
-        add(f"--{name}", type=weight, metavar="WEIGHT", help=f"weight of the {name} loss (default {default})")
+    add_model_flags(parser, "input, relu1, ...")
     add("--epochs", type=positive(int), default=30, help="default 30")
     add("--lr", type=positive(float), default=1e-3, help="default 1e-3")
     add("--weight-decay", type=weight, default=5e-4, help="default 5e-4")
     add("--batch-size", type=positive(int), default=64, help="default 64")
-    add("--seed", type=seed, default=0, help="of the initial weights and of the order of the images (default 0)")
+    add("--seed", type=whole, default=0, help="of the initial weights and of the order of the images (default 0)")
     add("--half", action="store_true", help="store the weights in float16, and measure those")
     add("--output", type=Path, metavar="DIR", help="default runs/DATASET-MODEL-seedN")
     add("--save-every", type=positive(int), default=500, metavar="STEPS", help="between checkpoints (default 500)")
     add("--resume", action="store_true", help="insist on a checkpoint to continue (one is continued in any case)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one")
     args = parser.parse_args(argv)
-    for name, default in {**FEEDBACK, **LOSSES}.items():
-        if args.model == "cnnf" and getattr(args, name) is None:
-            setattr(args, name, default)
-        elif args.model == "cnn" and getattr(args, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} is for --model cnnf: a CNN has no feedback")
-    if args.model == "cnn":
-        vars(args).update(dict.fromkeys(LOSSES, 0.0))
+    settle_model_flags(parser, args)
     if args.output is None:
         iterations = f"-{args.iterations}" if args.model == "cnnf" else ""
         args.output = Path("runs", f"{args.dataset}-{args.model}{iterations}-seed{args.seed}")
     return args
-
-
-def positive(kind: type[int] | type[float]) -> Any:
-    """An argparse type: a finite number above zero."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return number
-
-
-def weight(text: str) -> float:
-    """An argparse type: a finite number, 0 or above."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or above")
-    return value
-
-
-def seed(text: str) -> int:
-    """An argparse type: a whole number, 0 or above."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or above")
-    return value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn
 ARCHITECTURES = ("alexnet", *VGGS)
 
 
-def from_torchvision(arch: str, weights: str | Path | None = None, *, num_classes: int = 1000, **feedback: Any) -> CNNF:
+def from_torchvision(
+    arch: str, weights: str | Path | None = None, *, num_classes: int | None = None, **feedback: Any
+) -> CNNF:
     """CNN-F of torchvision's ``arch`` (VGG-11 to 19 with or without batch normalisation, AlexNet), torchvision's keys.
 
     Parameters
@@ -28,7 +30,7 @@ def from_torchvision(arch: str, weights: str | Path | None = None, *, num_classe
         with the convolutions alone gives a headless network, whose feedback starts from its top feature map, with a
         HeadlessNetworkWarning.
     num_classes
-        Outputs of the classifier.
+        Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
     **feedback
         iterations, target, step, match_norm, ada_relu, tolerance: see ``CNNF``.
 
@@ -44,10 +46,10 @@ def from_torchvision(arch: str, weights: str | Path | None = None, *, num_classe
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     if weights is None:
-        return CNNF(sequential(arch, num_classes), **feedback)
+        return CNNF(sequential(arch, num_classes or 1000), **feedback)
     with torch.device("meta"):
-        network = sequential(arch, num_classes)
-    return CNNF(load_into(network, weights, arch), **feedback)
+        network = sequential(arch, num_classes or 1000)
+    return CNNF(load_into(network, weights, arch, any_classes=num_classes is None), **feedback)
 
 
 def sequential(arch: str, num_classes: int) -> nn.Sequential:

@@ -88,13 +88,20 @@ def likely_cause(missing: list[str], extra: list[str], shapes: list[str]) -> str
     return "Likely cause: the weights of another architecture."
 
 
-def load_into(network: nn.Sequential, weights: str | Path, arch: str) -> nn.Sequential:
+def read_state(weights: str | Path, arch: str) -> dict[str, Tensor]:
+    """The state dict of a path, or of a torchvision weights name (``IMAGENET1K_V1``), which is downloaded once and checked
+    against the hash in its file name."""
+    return published(arch, str(weights)) if is_published(weights) else read_weights(weights)
+
+
+def load_into(network: nn.Sequential, weights: str | Path, arch: str, *, any_classes: bool = False) -> nn.Sequential:
     """``network`` (built on the meta device) with the weights of ``weights``; headless where these are the convolutions alone.
 
-    ``weights``: a path, or a torchvision weights name (``IMAGENET1K_V1``), which is downloaded once and checked against
-    the hash in its file name.
+    ``weights``: see ``read_state``. ``any_classes``: the last layer takes the number of classes that they have.
     """
-    state = published(arch, str(weights)) if is_published(weights) else read_weights(weights)
+    state = read_state(weights, arch)
+    if any_classes:
+        fit_classes(network, state)
     features = {k for k in network.state_dict() if k.startswith("features.") and not k.endswith("num_batches_tracked")}
     if features and features <= set(state) and not any(k.startswith("classifier.") for k in state):
         network = nn.Sequential(network.get_submodule("features"))
@@ -114,6 +121,15 @@ def load_into(network: nn.Sequential, weights: str | Path, arch: str) -> nn.Sequ
     for parameter in network.parameters():
         parameter.requires_grad_(True)
     return network
+
+
+def fit_classes(network: nn.Sequential, state: Mapping[str, Tensor]) -> None:
+    """Give the last fully connected layer (on the meta device) as many outputs as it has in ``state``."""
+    name, last = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    found = state.get(f"{name}.weight")
+    if found is not None and found.dim() == 2 and found.shape[1] == last.in_features:
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Linear(last.in_features, len(found), device="meta"))
 
 
 def is_published(weights: str | Path) -> bool:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cnnf_brain.files import write_whole
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.recompute import recomputed
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
 from cnnf_brain.trainer.data import ImageSet, scale
@@ -74,14 +75,17 @@ class Progress:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-def losses(model: CNNF, images: Tensor, labels: Tensor, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+def losses(
+    model: CNNF, images: Tensor, labels: Tensor, weights: dict[str, float], *, recompute: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted total (Table 1), a scalar, and each term at each iteration, (N+1,).
 
     Each term enters as its mean over iterations 0..N: the paper's sum divided by N+1, which leaves the balance of the
-    terms as it is and makes learning rates comparable over N. ``images`` (B, 1, 28, 28) in [-1, 1].
+    terms as it is and makes learning rates comparable over N. ``images`` (B, C, H, W) as the network takes them.
+    ``recompute``: see ``cnnf_brain.model.recompute``; without the losses that need states.
     """
     keep = Keep(reconstruction="reconstruction" in weights, states=bool({"latent", "norm"} & set(weights)))
-    result = model(images, keep=keep)
+    result = recomputed(model, images) if recompute else model(images, keep=keep)
     terms = feedback_losses(model, result, labels, terms=tuple(weights))
     total = torch.stack([weight * terms[term].mean() for term, weight in weights.items()]).sum()
     return total, terms
@@ -140,11 +144,12 @@ class Stop:
 
 
 class Log:
-    """JSON lines, one for each epoch; lines of epochs that a resumed run does again are taken out."""
+    """JSON lines, each with the epoch (or what ``by`` names) it tells of; lines of what a resumed run does again are
+    taken out: those beyond ``done``."""
 
-    def __init__(self, path: Path, epochs_done: int) -> None:
+    def __init__(self, path: Path, done: int, by: str = "epoch") -> None:
         self.path = path
-        kept = [line for line in self.read() if line["epoch"] <= epochs_done]
+        kept = [line for line in self.read() if line[by] <= done]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
 

@@ -290,7 +290,7 @@ def test_a_real_divergence_leaves_only_good_checkpoints(tmp_path):
 def test_the_log_survives_half_a_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    log = Log(path, epochs_done=1)
+    log = Log(path, done=1)
     log.write({"epoch": 2, "again": True})
     assert log.read() == [{"epoch": 1}, {"epoch": 2, "again": True}]
     assert path.read_text().endswith("}\n")
