@@ -300,7 +300,9 @@ def plot(folder: Path, content: dict[str, Any]) -> None:
         _bars(axis, rows)
         label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
         axis.set_title(f"{region}\n{label}", fontsize=9)
-    axes[0].set_ylabel("median Pearson's r (95% bootstrap over sites)")
+    ceilings = any(e["ceiling"] is not None for e in content["evaluations"])
+    dashed = "\ndashed: √ceiling, the highest r that noise leaves" if ceilings else ""
+    axes[0].set_ylabel(f"median Pearson's r (95% bootstrap over sites){dashed}", fontsize=9)
     if content["simulated"]:
         figure.suptitle("SIMULATED recordings", color="#b00020", fontsize=11)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnnf-brain"}):  # text stays text, ids the same
@@ -310,7 +312,10 @@ def plot(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Bars of one region and source: the baseline grey, the model blue, darker with every iteration; the ceiling dashed."""
+    """Bars of one region and source: the baseline grey, the model blue, darker with every iteration.
+
+    Dashed: what noise leaves of a perfect prediction's r, the root of the ceiling (a reliability, which bounds r²).
+    """
     for x, e in enumerate(rows):
         iteration = int(_layer_and_iteration(e["layer"])[1] or 1)
         colour = "#8c8c8c" if e["role"] == "baseline" else COLOURS[min(iteration, 3)]
@@ -319,7 +324,9 @@ def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
         errors = None if low is None else [[max(0.0, height - low)], [max(0.0, high - height)]]
         axis.bar(x, height, width=0.75, color=colour, yerr=errors, capsize=3, ecolor="#333333")
         if e["ceiling"] is not None:
-            axis.hlines(e["ceiling"], x - 0.45, x + 0.45, colors="#333333", linestyles="dashed", linewidth=1)
+            axis.hlines(
+                math.sqrt(max(0.0, e["ceiling"])), x - 0.45, x + 0.45, colors="#333333", linestyles="dashed", linewidth=1
+            )
     labels = [f"{_cut(e['network'], WIDEST)}\n{e['layer']}" for e in rows]
     axis.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)

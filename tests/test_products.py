@@ -145,6 +145,16 @@ def test_a_batch_holds_an_image(batch_size):
         compute(tiny.network(), tiny.images(12), batch_size=batch_size)
 
 
+def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
+    before = torch.backends.cudnn.allow_tf32
+    with products.float32_convolutions(torch.device("cuda")):
+        assert torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    with products.float32_convolutions(torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32 == before
+
+
 # The cache
 
 

@@ -295,7 +295,7 @@ def test_bars_stand_at_the_medians(monkeypatch):
     assert [label.get_text() for label in axis.get_xticklabels()] == ["net CNN\npool@0", "net CNN-F\npool@2"]
     lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
     level = [segment[0][1] for segment in lines if segment[0][1] == segment[1][1]]
-    assert level == pytest.approx([entries[0]["ceiling"]]), "the ceiling, where there is one"
+    assert level == pytest.approx([math.sqrt(entries[0]["ceiling"])]), "the bound of r, where there is a ceiling"
 
 
 def test_all_files_are_as_named_and_the_same_the_next_time(written, tmp_path_factory):
