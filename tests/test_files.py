@@ -137,7 +137,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(body)
 
     def answer(self, body: bytes) -> None:
-        if self.path == "/hangs":
+        if self.path.startswith("/hangs"):
             self.server.stop.wait(20)
         self.send_response(404 if self.path == "/missing" else 200)
         if self.path != "/unsized":
@@ -155,6 +155,7 @@ def server() -> Iterator[str]:
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http_server.stop = threading.Event()
     http_server.daemon_threads = True
+    http_server.handle_error = lambda *about: None  # who asked has gone
     thread = threading.Thread(target=http_server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{http_server.server_port}"
