@@ -13,6 +13,8 @@ from torch import nn
 from cnnf_brain.files import write_whole
 from cnnf_brain.trainer.config import write_json
 
+ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
+
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all;
@@ -34,12 +36,13 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
 
 def markdown(card: dict[str, Any]) -> str:
     """The card as tables: accuracy at every iteration, then everything else."""
-    validation, test = card["validation_accuracy"], card["test_accuracy"]
+    shares = [name for name in ACCURACIES if name in card]
     lines = [f"# {card['title']}", "", f"    {card['command']}", ""]
-    lines += ["| iteration | validation accuracy | test accuracy |", "|---:|---:|---:|"]
-    lines += [f"| {t} | {100 * v:.2f} % | {100 * a:.2f} % |" for t, (v, a) in enumerate(zip(validation, test, strict=True))]
+    lines += [f"| iteration | {' | '.join(name.replace('_', ' ') for name in shares)} |", "|---:" * (1 + len(shares)) + "|"]
+    for t, row in enumerate(zip(*(card[name] for name in shares), strict=True)):
+        lines.append(f"| {t} | {' | '.join(f'{100 * share:.2f} %' for share in row)} |")
     lines += ["", "| | |", "|---|---|"]
-    shown = ("title", "command", "validation_accuracy", "test_accuracy")
+    shown = ("title", "command", *ACCURACIES)
     lines += [f"| {name} | {value} |" for name, value in _rows(card) if name not in shown]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,75 @@
+"""The processes of a run: one, or as many as torchrun has started, on one machine or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all. ``group`` exchanges numbers between processors (gloo), also where gradients go over NCCL."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Any = None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in every one of them, on the CPU in float64."""
+        values = values.detach().to("cpu", torch.float64)
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def union(self, mapping: dict[str, str]) -> dict[str, str]:
+        """The entries of all ranks, in every one of them, sorted."""
+        parts: list[dict[str, str] | None] = [mapping]
+        if self.size > 1:
+            parts = [None] * self.size
+            dist.all_gather_object(parts, mapping, group=self.group)
+        return dict(sorted(item for part in parts for item in (part or {}).items()))
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+
+@contextmanager
+def join(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun's environment variables tell of; a single one without them.
+
+    ``device``: "cuda" (rank r of a machine takes its card r; gradients over NCCL) or "cpu" (gloo).
+
+    Raises
+    ------
+    ValueError
+        Where there is no such device, or a machine has more ranks than cards.
+    """
+    size, rank, local = (int(os.environ.get(name, default)) for name, default in
+                         (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))  # fmt: skip
+    place = torch.device(device)
+    if place.type == "cuda":
+        cards = torch.cuda.device_count()
+        number = local if place.index is None else place.index
+        if number >= cards:
+            raise ValueError(f"--device {device}: this machine has {cards} CUDA devices, and this process would take number "
+                             f"{number}; start at most {cards} processes on it, or try --device cpu")  # fmt: skip
+        place = torch.device("cuda", number)
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield Ranks(device=place)
+        return
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, size, place, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()

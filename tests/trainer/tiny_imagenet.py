@@ -1,0 +1,80 @@
+"""training/imagenet.py with a network of a few hundred weights in place of torchvision's, and images to go with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from cnnf_brain.model import nets
+from cnnf_brain.trainer import start
+
+SIZE = 32
+WNIDS = ("n01", "n02", "n03")
+
+spec = importlib.util.spec_from_file_location("training_imagenet", Path(__file__).parents[2] / "training" / "imagenet.py")
+assert spec is not None
+assert spec.loader is not None
+imagenet: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(imagenet)
+
+
+def tiny(arch: str, num_classes: int, dropout: float = 0.3) -> nn.Sequential:
+    """Named as torchvision's VGGs are: convolutions, average pooling, a classifier of two layers with dropout."""
+    batch_norm = (nn.BatchNorm2d(6),) if arch.endswith("_bn") else ()
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(nn.Conv2d(3, 6, 5, stride=4), *batch_norm, nn.ReLU(), nn.MaxPool2d(2)),
+            avgpool=nn.AdaptiveAvgPool2d(2),
+            flatten=nn.Flatten(),
+            classifier=nn.Sequential(nn.Dropout(dropout), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, num_classes)),
+        )
+    )
+
+
+def without_dropout(arch: str, num_classes: int) -> nn.Sequential:
+    return tiny(arch, num_classes, dropout=0.0)
+
+
+def child(argv: list[str], log: str, environment: dict[str, str] | None = None, builder: Any = tiny) -> None:
+    """The command in a process of its own, which ends with its exit code; it writes both its streams to ``log``."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    torch.set_num_threads(1)
+    os.environ.update(environment or {})
+    nets.sequential = start.sequential = builder
+    raise SystemExit(imagenet.main(argv))
+
+
+def encoded(label: int, seed: int) -> bytes:
+    """A noisy picture, brighter in the channel of its class."""
+    pixels = np.random.default_rng(seed).integers(0, 150, (SIZE, SIZE, 3))
+    pixels[..., label] += 60
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_images(root: Path, n_train: int = 24, n_val: int = 11) -> Path:
+    for part, n, first in (("train", n_train, 0), ("val", n_val, 1000)):
+        for k in range(n):
+            path = root / part / WNIDS[k % 3] / f"{part}_{k:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(k % 3, first + k))
+    return root
+
+
+def flags(data: Path, output: Path, *more: object, model: str = "cnnf", steps: int = 4) -> list[str]:
+    feedback = ["--iterations", 1, "--step-size", 0.1] if model == "cnnf" else []
+    words = ["--data", data, "--output", output, "--model", model, *feedback, "--weights", "none", "--image-size", SIZE,
+             "--steps", steps, "--batch-size", 7, "--lr", 0.01, "--workers", 0, "--device", "cpu", *more]  # fmt: skip
+    return [str(word) for word in words]
