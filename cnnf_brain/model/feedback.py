@@ -53,9 +53,9 @@ class State:
     """One iteration: the feedforward pass from the target on, and the feedback pass generated from its output.
 
     ``target`` (h_t) enters the layer after the target layer; ``output`` (y_t) is the top output (logits).
-    By rule number: ``latents`` (z of gates, masks of dropout), ``inputs`` (shapes), ``maps`` (outputs that were asked
-    for; -1 is the image), ``gate_inputs`` (f); of the feedback pass: ``signs`` (g >= 0 at gates), ``feedback`` (g at
-    outputs that were asked for) and ``generated`` (g(k), the reconstruction).
+    By rule number: ``latents`` (z of gates as their rules hold it, masks of dropout), ``inputs`` (shapes), ``maps`` (outputs
+    that were asked for; -1 is the image), ``gate_inputs`` (f); of the feedback pass: ``guides`` (g at gates, by whose sign
+    the next pass goes), ``feedback`` (g at outputs that were asked for) and ``generated`` (g(k), the reconstruction).
     """
 
     target: Tensor
@@ -64,7 +64,7 @@ class State:
     inputs: dict[int, torch.Size]
     maps: dict[int, Tensor]
     gate_inputs: dict[int, Tensor]
-    signs: dict[int, Tensor] = field(default_factory=dict)
+    guides: dict[int, Tensor] = field(default_factory=dict)
     feedback: dict[int, Tensor] = field(default_factory=dict)
     generated: Tensor | None = None
 
@@ -264,13 +264,13 @@ class CNNF(nn.Module):
 
     def generate(self, state: State, wanted: set[int], *, everything: bool = False) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``."""
-        g, unmasked = state.output, None
+        g, unmasked = state.output + 0.0, None  # no negative zeros: gates read the sign bit
         for i in range(len(self.rules) - 1, self.start - 1, -1):
             rule = self.rules[i]
             if i in wanted or (everything and rule.is_gate):
                 state.feedback[i] = g
             if rule.is_gate:
-                state.signs[i], unmasked_next = g >= 0, g
+                state.guides[i], unmasked_next = g.detach(), g
             else:
                 unmasked_next = None
             g = rule.feedback(g, state.inputs[i], state.latents.get(i), unmasked)
@@ -299,15 +299,15 @@ class CNNF(nn.Module):
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Target and guides of the next iteration; an image that is not ``active`` keeps both, and so its whole state."""
         new_h = reconstruction if self.step == 1 else h + self.step * (reconstruction - h)
-        dropout = {i: z for i, z in state.latents.items() if i not in state.signs}
+        dropout = {i: z for i, z in state.latents.items() if i not in state.guides}
         if self.tolerance is None:
-            return new_h, {**state.signs, **dropout}
+            return new_h, {**state.guides, **dropout}
 
         def held(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
 
-        signs = {i: held(s, guides[i] if i in guides else torch.ones_like(s)) for i, s in state.signs.items()}
-        return held(new_h, h), {**signs, **dropout}
+        kept = {i: held(g, guides[i] if i in guides else torch.ones_like(g)) for i, g in state.guides.items()}
+        return held(new_h, h), {**kept, **dropout}
 
 
 def checked_iterations(iterations: int) -> int:

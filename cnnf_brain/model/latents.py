@@ -50,9 +50,9 @@ def self_consistency(rules: Sequence[Rule], state: State, before: State | None, 
     h = relative_distance(state.target, reconstruction)
     wrong, gates = torch.zeros_like(h), 0
     for i, f in state.gate_inputs.items():
-        best = rules[i].forward(f, state.signs[i])[1]
+        best = rules[i].forward(f, state.guides[i])[1]
         assert best is not None
-        wrong = wrong + (best != state.latents[i]).flatten(1).sum(1)
+        wrong = wrong + (rules[i].bits(best) != rules[i].bits(state.latents[i])).flatten(1).sum(1)
         gates += best[0].numel()
     y = torch.zeros_like(h) if before is None else relative_distance(before.output, state.output)
     return Consistency(y=y, z=wrong / max(gates, 1), h=h)
@@ -82,7 +82,7 @@ def eta(model: CNNF, state: State) -> Tensor:
     biases, top = gate_biases(model, state)
     total = (state.output * top).flatten(1).sum(1)
     for i, b in biases.items():
-        g, z = state.feedback[i], state.latents[i]
+        g, z = state.feedback[i], model.rules[i].bits(state.latents[i])
         total = total + (chosen(b, z) * g if isinstance(model.rules[i], MaxPool) else b * z * g).flatten(1).sum(1)
     return total
 

@@ -3,6 +3,9 @@
 Notation (Huang et al. 2020): f is the input of a gate (the pre-activation), z the gate's latent variables, g the feedback
 map at a layer's output. A gate compares the sign of f with the sign of g *before* g is masked by z; every other layer is
 affine, and its feedback is its transpose without the bias. A rule keeps nothing between calls.
+
+Gates read the sign bit of g, and g = 0 counts as positive: feedback maps hold no negative zeros. Sums (convolutions,
+matrix products) make none; where a zero is multiplied, 0.0 is added.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class Rule:
         self.name, self.module = name, module
 
     def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(output, latents). ``guide`` is what the last iteration says here: for a gate g >= 0, for dropout its mask."""
+        """(output, latents). ``guide`` is what the last iteration says here: g for a gate, for dropout its mask."""
         return self.module(x), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
@@ -61,6 +64,10 @@ class Rule:
         ``unmasked`` is the map at the output of the gate straight above, None where no gate is.
         """
         raise NotImplementedError
+
+    def bits(self, z: Tensor) -> Tensor:
+        """The latent variables of the model from what ``forward`` returned as latents."""
+        return z
 
     def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
         """The bias seen at the layer's output when ``below`` is the bias at its input (both (1, ...))."""
@@ -118,11 +125,17 @@ class Linear(Rule):
         return F.linear(g, self.module.weight.t())
 
 
+def masked(x: Tensor, keep: Tensor) -> Tensor:
+    """``x`` where ``keep`` is not 0, else 0: in one pass over memory, where a product with a boolean mask takes three."""
+    return torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
+
+
 class ReLU(Rule):
     """ReLU at iteration 0, then AdaReLU, gated by the sign of g.
 
     signed (makes Lemma A.1 exact): g >= 0: max(f, 0); g < 0: min(f, 0), so that the output is z f.
     printed (eq. 3): g < 0: max(-f, 0). In both z = 1 where the signs of f and g match (at g = 0: where f > 0).
+    The latents are the output itself: z = 1 where it is not 0.
     """
 
     is_gate = True
@@ -132,16 +145,23 @@ class ReLU(Rule):
         self.printed = printed
 
     def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
-        if guide is None:
-            out = x.relu()
-            return out, out > 0
-        z = torch.where(guide, x > 0, x < 0)
-        out = x * z
-        return out.abs() if self.printed else out, z
+        out = x.relu() if guide is None else self.gated(x, guide)
+        return out, out.detach()
+
+    def gated(self, f: Tensor, g: Tensor) -> Tensor:
+        """(f + |f| sign g) / 2, which is f where the signs match, else 0."""
+        with torch.no_grad():
+            out = torch.copysign(f, g.to(f.dtype)).add_(f).mul_(0.5)
+        if f.requires_grad:
+            out = masked(f, out)
+        return out.abs() if self.printed else out
+
+    def bits(self, z: Tensor) -> Tensor:
+        return z != 0
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
-        return g * z
+        return masked(g, z)
 
 
 class MaxPool(Rule):
@@ -158,25 +178,36 @@ class MaxPool(Rule):
         if module.return_indices:
             raise ValueError(f"{name}: MaxPool2d with return_indices=True gives two outputs; build it without")
         super().__init__(name, module)
+        self.kernel, self.padding, self.dilation = pair(module.kernel_size), pair(module.padding), pair(module.dilation)
+        self.stride = pair(module.stride if module.stride is not None else module.kernel_size)
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         m = self.module
         return F.max_pool2d(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
 
     def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
-        top, at_top = self.pool(x)
         if guide is None:
-            return top, at_top
-        low, at_low = self.pool(-x)
-        return torch.where(guide, top, -low), torch.where(guide, at_top, at_low)
+            return self.pool(x)
+        sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
+        if self.tiles(x):  # one pooling: the minimum is that of the maximum with the window's sign turned
+            turned = x.clone()  # in the memory format of x
+            windows = turned.unflatten(-1, (-1, self.kernel[1])).unflatten(-3, (-1, self.kernel[0]))
+            windows.mul_(sign[..., :, None, :, None])
+            top, at = self.pool(turned)
+            return top * sign, at
+        (top, at_top), (low, at_low) = self.pool(x), self.pool(-x)
+        return torch.where(sign > 0, top, -low), torch.where(sign > 0, at_top, at_low)
+
+    def tiles(self, x: Tensor) -> bool:
+        """Whether the windows cover each element of ``x`` exactly once."""
+        whole = all(size % k == 0 for size, k in zip(x.shape[-2:], self.kernel, strict=True))
+        return whole and self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
-        m = self.module
-        kernel, stride = pair(m.kernel_size), pair(m.stride if m.stride is not None else m.kernel_size)
-        apart = all(k <= s for k, s in zip(kernel, stride, strict=True))
-        if apart and pair(m.dilation) == (1, 1):  # windows share no element: a plain copy
-            return F.max_unpool2d(g, z, kernel, stride, pair(m.padding), output_size=list(below))
+        apart = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
+        if apart and self.dilation == (1, 1):  # windows share no element: a plain copy
+            return F.max_unpool2d(g, z, self.kernel, self.stride, self.padding, output_size=list(below))
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
@@ -237,7 +268,7 @@ class Dropout(Rule):
         return x * mask, mask
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
-        return g if z is None else g * z
+        return g if z is None else g * z + 0.0
 
 
 class BatchNorm(Rule):
@@ -262,7 +293,8 @@ class BatchNorm(Rule):
         m = self.module
         assert m.running_var is not None
         scale = torch.rsqrt(m.running_var + m.eps)
-        return g * (scale if m.weight is None else scale * m.weight).view(-1, 1, 1)
+        scale = scale if m.weight is None else scale * m.weight
+        return g * scale.view(-1, 1, 1) + 0.0
 
 
 class Norm(Rule):
@@ -294,10 +326,11 @@ RULES: dict[type[nn.Module], type[Rule]] = {
 }
 
 
-def plan(network: nn.Sequential, *, printed: bool = False, prefix: str = "") -> list[Rule]:
+def plan(network: nn.Module, *, printed: bool = False, prefix: str = "") -> list[Rule]:
     """The rules of a (nested) Sequential in order; a ValueError names a layer that has none, its path and those that have."""
     rules: list[Rule] = []
-    for name, child in network.named_children():
+    for name, child in network._modules.items():  # one layer may stand at several places (a ReLU, say)
+        assert child is not None
         path = prefix + name
         if type(child) is nn.Sequential:
             rules += plan(child, printed=printed, prefix=path + ".")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cnnf_brain.model.feedback import CNNF, FeedbackResult, State
 from cnnf_brain.model.latents import chosen, gate_biases
-from cnnf_brain.model.layers import MaxPool, pair
+from cnnf_brain.model.layers import MaxPool
 
 TERMS = ("cross_entropy", "reconstruction", "latent", "norm")
 
@@ -86,7 +86,7 @@ def _latent(model: CNNF, state: State) -> Tensor:
     biases, _ = gate_biases(model, state)
     total, count = state.output.new_zeros(()), 0
     for i, b in biases.items():
-        rule, g, z = model.rules[i], state.feedback[i], state.latents[i]
+        rule, g, z = model.rules[i], state.feedback[i], model.rules[i].bits(state.latents[i])
         if i == model.start or model.rules[i - 1].is_gate:
             continue  # no affine layer, hence no bias, between this gate and the one below
         if isinstance(rule, MaxPool):
@@ -99,12 +99,12 @@ def _latent(model: CNNF, state: State) -> Tensor:
 
 def _window_terms(rule: MaxPool, b: Tensor, g: Tensor, z: Tensor) -> Tensor:
     """-log softmax over each window of b g↑ at the chosen element, (B, C, h, w)."""
-    m = rule.module
-    stride = pair(m.stride if m.stride is not None else m.kernel_size)
-    pad, dilation = pair(m.padding), pair(m.dilation)
-    if m.ceil_mode or dilation != (1, 1):
+    if rule.module.ceil_mode or rule.dilation != (1, 1):
         raise ValueError(f"{rule.name}: the latent loss of MaxPool2d takes neither ceil_mode nor dilation")
-    edged = F.pad(b, (pad[1], pad[1], pad[0], pad[0]), value=torch.nan)
-    windows = edged.unfold(2, pair(m.kernel_size)[0], stride[0]).unfold(3, pair(m.kernel_size)[1], stride[1]).flatten(4)
-    scores = (windows * g.unsqueeze(-1)).masked_fill(windows.isnan(), -torch.inf)
+
+    def windows(x: Tensor) -> Tensor:
+        (height, width), (down, right), (top, left) = rule.kernel, rule.stride, rule.padding
+        return F.pad(x, (left, left, top, top)).unfold(2, height, down).unfold(3, width, right).flatten(4)
+
+    scores = (windows(b) * g.unsqueeze(-1)).masked_fill(windows(torch.ones_like(b)) == 0, -torch.inf)
     return scores.logsumexp(-1) - chosen(b, z) * g

@@ -153,7 +153,7 @@ def masks_of(model: CNNF, state: State, image: int) -> dict[str, object]:
 
 def generated_from(model: CNNF, state: State, y: Tensor) -> State:
     """The state with another top y, and the feedback maps (of every gate) that it generates with the same z."""
-    other = replace(state, output=y, signs={}, feedback={}, generated=None)
+    other = replace(state, output=y, guides={}, feedback={}, generated=None)
     model.generate(other, set(), everything=True)
     return other
 
@@ -166,8 +166,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 def literal_latents(model: CNNF, state: State, image: int) -> dict[int, object]:
     """z of one image as the oracle has it: numbered from the target, pooling positions counted over the whole map."""
     found = {}
-    for i in state.signs:
-        z = state.latents[i][image]
+    for i in (i for i, rule in enumerate(model.rules) if rule.is_gate and i in state.latents):
+        z = model.rules[i].bits(state.latents[i])[image]
         if isinstance(model.rules[i], MaxPool):
             plane = state.inputs[i][-2] * state.inputs[i][-1]
             z = z + torch.arange(len(z)).view(-1, 1, 1) * plane

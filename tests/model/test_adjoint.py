@@ -161,8 +161,8 @@ def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_ar
         (signed, [2.0, 0.0, 0.0, -2.0], [3.0, 0.0, 0.0, -3.0]),
         (printed, [2.0, 0.0, 0.0, 2.0], [3.0, 0.0, 0.0, 3.0]),
     ):
-        a, z = rule.forward(f, g >= 0)
-        assert z.tolist() == [True, False, False, True]
+        a, z = rule.forward(f, g)
+        assert rule.bits(z).tolist() == [True, False, False, True]
         assert a.tolist() == out
         assert torch.autograd.grad(a, f, g)[0].tolist() == vjp
         assert rule.feedback(g, f.shape, z, None).tolist() == [3.0, 0.0, 0.0, -3.0]
@@ -170,8 +170,33 @@ def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_ar
 
 def test_a_tie_at_g_0_opens_the_gate_for_positive_f():
     (rule,) = plan(nn.Sequential(nn.ReLU()))
-    f, g = torch.tensor([1.0, -1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, -1.0])
-    assert rule.forward(f, g >= 0)[1].tolist() == [True, False, False, False]
+    f = torch.tensor([1.0, -1.0, 0.0, 0.0, -0.0, -0.0])
+    g = torch.tensor([0.0, 0.0, 1.0, -1.0, 1.0, -1.0])
+    out, z = rule.forward(f, g)
+    assert rule.bits(z).tolist() == [True, False, False, False, False, False]
+    assert out.tolist() == [1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_feedback_maps_hold_no_negative_zeros(normalised):
+    """Gates read the sign bit of g; -0.0 would count as negative, which it must not."""
+    torch.manual_seed(0)
+    zeros = 0
+    for seed in range(12):
+        model, x = draw_model(seed, normalised=normalised)
+        for state in model(x, keep=Keep(states=True)).states:
+            for g in state.guides.values():
+                zeros += int((g == 0).sum())
+                assert not bool(((g == 0) & g.signbit()).any())
+    assert zeros > 100
+
+
+def test_a_negative_gain_makes_no_negative_zeros():
+    norm = nn.BatchNorm2d(1).eval()
+    nn.init.constant_(norm.weight, -2.0)
+    (rule,) = plan(nn.Sequential(norm))
+    back = rule.feedback(torch.zeros(1, 1, 2, 2), torch.Size([1, 1, 2, 2]), None, None)
+    assert not back.signbit().any()
 
 
 POOLS = [
@@ -201,7 +226,7 @@ def test_adapool_against_brute_force(module, values):
         x = {"distinct": x, "ties": x.mul(1.5).round(), "negative": x - 5}[values]
         windows, shape = max_windows(module, x.shape[1:])
         g = torch.randn(2, *shape, dtype=torch.float64)
-        for guide in (None, g >= 0):
+        for guide in (None, g):
             out, z = rule.forward(x, guide)
             assert out.shape == (2, *shape)
             back = rule.feedback(g, x.shape, z, None)
@@ -219,12 +244,12 @@ def test_adapool_against_brute_force(module, values):
 def test_adapool_chooses_by_the_sign_of_g_in_a_window_computed_by_hand():
     (rule,) = plan(nn.Sequential(nn.MaxPool2d(2)))
     x = torch.tensor([[[[1.0, 4.0, -1.0, -4.0], [4.0, 2.0, -4.0, -2.0]]]])
-    for signs, out, positions in (
-        ([True, True], [4.0, -1.0], [1, 2]),
-        ([False, False], [1.0, -4.0], [0, 3]),
-        ([True, False], [4.0, -4.0], [1, 3]),
+    for g, out, positions in (
+        ([0.5, 0.0], [4.0, -1.0], [1, 2]),
+        ([-0.5, -3.0], [1.0, -4.0], [0, 3]),
+        ([0.0, -1e-30], [4.0, -4.0], [1, 3]),
     ):
-        values, z = rule.forward(x, torch.tensor(signs).view(1, 1, 1, 2))
+        values, z = rule.forward(x, torch.tensor(g).view(1, 1, 1, 2))
         assert values.flatten().tolist() == out
         assert z.flatten().tolist() == positions
     assert isinstance(rule, MaxPool)

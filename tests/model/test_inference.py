@@ -23,8 +23,8 @@ def _without_gradients():
 def sweep_with(model, h, y, state):
     """One feedforward sweep of x and y held: gates follow the feedback that y generates with the old z."""
     made = generated_from(model, state, y)
-    masks = {i: z for i, z in state.latents.items() if i not in made.signs}
-    return model.sweep(h, {**made.signs, **masks}, set(), inputs=True)
+    masks = {i: z for i, z in state.latents.items() if i not in made.guides}
+    return model.sweep(h, {**made.guides, **masks}, set(), inputs=True)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -103,11 +103,8 @@ def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed):
         scale = one.generated.abs().max() + two.generated.abs().max()
         assert (both.generated - (2 * one.generated - 3 * two.generated)).abs().max() <= 1e-12 * scale
         larger = generated_from(model, state, 7.5 * y1)
-        masks = {i: z for i, z in state.latents.items() if i not in one.signs}
-        for i, signs in one.signs.items():
-            assert signs.dtype == torch.bool
-            assert torch.equal(signs, larger.signs[i])
-        a, b = (model.sweep(x if model.start == 0 else state.target, {**s.signs, **masks}, set()) for s in (one, larger))
+        masks = {i: z for i, z in state.latents.items() if i not in one.guides}
+        a, b = (model.sweep(x if model.start == 0 else state.target, {**s.guides, **masks}, set()) for s in (one, larger))
         assert torch.equal(a.output, b.output)
 
 
@@ -134,8 +131,8 @@ def test_without_biases_the_network_is_homogeneous():
     x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     state = model.sweep(x, {}, set())
     model.generate(state, set())
-    guides = state.signs
+    guides = state.guides
     one, scaled = model.sweep(x, guides, set()).output, model.sweep(2.5 * x, guides, set()).output
     torch.testing.assert_close(scaled, 2.5 * one, rtol=1e-12, atol=1e-13)
-    flipped = {i: ~signs for i, signs in guides.items()}
+    flipped = {i: torch.where(g >= 0, -1.0, 1.0) for i, g in guides.items()}
     torch.testing.assert_close(model.sweep(-x, flipped, set()).output, -one, rtol=1e-12, atol=1e-13)

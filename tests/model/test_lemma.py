@@ -115,7 +115,7 @@ def eta_above(model, state, index):
     for i in range(index + 1, len(model.rules)):
         rule = model.rules[i]
         if rule.is_gate:
-            g, z = state.feedback[i], state.latents[i]
+            g, z = state.feedback[i], rule.bits(state.latents[i])
             total = total + inner(chosen(below, z) if isinstance(rule, MaxPool) else below * z, g)
             below = torch.zeros(1, *rule.forward(below[:1], None)[0].shape[1:], dtype=below.dtype)
         else:
@@ -157,10 +157,14 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
         for y in (state.output, torch.randn_like(state.output)):
             made = generated_from(model, state, y)
             b1, b2 = (model.get_submodule(name).bias.view(1, -1, 1, 1) for name in ("1", "4"))
-            eta1 = inner(b1 * state.latents[2], made.feedback[2])
+            eta1 = inner(b1 * model.rules[2].bits(state.latents[2]), made.feedback[2])
             pooled_bias = b2.expand_as(made.feedback[5])
             fc1, fc2 = model.get_submodule("7").bias, model.get_submodule("9").bias
-            eta2 = inner(pooled_bias, made.feedback[5]) + inner(fc1 * state.latents[8], made.feedback[8]) + y @ fc2
+            eta2 = (
+                inner(pooled_bias, made.feedback[5])
+                + inner(fc1 * model.rules[8].bits(state.latents[8]), made.feedback[8])
+                + y @ fc2
+            )
             rho1 = size(made.feedback[2]) / size(maps[f"0@{t}"])
             rho2 = size(made.feedback[5]) / size(maps[f"3@{t}"])
             right = rho2 * rho1 * inner(made.generated, x if t == 0 else state.target) + rho2 * eta1 + eta2
