@@ -6,14 +6,15 @@ One recurrence loop with explicit state; nothing is kept on modules between call
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.latents import Consistency, self_consistency
+from cnnf_brain.model.consistency import Consistency, self_consistency
 from cnnf_brain.model.layers import plan
+from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
 
 INPUT = "input"
@@ -46,27 +47,6 @@ class Keep:
         object.__setattr__(self, "reconstruction", reconstruction)
         object.__setattr__(self, "consistency", consistency)
         object.__setattr__(self, "states", states)
-
-
-@dataclass
-class State:
-    """One iteration: the feedforward pass from the target on, and the feedback pass generated from its output.
-
-    ``target`` (h_t) enters the layer after the target layer; ``output`` (y_t) is the top output (logits).
-    By rule number: ``latents`` (z of gates as their rules hold it, masks of dropout), ``inputs`` (shapes), ``maps`` (outputs
-    that were asked for; -1 is the image), ``gate_inputs`` (f); of the feedback pass: ``guides`` (g at gates, by whose sign
-    the next pass goes), ``feedback`` (g at outputs that were asked for) and ``generated`` (g(k), the reconstruction).
-    """
-
-    target: Tensor
-    output: Tensor
-    latents: dict[int, Tensor]
-    inputs: dict[int, torch.Size]
-    maps: dict[int, Tensor]
-    gate_inputs: dict[int, Tensor]
-    guides: dict[int, Tensor] = field(default_factory=dict)
-    feedback: dict[int, Tensor] = field(default_factory=dict)
-    generated: Tensor | None = None
 
 
 @dataclass

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnf_brain.model.feedback import CNNF, FeedbackResult, State
+from cnnf_brain.model.feedback import CNNF, FeedbackResult
 from cnnf_brain.model.latents import chosen, gate_biases
 from cnnf_brain.model.layers import MaxPool
+from cnnf_brain.model.state import State
 
 TERMS = ("cross_entropy", "reconstruction", "latent", "norm")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain import CNNF, FeatureNorm, Keep
-from cnnf_brain.model.feedback import State
 from cnnf_brain.model.layers import MaxPool
+from cnnf_brain.model.state import State
 
 SAME_KERNELS = (1, 2, 3, (2, 3))
 
