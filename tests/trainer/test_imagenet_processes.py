@@ -1,0 +1,155 @@
+"""training/imagenet.py in processes of its own: two ranks against one, signals, and kill -9 at any moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
+
+from cnnf_brain.model.weights import read_card
+from cnnf_brain.trainer import checkpoint
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "torchvision.models", "cnnf_brain.trainer.stream"]
+)  # seconds for each child
+PATIENCE = 200  # seconds
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """24 training images, of which one is damaged, and 11 for validation."""
+    root = write_images(tmp_path_factory.mktemp("images"))
+    (root / "train" / WNIDS[1] / "train_004.png").write_bytes(b"not a picture")
+    return root
+
+
+@contextmanager
+def started(argv: list[str], log: Path, ranks: int = 1, builder: Any = tiny) -> Iterator[list[BaseProcess]]:
+    """The command on ``ranks`` processes, none of which outlives the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes: list[BaseProcess] = []
+    for rank in range(ranks):
+        torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port} if ranks > 1 else {}  # fmt: skip
+        processes.append(CONTEXT.Process(target=child, args=(argv, str(log), torchrun, builder)))
+    try:
+        for process in processes:
+            process.start()
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join(PATIENCE)
+
+
+def finish(argv: list[str], log: Path, ranks: int = 1, builder: Any = tiny) -> None:
+    with started(argv, log, ranks, builder) as processes:
+        for process in processes:
+            process.join(PATIENCE)
+        assert [process.exitcode for process in processes] == [0] * ranks, log.read_text()
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def assert_close(a: Path, b: Path, **tolerance: float) -> None:
+    theirs = weights(b)
+    for name, value in weights(a).items():
+        torch.testing.assert_close(value, theirs[name], **tolerance, msg=name)
+
+
+def steps_of(folder: Path) -> int:
+    return max((int(path.stem[-9:]) for path in checkpoint.paths(folder)), default=0)
+
+
+def wait_for(condition: Any, process: BaseProcess, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.is_alive(), f"the run ended before it could be stopped\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s\n{log.read_text()}"
+
+
+@pytest.mark.parametrize("portions", [1, 2])
+def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images, tmp_path, portions):
+    """Seven images a step: four and three, and fewer where the damaged one was; 11 for validation: six and five."""
+    log = tmp_path / "log"
+    allowed = ("--max-bad", 0.1, "--log-every", 1)
+    finish(flags(images, tmp_path / "one", *allowed), log, builder=without_dropout)
+    finish(flags(images, tmp_path / "two", *allowed, "--accumulate", portions), log, ranks=2, builder=without_dropout)
+    assert_close(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=1e-6)
+    cards = [read_card(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert [card["n_validation"] for card in cards] == [11, 11]
+    assert cards[0]["validation_accuracy"] == cards[1]["validation_accuracy"]
+    assert [card["ranks"] for card in cards] == [1, 2]
+    bad = [list(checkpoint.newest(tmp_path / name / "checkpoints")[1]["position"]["bad"]) for name in ("one", "two")]
+    assert bad[0] == bad[1] == [str(images / "train" / WNIDS[1] / "train_004.png")]
+
+
+def test_stopped_on_two_ranks_and_finished_on_one(images, tmp_path):
+    """SIGTERM to one of them alone stops both after the same step."""
+    log, output = tmp_path / "log", tmp_path / "out"
+    argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, steps=400)
+    with started(argv, log, ranks=2, builder=without_dropout) as processes:
+        wait_for(lambda: steps_of(output / "checkpoints") > 1, processes[0], log)
+        os.kill(processes[1].pid, signal.SIGTERM)
+        for process in processes:
+            process.join(PATIENCE)
+        assert [process.exitcode for process in processes] == [75, 75], log.read_text()
+    assert "stopped by a signal to another rank after step" in log.read_text()
+    done = steps_of(output / "checkpoints")
+    assert done < 400
+    argv[argv.index("--steps") + 1] = str(done + 5)
+    finish(argv, log, builder=without_dropout)
+    assert "ranks: 2 there, 1 now" in log.read_text()
+    straight = [*argv[: argv.index("--output") + 1], str(tmp_path / "straight"), *argv[argv.index("--output") + 2 :]]
+    finish(straight, log, builder=without_dropout)
+    assert_close(output, tmp_path / "straight", rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(images, tmp_path):
+    """Every other time inside a save; at the end the weights are those of a run that nothing happened to."""
+    log, output = tmp_path / "log", tmp_path / "out"
+    folder, draw = output / "checkpoints", random.Random(0)
+    argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, "--validate-every", 10, steps=1500)
+    done, inside = 0, 0
+    for number in range(KILLS):
+        with started(argv, log) as (process,):
+            wait_for(lambda done=done: steps_of(folder) > done, process, log)
+            time.sleep(draw.uniform(0, 0.05))
+            if number % 2:
+                wait_for(lambda: any(folder.glob(".checkpoint-*")), process, log)
+            process.kill()
+            process.join(PATIENCE)
+            assert process.exitcode == -signal.SIGKILL
+        inside += any(folder.glob(".checkpoint-*"))
+        path, state = checkpoint.newest(folder)
+        assert state["position"]["step"] == int(path.stem[-9:]) == steps_of(folder) > done
+        done = steps_of(folder)
+    assert inside >= KILLS // 4
+    assert log.read_text().count("continuing ") == KILLS - 1
+    argv[argv.index("--steps") + 1] = str(done + 3)
+    finish(argv, log)
+    assert not list(folder.glob(".checkpoint-*"))
+    straight = [*argv[: argv.index("--output") + 1], str(tmp_path / "straight"), *argv[argv.index("--output") + 2 :]]
+    straight[straight.index("--save-every") + 1] = "1000"
+    finish(straight, log)
+    assert_close(output, tmp_path / "straight", rtol=0, atol=0)
