@@ -350,10 +350,21 @@ def test_a_baseline_without_a_layer_of_that_name_must_be_told(world, capsys):
 
 
 def test_several_layers_of_the_baseline_are_all_compared_with(world):
-    words = ["--layers", "V4=2@1", "--recordings", world.v4, "--baseline-layers", "V4=0", "V4=1"]
+    second = tiny.recordings(world.folder / "second", "V4", n_sites=5, seed=7, image_seed=7)
+    words = ["--layers", "V4=2@1", "--recordings", world.v4, second, "--baseline-layers", "V4=0", "V4=1"]
     assert world.run(*words) == 0
-    rows = [(e["layer"], e["baseline_layer"]) for e in world.entries() if e["role"] == "model"]
-    assert rows == [("2@1", "0@0"), ("2@1", "1@0")]
+    scores = tiny.scores(world.folder / "out" / "scores.nc")
+
+    def r(source: str, layer: str) -> np.ndarray:
+        return scores.r[((scores.source == source) & (scores.layer == layer)).values].values
+
+    models = [e for e in world.entries() if e["role"] == "model"]
+    sources = [str(world.v4), str(second), "pooled"]
+    assert [(e["source"], e["baseline_layer"]) for e in models] == [(s, layer) for s in sources for layer in ("0@0", "1@0")]
+    for e in models:
+        d = (r(e["source"], "2@1") - r(e["source"], e["baseline_layer"])).mean(axis=1)
+        assert e["difference"] == pytest.approx(np.median(d), abs=1e-12)
+    assert len({e["difference"] for e in models}) == 6
 
 
 def test_identical_networks_differ_by_nothing(world):
