@@ -182,7 +182,7 @@ class StreamTrainer:
             objective.compile()
         if self.ranks.size > 1:
             cards = [self.ranks.device.index] if self.ranks.device.type == "cuda" else None
-            objective = DistributedDataParallel(objective, cards, broadcast_buffers=False)
+            objective = DistributedDataParallel(objective, cards)
         return objective
 
     def loader(self, train: ImageIndex) -> Any:
