@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.layers import plan
+from cnnf_brain.model.layers import Conv, Linear, plan
 from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
 
@@ -170,15 +170,18 @@ class CNNF(nn.Module):
             self.check_layer(at, n)
         wanted = [(at, self.index(at.layer)) for at in keep.layers]
         whole = keep.consistency or keep.states or self.tolerance is not None  # every gate's f and g are needed
+        spare = not (whole or torch.is_grad_enabled() or any(at.feedback for at in keep.layers))
         clean, maps = self.below_target(x, {i for _, i in wanted})
-        h, guides, before = clean, dict[int, Tensor](), None
+        h, before = clean, None
+        guides: dict[int, Tensor] = {}  # not dict[int, Tensor](): torch.compile cannot trace that
         active = torch.ones(len(x), dtype=torch.bool, device=x.device)
         logits, states, reconstructions, residuals, ran = [], [], [clean], [], []
         layers: dict[LayerAt, Tensor] = {}
         for t in range(n + 1):
             now = [(at, i) for at, i in wanted if at.iteration == t]
             generate = whole or t < n or any(at.feedback for at, _ in now)
-            state = self.sweep(h, guides, {i for at, i in now if not at.feedback}, gates=generate, inputs=whole)
+            asked = {i for at, i in now if not at.feedback}
+            state = self.sweep(h, guides, asked, gates=generate, inputs=whole, spare=spare)
             if t == 0:
                 state.maps.update(maps)
             if generate:
@@ -224,8 +227,13 @@ class CNNF(nn.Module):
         *,
         gates: bool = True,
         inputs: bool = False,
+        spare: bool = False,
     ) -> State:
-        """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass)."""
+        """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass).
+
+        ``wanted``: layers whose outputs are kept; ``gates``, ``inputs``: whether z and f of the gates are; ``spare``:
+        whether ``guides``, and maps that are not kept, may be overwritten.
+        """
         state = State(h, h, {}, {}, {}, {})
         if self.start - 1 in wanted:
             state.maps[self.start - 1] = h
@@ -234,7 +242,9 @@ class CNNF(nn.Module):
             state.inputs[i] = x.shape
             if inputs and rule.is_gate:
                 state.gate_inputs[i] = x
-            x, z = rule.forward(x, guides.get(i))
+            # what a convolution or a matrix made is a map of its own, no view of another
+            made = i > self.start and isinstance(self.rules[i - 1], Conv | Linear) and i - 1 not in wanted
+            x, z = rule.forward(x, guides.get(i), spare and made)
             if z is not None and gates:
                 state.latents[i] = z
             if i in wanted:

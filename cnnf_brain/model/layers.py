@@ -54,8 +54,11 @@ class Rule:
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(output, latents). ``guide`` is what the last iteration says here: g for a gate, for dropout its mask."""
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(output, latents). ``guide`` is what the last iteration says here: g for a gate, for dropout its mask.
+
+        ``spare``: nobody else needs ``x`` and ``guide``, which may be overwritten (saves page faults on large maps).
+        """
         return self.module(x), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
@@ -97,7 +100,7 @@ class Conv(Rule):
             raise ValueError(f"{name}: Conv2d with padding_mode={module.padding_mode!r}; only 'zeros' has a feedback rule")
         super().__init__(name, module)
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
         m = self.module
         return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups), None
 
@@ -118,7 +121,7 @@ class Linear(Rule):
 
     module: nn.Linear
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
         return F.linear(x, self.module.weight, self.module.bias), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
@@ -144,14 +147,17 @@ class ReLU(Rule):
         super().__init__(name, module)
         self.printed = printed
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
-        out = x.relu() if guide is None else self.gated(x, guide)
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
+        if guide is not None:
+            out = self.gated(x, guide.to(x.dtype), spare)
+        else:
+            out = x.relu_() if spare else x.relu()
         return out, out.detach()
 
-    def gated(self, f: Tensor, g: Tensor) -> Tensor:
+    def gated(self, f: Tensor, g: Tensor, spare: bool) -> Tensor:
         """(f + |f| sign g) / 2, which is f where the signs match, else 0."""
         with torch.no_grad():
-            out = torch.copysign(f, g.to(f.dtype)).add_(f).mul_(0.5)
+            out = torch.copysign(f, g, out=g if spare else None).add_(f).mul_(0.5)
         if f.requires_grad:
             out = masked(f, out)
         return out.abs() if self.printed else out
@@ -185,7 +191,7 @@ class MaxPool(Rule):
         m = self.module
         return F.max_pool2d(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
         if guide is None:
             return self.pool(x)
         sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
@@ -217,7 +223,7 @@ class AvgPool(Rule):
 
     module: nn.AvgPool2d
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
         return self.module(x), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
@@ -261,7 +267,7 @@ class Dropout(Rule):
 
     module: nn.Dropout
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor | None]:
         if not self.module.training or self.module.p == 0:
             return x, None
         mask = F.dropout(torch.ones_like(x), self.module.p) if guide is None else guide
@@ -281,7 +287,7 @@ class BatchNorm(Rule):
             raise ValueError(f"{name}: BatchNorm2d without running statistics is no affine map; feedback needs them")
         super().__init__(name, module)
 
-    def forward(self, x: Tensor, guide: Tensor | None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
         if self.module.training:
             raise ValueError(
                 f"{self.name}: BatchNorm2d is in training mode, where it is no affine map of one image; "
