@@ -40,7 +40,7 @@ class TooManyBadImages(RuntimeError):
 
 
 class Objective(nn.Module):
-    """Images (B, 3, H, W) uint8 and labels (B,) -> the weighted total and each term at each iteration (N+1,), summed over
+    """Images (B, 3, H, W) as the network takes them and labels (B,) -> the weighted total and each term at each iteration (N+1,), summed over
     the images. Of no images: zeros, of which every weight has the gradient 0 (so that no rank waits for this one)."""
 
     def __init__(self, model: CNNF, recipe: Recipe) -> None:
@@ -53,8 +53,7 @@ class Objective(nn.Module):
             return zero, {term: zero.detach().expand(self.model.iterations + 1) for term in self.weights}
         amp = self.recipe.amp and getattr(torch, self.recipe.amp)
         with torch.autocast(images.device.type, dtype=amp) if amp else contextlib.nullcontext():
-            x = normalise(images)
-            total, terms = losses(self.model, x, labels, self.weights, recompute=self.recipe.checkpoint_iterations)
+            total, terms = losses(self.model, images, labels, self.weights, recompute=self.recipe.checkpoint_iterations)
         n = len(images)
         return total * n, {term: values.detach().float() * n for term, values in terms.items()}
 
@@ -200,7 +199,9 @@ class StreamTrainer:
         train_mode(self.model)
         torch.manual_seed(step_seed(recipe.seed, at.step, self.ranks.rank))
         images, labels = (part.to(self.ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
-        images = images.contiguous(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
+        images = normalise(images).contiguous(
+            memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format
+        )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         portions = list(zip(images.tensor_split(recipe.accumulate), labels.tensor_split(recipe.accumulate), strict=True))
