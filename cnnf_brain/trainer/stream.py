@@ -40,8 +40,9 @@ class TooManyBadImages(RuntimeError):
 
 
 class Objective(nn.Module):
-    """Images (B, 3, H, W) as the network takes them and labels (B,) -> the weighted total and each term at each iteration (N+1,), summed over
-    the images. Of no images: zeros, of which every weight has the gradient 0 (so that no rank waits for this one)."""
+    """Images (B, 3, H, W) as the network takes them and labels (B,) -> the weighted total and each term at each iteration
+    (N+1,), summed over the images. Of no images: zeros, of which every weight has the gradient 0, so that no rank waits
+    for this one."""
 
     def __init__(self, model: CNNF, recipe: Recipe) -> None:
         super().__init__()
