@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.layers import Conv, Linear, plan
+from cnnf_brain.model.layers import Conv, Linear, Rule, plan
 from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
 
@@ -114,17 +114,24 @@ class CNNF(nn.Module):
             raise ValueError(f"step is {step}, expected a positive number (1 = the paper's replacement)")
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"tolerance is {tolerance}, expected a number >= 0 or None")
-        self.rules = plan(network, printed=ada_relu == "printed")
-        if not self.rules:
+        layers = plan(network)
+        if not layers:
             raise ValueError("the network has no layers")
-        for name, child in network.named_children():
-            self.add_module(name, child)
         self.iterations = checked_iterations(iterations)
         self.ada_relu, self.step, self.match_norm, self.tolerance = ada_relu, step, match_norm, tolerance
-        self.target = target
+        self.target, self.start = target, 0
+        for name, child in network._modules.items():
+            if name == INPUT or hasattr(self, name):
+                raise ValueError(f"layer {name!r}: CNNF itself uses that name; give the layer another")
+            self.add_module(name, child)
         self.start = self.index(target) + 1
-        if self.start == len(self.rules):
+        if self.start == len(layers):
             raise ValueError(f"target {target!r} is the last layer; nothing above it could reconstruct it")
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The layers in order, as they are now: one that was replaced (a new classifier, say) counts at once."""
+        return plan(self, printed=self.ada_relu == "printed")
 
     @property
     def layer_names(self) -> list[str]:
@@ -237,13 +244,13 @@ class CNNF(nn.Module):
         state = State(h, h, {}, {}, {}, {})
         if self.start - 1 in wanted:
             state.maps[self.start - 1] = h
-        x = h
-        for i, rule in enumerate(self.rules[self.start :], self.start):
+        x, rules = h, self.rules
+        for i, rule in enumerate(rules[self.start :], self.start):
             state.inputs[i] = x.shape
             if inputs and rule.is_gate:
                 state.gate_inputs[i] = x
             # what a convolution or a matrix made is a map of its own, no view of another
-            made = i > self.start and isinstance(self.rules[i - 1], Conv | Linear) and i - 1 not in wanted
+            made = i > self.start and isinstance(rules[i - 1], Conv | Linear) and i - 1 not in wanted
             x, z = rule.forward(x, guides.get(i), spare and made)
             if z is not None and gates:
                 state.latents[i] = z
@@ -255,8 +262,7 @@ class CNNF(nn.Module):
     def generate(self, state: State, wanted: set[int], *, everything: bool = False) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``."""
         g, unmasked = state.output + 0.0, None  # no negative zeros: gates read the sign bit
-        for i in range(len(self.rules) - 1, self.start - 1, -1):
-            rule = self.rules[i]
+        for i, rule in reversed(list(enumerate(self.rules))[self.start :]):
             if i in wanted or (everything and rule.is_gate):
                 state.feedback[i] = g
             if rule.is_gate:

@@ -31,11 +31,11 @@ def eta(model: CNNF, state: State) -> Tensor:
 
     With it Lemma A.1 reads y·v = <g(k), h> + eta for the state's own y, without normalisation layers.
     """
-    biases, top = gate_biases(model, state)
+    (biases, top), rules = gate_biases(model, state), model.rules
     total = (state.output * top).flatten(1).sum(1)
     for i, b in biases.items():
-        g, z = state.feedback[i], model.rules[i].bits(state.latents[i])
-        total = total + (chosen(b, z) * g if isinstance(model.rules[i], MaxPool) else b * z * g).flatten(1).sum(1)
+        g, z = state.feedback[i], rules[i].bits(state.latents[i])
+        total = total + (chosen(b, z) * g if isinstance(rules[i], MaxPool) else b * z * g).flatten(1).sum(1)
     return total
 
 

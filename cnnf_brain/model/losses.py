@@ -84,11 +84,11 @@ def _states(result: FeedbackResult) -> tuple[State, ...]:
 
 
 def _latent(model: CNNF, state: State) -> Tensor:
-    biases, _ = gate_biases(model, state)
+    (biases, _), rules = gate_biases(model, state), model.rules
     total, count = state.output.new_zeros(()), 0
     for i, b in biases.items():
-        rule, g, z = model.rules[i], state.feedback[i], model.rules[i].bits(state.latents[i])
-        if i == model.start or model.rules[i - 1].is_gate:
+        rule, g, z = rules[i], state.feedback[i], rules[i].bits(state.latents[i])
+        if i == model.start or rules[i - 1].is_gate:
             continue  # no affine layer, hence no bias, between this gate and the one below
         if isinstance(rule, MaxPool):
             terms = _window_terms(rule, b, g, z)
