@@ -1,6 +1,6 @@
 """Exact PLS in sample space beside scikit-learn and ikpls: times, agreement in r and peak memory, in one run.
 
-    python benchmarks/pls.py                      # everything, 10 to 30 minutes on two cores
+    python benchmarks/pls.py                      # everything, 15 to 30 minutes on two cores
     python benchmarks/pls.py --part wide          # one part: sklearn, ikpls, wide, converged
     python benchmarks/pls.py --quick              # small sizes, to see that it runs; its ratios mean nothing
 
@@ -11,7 +11,7 @@ them to float64 where a peer wants that is. ``results/benchmark-pls.json`` holds
 sklearn    one fold, 2304 x 25088 x 168: product, fit and prediction against PLSRegression(25, scale=False)
 ikpls      ten folds of 2560 x 25088 x 168, everything included, against ikpls.numpy.PLS(algorithm=1) in float64
 wide       ten folds of 2560 x 100352 x 168: from K, and with the product, against the bare product X Xᵀ
-converged  r against scikit-learn run to convergence (tol 1e-12), two folds of 640 x 2048 x 40
+converged  the same fold against scikit-learn run to convergence (tol 1e-12), which is what r has to agree with
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES = {
     "sklearn": (2560, 25088, 168, 1),
     "ikpls": (2560, 25088, 168, 10),
     "wide": (2560, 100352, 168, 10),
-    "converged": (640, 2048, 40, 2),
+    "converged": (2560, 25088, 168, 1),
 }
 QUICK = {
     "sklearn": (400, 3000, 30, 1),
