@@ -42,8 +42,8 @@ def relative_distance(a: Tensor, b: Tensor) -> Tensor:
     return gap / torch.linalg.vector_norm(b.flatten(1), dim=1).clamp_min(torch.finfo(b.dtype).tiny ** 0.5)
 
 
-def self_consistency(rules: Sequence[Rule], state: State, before: State | None, reconstruction: Tensor) -> Consistency:
-    """The residuals of one state (each (B,)); ``before`` is the state of the iteration before, None in the first."""
+def self_consistency(rules: Sequence[Rule], state: State, before: Tensor | None, reconstruction: Tensor) -> Consistency:
+    """The residuals of one state (each (B,)); ``before`` is the output of the iteration before, None in the first."""
     h = relative_distance(state.target, reconstruction)
     wrong, gates = torch.zeros_like(h), 0
     for i, f in state.gate_inputs.items():
@@ -51,5 +51,5 @@ def self_consistency(rules: Sequence[Rule], state: State, before: State | None, 
         assert best is not None
         wrong = wrong + (rules[i].bits(best) != rules[i].bits(state.latents[i])).flatten(1).sum(1)
         gates += best[0].numel()
-    y = torch.zeros_like(h) if before is None else relative_distance(before.output, state.output)
+    y = torch.zeros_like(h) if before is None else relative_distance(before, state.output)
     return Consistency(y=y, z=wrong / max(gates, 1), h=h)

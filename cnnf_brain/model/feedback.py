@@ -192,13 +192,13 @@ class CNNF(nn.Module):
             if t == 0:
                 state.maps.update(maps)
             if generate:
-                self.generate(state, {i for at, i in now if at.feedback}, everything=whole)
+                self.generate(state, {i for at, i in now if at.feedback}, everything=whole, spare=spare)
                 reconstruction = self.matched(state.generated, clean)
             logits.append(state.output)
             layers.update({at: (state.feedback if at.feedback else state.maps)[i] for at, i in now})
             if keep.states:
                 states.append(state)
-            if whole:
+            if keep.consistency or self.tolerance is not None:
                 residuals.append(self_consistency(self.rules, state, before, reconstruction))
             if self.tolerance is not None:
                 ran.append(active)
@@ -207,7 +207,8 @@ class CNNF(nn.Module):
                 if keep.reconstruction:
                     reconstructions.append(reconstruction)
                 h, guides = self.step_towards(h, reconstruction, guides, state, active)
-            before = state
+            before = state.output
+            del state  # its maps need not lie beside those of the next pass
         return FeedbackResult(
             logits=torch.stack(logits),
             layers=layers,
@@ -259,8 +260,11 @@ class CNNF(nn.Module):
         state.output = x
         return state
 
-    def generate(self, state: State, wanted: set[int], *, everything: bool = False) -> None:
-        """The feedback pass from the output down to the target (eq. 2), written into ``state``."""
+    def generate(self, state: State, wanted: set[int], *, everything: bool = False, spare: bool = False) -> None:
+        """The feedback pass from the output down to the target (eq. 2), written into ``state``.
+
+        ``wanted``, or ``everything``: where g is kept; ``spare``: whether the gates' z may be dropped once used.
+        """
         g, unmasked = state.output + 0.0, None  # no negative zeros: gates read the sign bit
         for i, rule in reversed(list(enumerate(self.rules))[self.start :]):
             if i in wanted or (everything and rule.is_gate):
@@ -270,6 +274,8 @@ class CNNF(nn.Module):
             else:
                 unmasked_next = None
             g = rule.feedback(g, state.inputs[i], state.latents.get(i), unmasked)
+            if spare and rule.is_gate:
+                del state.latents[i]
             unmasked = unmasked_next
         if self.start - 1 in wanted:
             state.feedback[self.start - 1] = g
