@@ -17,13 +17,13 @@ MAX_LINES = 450
 # The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
 # its neighbours on the same level unless they are strangers to each other.
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "checks", "files", "provenance"}),
+    frozenset({"types", "checks", "files", "provenance", "style"}),
     frozenset({"model", "predictivity", "recordings", "images"}),
-    frozenset({"activations", "trainer"}),
+    frozenset({"activations", "trainer", "attacks"}),
     frozenset({"networks"}),
     frozenset({"products", "brainscore"}),
     frozenset({"report", "evaluate"}),
-    frozenset({"compare", "training", "benchmarks"}),
+    frozenset({"compare", "submit", "robustness", "visualize", "training", "benchmarks"}),
 )
 STRANGERS = 1
 FORBIDDEN = {  # part of the package -> outside libraries that it never meets
