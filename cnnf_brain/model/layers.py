@@ -10,9 +10,38 @@ matrix products) make none; where a zero is multiplied, 0.0 is added.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Normalised(torch.autograd.Function):
+    """x / size(x) + bias with its gradient in three passes over the map, where autograd takes ten."""
+
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor, inverse: Tensor, n: int) -> Tensor:
+        """``inverse`` (B, 1, ...) is 1 / size; size² is the sum of squares over ``n``."""
+        return torch.addcmul(bias, x, inverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        x, bias, inverse, ctx.n = inputs
+        ctx.save_for_backward(x, inverse)
+        ctx.bias = bias.shape
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        x, inverse = ctx.saved_tensors
+        to_x = to_bias = None
+        if ctx.needs_input_grad[0]:
+            along = (g * x).sum(tuple(range(1, x.dim())), keepdim=True) * inverse / ctx.n
+            to_x = torch.addcmul(g * inverse, x, along * inverse * inverse, value=-1)
+        if ctx.needs_input_grad[1]:
+            to_bias = g.sum_to_size(ctx.bias)
+        return to_x, to_bias, None, None
 
 
 class FeatureNorm(nn.Module):
@@ -40,7 +69,8 @@ class FeatureNorm(nn.Module):
         return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / self.size(x) + self.bias.view(-1, *[1] * (x.dim() - 2))
+        bias = self.bias.view(-1, *[1] * (x.dim() - 2))
+        return Normalised.apply(x, bias, 1 / self.size(x.detach()), x[0].numel() if self.kind == "rms" else 1)
 
     def extra_repr(self) -> str:
         return f"{self.bias.numel()}, kind={self.kind!r}"
@@ -310,7 +340,7 @@ class Norm(Rule):
     module: FeatureNorm
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
-        return g / self.module.size(g if unmasked is None else unmasked)
+        return g * self.module.size(g if unmasked is None else unmasked).reciprocal()
 
     def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
         if below.count_nonzero():
