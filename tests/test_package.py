@@ -89,7 +89,7 @@ def test_the_metadata(metadata):
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train"}
     required = metadata.get_all("Requires-Dist")
     optional = [line for line in required if "brainscore" in line.split(";")[0] or "boto3" in line]
     assert optional

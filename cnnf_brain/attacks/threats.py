@@ -1,0 +1,146 @@
+"""What an attacker sees of a CNN-F: its first pass, all of it, all of it with smoothed gates, or another network.
+
+All threats take images in [0, 1]; the small net's own range [-1, 1] is inside. What is scored is the network after the
+iterations asked for.
+
+Where an operator has no gradient. AdaReLU and AdaPool choose by the sign of the feedback g of the iteration before. That choice
+is a step function: its gradient with respect to g is zero almost everywhere, and autograd, exact almost everywhere, is blind to
+gates that flip. ``end_to_end`` is that exact gradient. ``smoothed`` is BPDA (Athalye et al. 2018): the forward pass stays as it
+is; in the backward pass the gate is a sigmoid of g / (temperature x the root mean square of g in that image):
+
+    AdaReLU  s max(f, 0) + (1 - s) min(f, 0)      AdaPool  s max f + (1 - s) min f      s = sigmoid(g / (temperature rms(g)))
+
+so that gradients reach g as well, and reach f where its gate is shut but not far from opening. The latents z by which the feedback
+pass masks are held in both (gradients pass through g, not through z).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.model.layers import MaxPool, ReLU, Rule
+from cnnf_brain.model.state import State
+
+NAMES = ("first_pass", "end_to_end", "every_iteration", "smoothed", "transfer")
+TEMPERATURE = 0.5
+
+
+def first_pass(model: CNNF, iterations: int | None = None) -> Threat:
+    """The attacker follows iteration 0 alone, the CNN with the same weights (what the paper calls transfer attack)."""
+    return Threat("first_pass", scored(model, iterations), scored(model, 0))
+
+
+def end_to_end(model: CNNF, iterations: int | None = None) -> Threat:
+    """The attacker follows the logits that are scored through the unrolled network, by their exact gradient."""
+    logits = scored(model, iterations)
+    return Threat("end_to_end", logits, logits)
+
+
+def every_iteration(model: CNNF, iterations: int | None = None) -> Threat:
+    """The attacker follows the mean of the logits of iterations 0..N."""
+    n = model.iterations if iterations is None else iterations
+
+    def attacked(images: Tensor) -> Tensor:
+        return model(to_network(images), iterations=n, keep=Keep()).logits.mean(0)
+
+    return Threat("every_iteration", scored(model, n), attacked)
+
+
+def smoothed(model: CNNF, iterations: int | None = None, temperature: float = TEMPERATURE) -> Threat:
+    """The attacker follows the scored logits with gates that are smooth in the backward pass (see above)."""
+    return Threat("smoothed", scored(model, iterations), scored(SmoothGates(model, temperature), iterations))
+
+
+def transfer(model: CNNF, source: CNNF, iterations: int | None = None) -> Threat:
+    """The attacker follows another network, ``source``, at its own last iteration."""
+    return Threat("transfer", scored(model, iterations), scored(source, None))
+
+
+def scored(model: CNNF, iterations: int | None) -> Logits:
+    """Images in [0, 1] to the logits after ``iterations`` (None: the model's own number)."""
+    if model.training:
+        raise ValueError("the network is in training mode; call .eval() on it before it is attacked or scored")
+
+    def logits(images: Tensor) -> Tensor:
+        return model(to_network(images), iterations=iterations)
+
+    return logits
+
+
+def to_network(images: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1], the range in which the small net was trained (Appendix B.1)."""
+    return 2 * images - 1
+
+
+class SmoothGates(CNNF):
+    """The same network (parameters shared) whose gates are smooth in the backward pass; forward it is ``model`` exactly."""
+
+    def __init__(self, model: CNNF, temperature: float = TEMPERATURE) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}, expected a number above 0 (towards 0 the gates become hard)")
+        settings = {name: value for name, value in model.settings.items() if name != "tolerance"}
+        super().__init__(nn.Sequential(OrderedDict(model.named_children())), **settings)  # type: ignore[arg-type]
+        self.temperature = temperature
+        self.training = model.training
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The layers in order, gates replaced."""
+        temperature = getattr(self, "temperature", TEMPERATURE)  # asked for once before it is set
+        return [
+            SmoothReLU(rule, temperature)
+            if isinstance(rule, ReLU)
+            else SmoothMaxPool(rule, temperature)
+            if isinstance(rule, MaxPool)
+            else rule
+            for rule in super().rules
+        ]
+
+    def generate(self, state: State, wanted: set[int], *, everything: bool = False, spare: bool = False) -> None:
+        """The feedback pass, whose maps at gates keep their gradient."""
+        super().generate(state, wanted, everything=True)
+        state.guides = {i: state.feedback[i] for i in state.guides}
+
+
+def openness(guide: Tensor, temperature: float) -> Tensor:
+    """s: how far a gate with feedback ``guide`` counts as positive, in (0, 1)."""
+    size = guide.detach().square().mean(tuple(range(1, guide.dim())), keepdim=True).sqrt()
+    return torch.sigmoid(guide / (temperature * size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)))
+
+
+class SmoothReLU(ReLU):
+    """AdaReLU forward, its smooth form backward."""
+
+    def __init__(self, rule: ReLU, temperature: float) -> None:
+        super().__init__(rule.name, rule.module, rule.printed)
+        self.temperature = temperature
+
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
+        if guide is None:
+            return super().forward(x, None)
+        hard, z = super().forward(x.detach(), guide.detach())
+        s = openness(guide, self.temperature)
+        below = -x.clamp_max(0) if self.printed else x.clamp_max(0)
+        soft = s * x.clamp_min(0) + (1 - s) * below
+        return hard + (soft - soft.detach()), z
+
+
+class SmoothMaxPool(MaxPool):
+    """AdaPool forward, its smooth form backward."""
+
+    def __init__(self, rule: MaxPool, temperature: float) -> None:
+        super().__init__(rule.name, rule.module)
+        self.temperature = temperature
+
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
+        if guide is None:
+            return super().forward(x, None)
+        hard, z = super().forward(x.detach(), guide.detach())
+        s = openness(guide, self.temperature)
+        soft = s * self.pool(x)[0] - (1 - s) * self.pool(-x)[0]
+        return hard + (soft - soft.detach()), z

@@ -1,0 +1,172 @@
+"""FGSM and PGD against closed forms and another library; what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from planes import SHAPE, breaking_epsilon, drawn, linear
+from torch import nn
+
+from cnnf_brain.attacks import FGSM, PGD, NonFiniteOutput, Threat, paper_step
+
+EPSILONS = (0.0, 0.005, 0.01, 0.02, 0.1)
+ATTACKS = [FGSM(), PGD(20, relative_step=0.2), PGD(40, step_size=0.02), PGD(5, relative_step=1.0, random_start=False)]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_on_a_linear_network_success_is_the_closed_form(attack):
+    weights, threat = linear()
+    images, labels = drawn(200, threat)
+    needed = breaking_epsilon(weights, images, labels)
+    outcome = attack(threat, images, labels, EPSILONS)
+    assert outcome.success.shape == (len(EPSILONS), 200)
+    for epsilon, success in zip(EPSILONS, outcome.success, strict=True):
+        clear = (needed - epsilon).abs() > 1e-4
+        assert clear.sum() > 190
+        assert torch.equal(success[clear], needed[clear] < epsilon)
+    assert 0 < outcome.success[1].sum() < 200
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_clipped_images_lie_in_ball_and_bounds_and_success_is_theirs(attack):
+    _, threat = linear(3)
+    images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(50) % 3
+    outcome = attack(threat, images, labels, [0.03, 0.7])
+    for epsilon, clipped, success in zip([0.03, 0.7], outcome.clipped, outcome.success, strict=True):
+        assert (clipped - images).abs().max() <= epsilon + 1e-6
+        assert clipped.min() >= 0
+        assert clipped.max() <= 1
+        assert torch.equal(success, threat.scored(clipped).argmax(1) != labels)
+    wrong = threat.scored(images).argmax(1) != labels
+    assert torch.equal(attack(threat, images, labels, [0.0]).success[0], wrong)
+
+
+def small_network() -> tuple[nn.Module, Threat]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 10)).eval()
+    return network, Threat("network", network, network)
+
+
+def toolbox(network):
+    estimators = pytest.importorskip("art.estimators.classification", reason="needs adversarial-robustness-toolbox")
+    return estimators.PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0.0, 1.0), device_type="cpu")
+
+
+def test_fgsm_is_that_of_the_adversarial_robustness_toolbox():
+    network, threat = small_network()
+    peer = toolbox(network)
+    from art.attacks.evasion import FastGradientMethod
+
+    images, labels = torch.rand(40, *SHAPE), torch.arange(40) % 10
+    theirs = FastGradientMethod(peer, eps=0.1, batch_size=40).generate(images.numpy(), labels.numpy())
+    ours = FGSM()(threat, images, labels, [0.1])
+    np.testing.assert_allclose(ours.clipped[0].numpy(), theirs, atol=1e-6)
+
+
+def test_pgd_is_that_of_the_toolbox_and_from_random_starts_as_successful():
+    network, threat = small_network()
+    peer = toolbox(network)
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+
+    images = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(5))
+    labels = threat.predict(images)
+    options = {"eps": 0.06, "eps_step": 0.01, "max_iter": 12, "batch_size": 200, "verbose": False}
+    theirs = ProjectedGradientDescentPyTorch(peer, **options).generate(images.numpy(), labels.numpy())
+    ours = PGD(12, 0.01, random_start=False)(threat, images, labels, [0.06])
+    np.testing.assert_allclose(ours.clipped[0].numpy(), theirs, atol=1e-5)
+
+    np.random.seed(0)  # noqa: NPY002  (the toolbox draws from the global generator)
+    started = ProjectedGradientDescentPyTorch(peer, num_random_init=1, **options).generate(images.numpy(), labels.numpy())
+    success = (threat.predict(torch.as_tensor(started)) != labels).double().mean().item()
+    rate = PGD(12, 0.01)(threat, images, labels, [0.06]).success.double().mean().item()
+    assert 0.1 < rate < 0.95
+    assert abs(rate - success) <= 0.03
+
+
+def test_the_size_of_the_batches_changes_nothing():
+    network, threat = small_network()
+    network.double()
+    images = torch.rand(30, *SHAPE, dtype=torch.float64)
+    labels = threat.predict(images)
+    whole = PGD(5, 0.01, batch_size=30, restarts=2)(threat, images, labels, [0.05])
+    parts = PGD(5, 0.01, batch_size=7, restarts=2)(threat, images, labels, [0.05])
+    torch.testing.assert_close(whole.clipped[0], parts.clipped[0], rtol=0, atol=1e-12)
+    single = FGSM(batch_size=1)(threat, images, labels, [0.05]).clipped[0]
+    torch.testing.assert_close(FGSM()(threat, images, labels, [0.05]).clipped[0], single, rtol=0, atol=1e-12)
+
+
+def test_seeds_and_restarts():
+    network, threat = small_network()
+    network.requires_grad_(False)
+    images = torch.rand(100, *SHAPE, generator=torch.Generator().manual_seed(5))
+    labels = threat.predict(images)
+    once, again, other = (PGD(1, 0.001, seed=seed)(threat, images, labels, [0.05]) for seed in (0, 0, 1))
+    assert torch.equal(once.clipped[0], again.clipped[0])
+    assert not torch.equal(once.clipped[0], other.clipped[0])
+    more = PGD(1, 0.001, restarts=20)(threat, images, labels, [0.05]).success[0]
+    assert (more | ~once.success[0]).all()
+    assert more.sum() > once.success[0].sum()
+
+
+def test_the_papers_step_in_units_of_0_to_1():
+    assert [paper_step(epsilon) for epsilon in (0.1, 0.3, 0.31, 0.5)] == [0.01, 0.01, 0.015, 0.015]
+    assert PGD().step(0.3) == 0.01
+    assert PGD(relative_step=0.25).step(0.2) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilons": [0.1, -0.1]}, r"epsilon -0\.1 is not in \[0, 1\]"),
+        ({"epsilons": [1.01]}, "one for 0..255 divided by 255"),
+        ({"epsilons": [float("nan")]}, "epsilon nan"),
+        ({"epsilons": []}, "epsilons is empty"),
+        ({"images": torch.full((4, *SHAPE), -0.1)}, r"outside of \[0, 1\]"),
+        ({"images": torch.full((4, *SHAPE), 1.1)}, "give them unnormalised"),
+        ({"images": torch.full((4, *SHAPE), float("nan"))}, r"images lie in \[nan, nan\]"),
+        ({"images": torch.ones(4, *SHAPE, dtype=torch.uint8)}, "floating point"),
+        ({"images": torch.ones(0, *SHAPE), "labels": torch.ones(0).long()}, "n >= 1"),
+        ({"labels": torch.tensor([0, 1, 2, 3])}, r"label 3 is not in 0\.\.2"),
+        ({"labels": torch.tensor([0, -1, 2, 1])}, "label -1"),
+        ({"labels": torch.tensor([0, 1])}, r"expected \(4,\) whole numbers"),
+        ({"labels": torch.zeros(4)}, "whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
+def test_bad_arguments_are_refused_before_the_attack(attack, change, message):
+    _, threat = linear(3)
+    arguments = {"images": torch.full((4, *SHAPE), 0.5), "labels": torch.zeros(4).long(), "epsilons": [0.1], **change}
+    with pytest.raises(ValueError, match=message):
+        attack(threat, arguments["images"], arguments["labels"], arguments["epsilons"])
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
+@pytest.mark.parametrize("where", ["scored", "attacked", "gradient"])
+def test_a_network_that_returns_nan_is_an_error_and_not_a_robust_network(attack, where):
+    _, good = linear(3)
+
+    def bad(images):
+        if where == "gradient":
+            return good.attacked(images) + (images - images).flatten(1).sum(1, keepdim=True).abs().sqrt()
+        return good.scored(images) * float("nan")
+
+    threat = Threat("bad", bad if where == "scored" else good.scored, good.attacked if where == "scored" else bad)
+    with pytest.raises(NonFiniteOutput, match="NaN or infinite"):
+        attack(threat, torch.full((4, *SHAPE), 0.5), torch.zeros(4).long(), [0.1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"restarts": 0}, "at least 1"),
+        ({"step_size": -0.1}, "above 0"),
+        ({"relative_step": float("nan")}, "above 0"),
+        ({"step_size": 0.1, "relative_step": 0.1}, "not both"),
+    ],
+)
+def test_bad_settings_of_pgd(options, message):
+    with pytest.raises(ValueError, match=message):
+        PGD(**options)
