@@ -16,7 +16,7 @@ from cnnf_brain import activations
 from cnnf_brain.files import short_hash
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.products import as_rows
+from cnnf_brain.products import as_rows, float32_convolutions
 from cnnf_brain.types import Images, LayerAt
 
 try:
@@ -70,7 +70,7 @@ class IterationWrapper(PytorchWrapper):
         places = {name: self.layer_at(name) for name in layer_names}
         batch = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         self._model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_convolutions(self._device):
             shaped = batch.to(self._device, memory_format=torch.channels_last)
             maps = activations.extract(self._model, shaped, list(dict.fromkeys(places.values())))
             found = ((name, at, maps[at]) for name, at in places.items())
@@ -93,6 +93,11 @@ class IterationWrapper(PytorchWrapper):
         if isinstance(self._model, CNNF):
             return LayerAt(self._model.layer_names[-1], self._model.iterations)
         return LayerAt("")  # the module itself
+
+    @property
+    def iterations(self) -> int:
+        """Feedback iterations that the network runs; 0 without feedback."""
+        return self._network.iterations
 
 
 def iteration_wrapper(network: Network, identifier: str | None = None, batch_size: int = BATCH_SIZE) -> IterationWrapper:
@@ -122,12 +127,21 @@ def wrapper_identifier(network: Network, name: str | None = None) -> str:
     """
     if name is None:
         name = re.sub(r"[^0-9A-Za-z]+", "_", network.name.replace("-", "")).strip("_")
-    elif not re.fullmatch(r"\w+", name, re.ASCII):
-        raise ValueError(
-            f"identifier {name!r} may hold letters, digits and _ alone (Brain-Score takes no hyphens); "
-            f"try {re.sub(r'[^0-9A-Za-z]+', '_', name).strip('_') or 'my_model'!r}"
-        )
+    check_name(name)
     settings = dict(network.module.settings) if isinstance(network.module, CNNF) else {}
     iterations = settings.pop("iterations", 0)
     rest = short_hash([settings, repr(network.preprocessing)])
     return f"{name}_{network.digest[:8]}_{iterations}it_{rest}"
+
+
+def check_name(name: str) -> None:
+    """A ValueError where an identifier cannot be, or begin with, ``name``: letters, digits and ``_`` alone, a letter first."""
+    if re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        return
+    tried = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
+    if not tried[:1].isalpha():
+        tried = f"model_{tried}".rstrip("_")
+    raise ValueError(
+        f"identifier {name!r} may hold letters, digits and _ alone, and begins with a letter (Brain-Score's website takes no "
+        f"hyphens, and passes over folders that begin with _); try {tried!r}"
+    )

@@ -1,0 +1,184 @@
+"""The rules that Brain-Score's website puts a ZIP to, each one a function that says what breaks it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MAX_BYTES = 50_000_000
+WEIGHTS = {".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".h5", ".hdf5", ".onnx", ".npz", ".npy", ".bin", ".pkl"}
+_REGISTERED = re.compile(r"model_registry\[\s*(['\"])(?P<id>[^'\"]*)\1\s*\]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: its rule in words, whether it holds (None: not run, with the reason in ``detail``)."""
+
+    rule: str
+    holds: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The names (in order) and text files of a ZIP, and how large the ZIP is."""
+
+    path: Path
+    names: tuple[str, ...]
+    texts: dict[str, str]
+    size: int
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Names of the folders ``ROOT/models/NAME`` that any entry lies in."""
+        parts = (PurePosixPath(name).parts for name in self.names)
+        inside = [part[2] for part, name in zip(parts, self.names, strict=True) if _in_plugin(part, name)]
+        return tuple(dict.fromkeys(inside))
+
+    @property
+    def identifiers(self) -> tuple[str, ...]:
+        """Identifiers that the plugins' ``__init__.py`` register, in order."""
+        found = []
+        for name, text in self.texts.items():
+            if re.fullmatch(r"[^/]+/models/[^/]+/__init__\.py", name):
+                found += [match["id"] for match in _REGISTERED.finditer(text)]
+        return tuple(dict.fromkeys(found))
+
+
+def _in_plugin(parts: tuple[str, ...], name: str) -> bool:
+    return len(parts) >= 3 and parts[1] == "models" and (len(parts) > 3 or name.endswith("/"))
+
+
+def read_submission(path: Path) -> Submission:
+    """The ZIP at ``path``; a ValueError where it is none or is damaged, a FileNotFoundError where it is not there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+            names = tuple(archive.namelist())
+            small = [name for name in names if archive.getinfo(name).file_size < MAX_BYTES and not name.endswith("/")]
+            texts = {name: archive.read(name).decode("utf-8", "replace") for name in small}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a ZIP ({error}); write it anew") from error
+    return Submission(path, names, texts, path.stat().st_size)
+
+
+def size(zip_: Submission) -> str:
+    """The ZIP is at most 50 MB."""
+    return "" if zip_.size <= MAX_BYTES else f"it has {zip_.size / 1e6:.1f} MB"
+
+
+def no_spaces(zip_: Submission) -> str:
+    """No name has a space."""
+    return _listed(name for name in zip_.names if " " in name)
+
+
+def one_root(zip_: Submission) -> str:
+    """Everything lies in one folder, and no path leads out of it."""
+    parts = [PurePosixPath(name).parts for name in zip_.names]
+    roots = sorted({part[0] for part in parts if part})
+    outside = [
+        n for n, part in zip(zip_.names, parts, strict=True) if not part or n.startswith("/") or ".." in part or "\\" in n
+    ]
+    loose = [name for name in zip_.names if "/" not in name]
+    return _listed(outside or loose or (roots if len(roots) != 1 else ()))
+
+
+def plugin_folder(zip_: Submission) -> str:
+    """The plugin is ROOT/models/PLUGIN, one of them, and nothing lies beside it."""
+    if len(zip_.plugins) != 1:
+        return f"found {', '.join(zip_.plugins) or 'none'}"
+    inside = re.compile(rf"[^/]+/(models/({re.escape(zip_.plugins[0])}/.*)?)?")
+    return _listed(name for name in zip_.names if not inside.fullmatch(name))
+
+
+def folder_entries(zip_: Submission) -> str:
+    """ROOT/, ROOT/models/ and ROOT/models/PLUGIN/ are entries of their own."""
+    folders = {f"{'/'.join(PurePosixPath(n).parts[:k])}/" for n in zip_.names for k in range(1, 4) if n.count("/") >= k}
+    return _listed(sorted(folders - set(zip_.names)), "missing: ")
+
+
+def needed_files(zip_: Submission) -> str:
+    """The plugin has an __init__.py and a test.py."""
+    needed = {f"{plugin}/{file}" for plugin in zip_.plugins for file in ("__init__.py", "test.py")}
+    return _listed(sorted(needed - {"/".join(PurePosixPath(name).parts[2:]) for name in zip_.names}), "missing: ")
+
+
+def no_metadata(zip_: Submission) -> str:
+    """No metadata.yml or metadata.yaml: Brain-Score makes them itself."""
+    return _listed(name for name in zip_.names if PurePosixPath(name).name.lower() in ("metadata.yml", "metadata.yaml"))
+
+
+def no_weights(zip_: Submission) -> str:
+    """No weights inside: they are loaded from Brain-Score's storage or a hub."""
+    return _listed(name for name in zip_.names if PurePosixPath(name).suffix.lower() in WEIGHTS)
+
+
+def one_identifier(zip_: Submission) -> str:
+    """One identifier, registered as model_registry['IDENTIFIER'] in plain letters: Brain-Score finds plugins by that text."""
+    found = zip_.identifiers
+    return "" if len(found) == 1 else f"found {', '.join(found) or 'none'}"
+
+
+def no_hyphens(zip_: Submission) -> str:
+    """No identifier has a hyphen."""
+    return _listed(name for name in (*zip_.identifiers, *zip_.plugins) if "-" in name)
+
+
+def not_taken(zip_: Submission) -> str:
+    """Neither the identifier nor the folder's name is that of another model."""
+    found = {name: taken(name) for name in dict.fromkeys((*zip_.identifiers, *zip_.plugins))}
+    return _listed(f"{name} is in brainscore-vision's models/{folder}" for name, folder in found.items() if folder)
+
+
+RULES: tuple[Callable[[Submission], str], ...] = (
+    size,
+    no_spaces,
+    one_root,
+    plugin_folder,
+    folder_entries,
+    needed_files,
+    no_metadata,
+    no_weights,
+    one_identifier,
+    no_hyphens,
+    not_taken,
+)
+
+
+def check_rules(zip_: Submission) -> Iterator[Finding]:
+    """Every rule of the website on ``zip_``."""
+    for rule in RULES:
+        broken = rule(zip_)
+        yield Finding((rule.__doc__ or "").strip(), not broken, broken)
+
+
+def taken(name: str) -> str:
+    """The folder of brainscore-vision's models that registers ``name``, or is called so; empty where none does."""
+    for init in sorted(models_folder().glob("*/__init__.py")):
+        if init.parent.name == name:
+            return name
+        text = init.read_text(encoding="utf-8", errors="replace")
+        if name in text and any(match["id"] == name for match in _REGISTERED.finditer(text)):
+            return init.parent.name
+    return ""
+
+
+def models_folder() -> Path:
+    """The models that the installed brainscore-vision ships."""
+    import brainscore_vision
+
+    return Path(brainscore_vision.__file__ or "").parent / "models"
+
+
+def _listed(names: Iterator[str] | list[str] | tuple[str, ...], before: str = "") -> str:
+    """The first few of ``names``, empty where there are none."""
+    found = list(names)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"{before}{', '.join(found[:3])}{more}" if found else ""
