@@ -28,7 +28,7 @@ from cnnf_brain.model.nets import ARCHITECTURES, from_torchvision, small_net
 SMALL = "small"
 SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
 PUBLISHED = "IMAGENET1K_V1"
-FEEDBACK_FLAGS = ("target", "step", "match_norm", "ada_relu", "tolerance")
+FEEDBACK_FLAGS = ("target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
 
 # Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
 # for the small net its one spatial layer after pooling and its hidden fully connected one.
@@ -99,7 +99,7 @@ def load_network(
     iterations
         Feedback iterations; networks without feedback take 0 alone.
     feedback
-        Settings that override those on the weights' card (target, step, match_norm, ada_relu, tolerance).
+        Settings that override those on the weights' card (target, step, match_norm, match_layers, ada_relu, tolerance).
 
     Raises
     ------

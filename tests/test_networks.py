@@ -50,6 +50,7 @@ def test_small_takes_the_cards_settings(tmp_path):
         "target": "relu1",
         "step": 0.1,
         "match_norm": True,
+        "match_layers": False,
         "ada_relu": "printed",
         "tolerance": None,
     }
@@ -77,6 +78,7 @@ def test_flags_override_the_card(tmp_path):
         "target": "relu1",
         "step": 0.7,
         "match_norm": True,
+        "match_layers": False,
     }
 
 

@@ -6,7 +6,9 @@
 The defaults are the paper's recipe: VGG-16 from torchvision's weights, SGD with momentum 0.9, learning rate 0.005 that
 decays every 100,000 steps, 128 images a step over all devices, 200,000 steps, horizontal flips alone. "Decreased by 10%"
 is --decay-factor 0.9 read literally (the default), and --decay-factor 0.1 where it means what is usual on ImageNet. The
-paper states neither iterations, target, step size nor loss weights; --model cnn trains as long without feedback.
+paper states neither iterations, target, step size nor loss weights; --model cnn trains as long without feedback. VGG and
+AlexNet have no layers that normalise: their maps, and with them the loss, grow a thousandfold with every iteration and
+training diverges, unless each layer is held to its norm of the first pass (--match-layers, here the default).
 
 Data: --data DIR with train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or with tar shards train-*.tar and
 val-*.tar with members <wnid>/<file>. Images are seen once an epoch, in an order that depends on --seed alone.
@@ -243,7 +245,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add, count, size = parser.add_argument, positive(int), positive(float)
     add("--data", type=Path, metavar="DIR", required=True, help="train/ and val/, or train-*.tar and val-*.tar")
-    add_model_flags(parser, "input, features.4, ...")
+    add_model_flags(parser, "input, features.4, ...", match_layers=True)
     add("--arch", choices=ARCHITECTURES, default=PAPER.arch, help=f"default {PAPER.arch}")
     add("--weights", default=PAPER.weights, metavar="FILE",
         help=f"a file (convolutions alone: a new classifier on top), {PAPER.weights} (default) or {NO_WEIGHTS}")  # fmt: skip

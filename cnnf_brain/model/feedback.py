@@ -84,6 +84,10 @@ class CNNF(nn.Module):
         h_{t+1} = h_t + step (reconstruction - h_t); 1 is the paper's replacement.
     match_norm
         Scale each image's reconstruction to the L2 norm of its target features in the first pass.
+    match_layers
+        From iteration 1 on scale the output f(l) of every convolution and fully connected layer, the logits too, to the L2
+        norm that it had in the first pass, image by image. It holds Assumption A.6 and the effect of Appendix A.4's
+        normalisation in a CNN without such layers (VGG, AlexNet), whose maps grow with every iteration otherwise.
     ada_relu
         "signed" (Lemma A.1 is exact) or "printed" (eq. 3 of the paper).
     tolerance
@@ -102,6 +106,7 @@ class CNNF(nn.Module):
         target: str = INPUT,
         step: float = 1.0,
         match_norm: bool = False,
+        match_layers: bool = False,
         ada_relu: str = "signed",
         tolerance: float | None = None,
     ) -> None:
@@ -118,7 +123,8 @@ class CNNF(nn.Module):
         if not layers:
             raise ValueError("the network has no layers")
         self.iterations = checked_iterations(iterations)
-        self.ada_relu, self.step, self.match_norm, self.tolerance = ada_relu, step, match_norm, tolerance
+        self.ada_relu, self.step, self.tolerance = ada_relu, step, tolerance
+        self.match_norm, self.match_layers = match_norm, match_layers
         self.target, self.start = target, 0
         for name, child in network._modules.items():
             if name == INPUT or hasattr(self, name):
@@ -141,7 +147,7 @@ class CNNF(nn.Module):
     @property
     def settings(self) -> dict[str, object]:
         """The feedback's settings, as plain values."""
-        names = ("iterations", "target", "step", "match_norm", "ada_relu", "tolerance")
+        names = ("iterations", "target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
         return {name: getattr(self, name) for name in names}
 
     def index(self, name: str) -> int:
@@ -181,6 +187,7 @@ class CNNF(nn.Module):
         clean, maps = self.below_target(x, {i for _, i in wanted})
         h, before = clean, None
         guides: dict[int, Tensor] = {}  # not dict[int, Tensor](): torch.compile cannot trace that
+        sizes: dict[int, Tensor] = {}
         active = torch.ones(len(x), dtype=torch.bool, device=x.device)
         logits, states, reconstructions, residuals, ran = [], [], [clean], [], []
         layers: dict[LayerAt, Tensor] = {}
@@ -188,7 +195,7 @@ class CNNF(nn.Module):
             now = [(at, i) for at, i in wanted if at.iteration == t]
             generate = whole or t < n or any(at.feedback for at, _ in now)
             asked = {i for at, i in now if not at.feedback}
-            state = self.sweep(h, guides, asked, gates=generate, inputs=whole, spare=spare)
+            state = self.sweep(h, guides, asked, sizes=sizes, gates=generate, inputs=whole, spare=spare)
             if t == 0:
                 state.maps.update(maps)
             if generate:
@@ -233,6 +240,7 @@ class CNNF(nn.Module):
         guides: Mapping[int, Tensor],
         wanted: set[int],
         *,
+        sizes: dict[int, Tensor] | None = None,
         gates: bool = True,
         inputs: bool = False,
         spare: bool = False,
@@ -240,7 +248,8 @@ class CNNF(nn.Module):
         """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass).
 
         ``wanted``: layers whose outputs are kept; ``gates``, ``inputs``: whether z and f of the gates are; ``spare``:
-        whether ``guides``, and maps that are not kept, may be overwritten.
+        whether ``guides``, and maps that are not kept, may be overwritten; ``sizes``: by layer the norms to which layers are
+        matched, noted where there is none yet.
         """
         state = State(h, h, {}, {}, {}, {})
         if self.start - 1 in wanted:
@@ -253,6 +262,10 @@ class CNNF(nn.Module):
             # what a convolution or a matrix made is a map of its own, no view of another
             made = i > self.start and isinstance(rules[i - 1], Conv | Linear) and i - 1 not in wanted
             x, z = rule.forward(x, guides.get(i), spare and made)
+            if self.match_layers and sizes is not None and isinstance(rule, Conv | Linear):
+                size = image_norm(x)
+                x = scaled(x, sizes[i] / size) if i in sizes else x
+                sizes.setdefault(i, size)
             if z is not None and gates:
                 state.latents[i] = z
             if i in wanted:
@@ -286,10 +299,7 @@ class CNNF(nn.Module):
         assert reconstruction is not None
         if not self.match_norm:
             return reconstruction
-        dims = tuple(range(1, clean.dim()))
-        norm = torch.linalg.vector_norm(reconstruction, dim=dims, keepdim=True)
-        wish = torch.linalg.vector_norm(clean, dim=dims, keepdim=True)
-        return reconstruction * (wish / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5))
+        return scaled(reconstruction, image_norm(clean) / image_norm(reconstruction))
 
     def step_towards(
         self,
@@ -310,6 +320,18 @@ class CNNF(nn.Module):
 
         kept = {i: held(g, guides[i] if i in guides else torch.ones_like(g)) for i, g in state.guides.items()}
         return held(new_h, h), {**kept, **dropout}
+
+
+def image_norm(x: Tensor) -> Tensor:
+    """The L2 norm of each image of ``x`` (B, ...), (B, 1, ...), in float32 or better and never quite zero."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
+    return norm.clamp_min(torch.finfo(dtype).tiny ** 0.5)
+
+
+def scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` times a factor for each image, in the type of ``x``."""
+    return x * factor.to(x.dtype)
 
 
 def checked_iterations(iterations: int) -> int:

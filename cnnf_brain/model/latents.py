@@ -14,7 +14,14 @@ def gate_biases(model: CNNF, state: State) -> tuple[dict[int, Tensor], Tensor]:
     """The bias b(l) seen at every gate, (1, ...) of the shape of its input f(l), and the one seen at the output.
 
     Affine layers between two gates act as one: their joint bias is what they make of zeros.
+
+    Raises
+    ------
+    ValueError
+        Where ``model`` matches the norms of layers: each image then has biases of its own.
     """
+    if model.match_layers:
+        raise ValueError("eta and the latent loss take biases that are the same for each image; set match_layers to False")
     biases: dict[int, Tensor] = {}
     below = torch.zeros_like(state.target[:1])
     for i, rule in enumerate(model.rules[model.start :], model.start):

@@ -32,7 +32,7 @@ def from_torchvision(
     num_classes
         Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
     **feedback
-        iterations, target, step, match_norm, ada_relu, tolerance: see ``CNNF``.
+        iterations, target, step, match_norm, match_layers, ada_relu, tolerance: see ``CNNF``.
 
     Input: (B, 3, H, W), ImageNet-normalised as torchvision's networks take it. With 0 iterations the output is torchvision's.
 

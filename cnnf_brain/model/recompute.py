@@ -36,32 +36,35 @@ def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
     if model.tolerance is not None:
         raise ValueError("recomputing takes every image through all iterations; set tolerance to None")
     clean, _ = model.below_target(x, set())
-    h, carried = clean, dict[int, Signs | Tensor]()
+    h, carried, sizes = clean, dict[int, Signs | Tensor](), dict[int, Tensor]()
     logits, reconstructions = [], [clean]
     for _ in range(model.iterations):
-        output, reconstruction, h, carried = checkpoint(_turn, model, h, carried, clean, use_reentrant=False)
+        output, reconstruction, h, carried, sizes = checkpoint(_turn, model, h, carried, sizes, clean, use_reentrant=False)
         logits.append(output)
         reconstructions.append(reconstruction)
-    logits.append(checkpoint(_last, model, h, carried, use_reentrant=False))
+    logits.append(checkpoint(_last, model, h, carried, sizes, use_reentrant=False))
     return FeedbackResult(logits=torch.stack(logits), layers={}, reconstruction=torch.stack(reconstructions))
 
 
 def _turn(
-    model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor], clean: Tensor
-) -> tuple[Tensor, Tensor, Tensor, dict[int, Signs | Tensor]]:
-    """One iteration and the step to the next: output, reconstruction, the next target features and what guides them."""
+    model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor], sizes: dict[int, Tensor], clean: Tensor
+) -> tuple[Tensor, Tensor, Tensor, dict[int, Signs | Tensor], dict[int, Tensor]]:
+    """One iteration and the step to the next: output, reconstruction, the next target features, what guides them, and the
+    norms that layers are held to."""
     guides = {i: _unpacked(value) for i, value in carried.items()}
-    state = model.sweep(h, guides, set())
+    sizes = dict(sizes)  # filled by the first pass, which may be run again
+    state = model.sweep(h, guides, set(), sizes=sizes)
     model.generate(state, set())
     reconstruction = model.matched(state.generated, clean)
     every = torch.ones(len(h), dtype=torch.bool, device=h.device)
     new_h, new_guides = model.step_towards(h, reconstruction, guides, state, every)
     packed = {i: _packed(value) if model.rules[i].is_gate else value for i, value in new_guides.items()}
-    return state.output, reconstruction, new_h, packed
+    return state.output, reconstruction, new_h, packed, sizes
 
 
-def _last(model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor]) -> Tensor:
-    return model.sweep(h, {i: _unpacked(value) for i, value in carried.items()}, set(), gates=False).output
+def _last(model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor], sizes: dict[int, Tensor]) -> Tensor:
+    guides = {i: _unpacked(value) for i, value in carried.items()}
+    return model.sweep(h, guides, set(), sizes=dict(sizes), gates=False).output
 
 
 def _packed(g: Tensor) -> Signs:

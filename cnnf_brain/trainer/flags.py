@@ -6,26 +6,35 @@ import argparse
 from typing import Any
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
-FEEDBACK: dict[str, Any] = {"iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True}
+FEEDBACK: dict[str, Any] = {
+    "iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True, "match_layers": False
+}  # fmt: skip
 LOSSES = {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0}
 
 
-def add_model_flags(parser: argparse.ArgumentParser, layers: str) -> None:
-    """--model, the feedback's settings and the loss weights. ``layers``: examples of targets, in words."""
+def add_model_flags(parser: argparse.ArgumentParser, layers: str, **defaults: Any) -> None:
+    """--model, the feedback's settings and the loss weights.
+
+    ``layers``: examples of targets, in words; ``defaults``: those that are not FEEDBACK's.
+    """
+    feedback = FEEDBACK | defaults
+    parser.set_defaults(feedback_defaults=feedback)
     add = parser.add_argument
     add("--model", choices=["cnn", "cnnf"], required=True)
-    add("--iterations", type=positive(int), help=f"feedback iterations (default {FEEDBACK['iterations']})")
-    add("--target", metavar="LAYER", help=f"what is reconstructed: {layers} (default {FEEDBACK['target']})")
-    add("--step-size", type=positive(float), help=f"1 = replacement (default {FEEDBACK['step_size']})")
+    add("--iterations", type=positive(int), help=f"feedback iterations (default {feedback['iterations']})")
+    add("--target", metavar="LAYER", help=f"what is reconstructed: {layers} (default {feedback['target']})")
+    add("--step-size", type=positive(float), help=f"1 = replacement (default {feedback['step_size']})")
     add("--match-norm", action=argparse.BooleanOptionalAction,
-        help=f"reconstruction scaled to the norm of the target (default {FEEDBACK['match_norm']})")  # fmt: skip
+        help=f"reconstruction scaled to the norm of the target (default {feedback['match_norm']})")  # fmt: skip
+    add("--match-layers", action=argparse.BooleanOptionalAction,
+        help=f"each layer's output held to its norm of the first pass (default {feedback['match_layers']})")  # fmt: skip
     for name, default in LOSSES.items():
         add(f"--{name}", type=weight, metavar="WEIGHT", help=f"weight of the {name} loss (default {default})")
 
 
 def settle_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Defaults of what a CNN-F was not told; a usage error where a CNN was given a setting of feedback."""
-    for name, default in {**FEEDBACK, **LOSSES}.items():
+    for name, default in {**args.feedback_defaults, **LOSSES}.items():
         if args.model == "cnnf" and getattr(args, name) is None:
             setattr(args, name, default)
         elif args.model == "cnn" and getattr(args, name) is not None:
@@ -38,7 +47,8 @@ def feedback_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings as ``CNNF`` takes them; of a CNN 0 iterations alone."""
     if args.model == "cnn":
         return {"iterations": 0}
-    return {"iterations": args.iterations, "target": args.target, "step": args.step_size, "match_norm": args.match_norm}
+    return {"iterations": args.iterations, "target": args.target, "step": args.step_size, "match_norm": args.match_norm,
+            "match_layers": args.match_layers}  # fmt: skip
 
 
 def positive(kind: type[int] | type[float]) -> Any:
@@ -58,6 +68,14 @@ def weight(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not 0 or above")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
     return value
 
 

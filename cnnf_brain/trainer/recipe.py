@@ -52,6 +52,8 @@ class Recipe:
     workers: int = 4
 
     def __post_init__(self) -> None:
+        if self.losses.latent and self.feedback.get("match_layers"):
+            raise ValueError("--latent takes biases that are the same for each image; give it with --no-match-layers")
         if self.checkpoint_iterations and (self.losses.latent or self.losses.norm):
             raise ValueError("--checkpoint-iterations gives up the states that the latent and norm losses need; "
                              "leave it out, or set their weights to 0")  # fmt: skip

@@ -61,17 +61,24 @@ def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
             assert float(package[image]) == pytest.approx(literal_eta(layers, g), rel=EXACT, abs=EXACT)
 
 
-@pytest.mark.parametrize(("seed", "ada_relu"), [(seed, "signed") for seed in SEEDS] + [(s, "printed") for s in range(6)])
-def test_algorithm_1_equals_the_literal_loop(seed, ada_relu):
+@pytest.mark.parametrize(
+    ("seed", "settings"),
+    [(seed, {}) for seed in SEEDS]
+    + [(seed, {"ada_relu": "printed"}) for seed in range(6)]
+    + [(seed, {"match_layers": True}) for seed in range(12)],
+)
+def test_algorithm_1_equals_the_literal_loop(seed, settings):
     """Every logit, reconstruction, feedback map and latent of every iteration, gates chosen by the oracle itself."""
-    model, x = draw_model(seed, ada_relu=ada_relu)
+    model, x = draw_model(seed, **settings)
     everything = [f"{name}@{t}" for t in range(model.iterations + 1) for name in model.layer_names[model.start :]]
     keep = Keep([*everything, *(f"{name}:feedback" for name in everything)], reconstruction=True, states=True)
     result = model(x, keep=keep)
     for image in range(len(x)):
         layers = list(literal(model, x.shape[1:], masks_of(model, result.states[0], image)).values())[model.start :]
-        options = {"step": model.step, "match_norm": model.match_norm, "printed": ada_relu == "printed"}
-        steps = recur(layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, **options)
+        options = {"step": model.step, "match_norm": model.match_norm, "printed": model.ada_relu == "printed"}
+        modules = [rule.module for rule in model.rules[model.start :]]
+        matched = [i for i, m in enumerate(modules) if isinstance(m, nn.Conv2d | nn.Linear)] if model.match_layers else ()
+        steps = recur(layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, matched=matched, **options)
         scale = max(np.abs(step.v).max() for step in steps)
         for t, step in enumerate(steps):
             same = {"rtol": 1e-9, "atol": 1e-12 * max(scale, 1)}

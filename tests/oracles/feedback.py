@@ -195,13 +195,20 @@ def literal(network, shape, masks=None):
     return layers
 
 
-def feedforward(layers, h, guides=None, z=None, printed=False):
-    """One pass from h. ``guides``: g at every gate's output, before masking (None: ReLU and MaxPool); or given ``z``."""
+def feedforward(layers, h, guides=None, z=None, printed=False, norms=None):
+    """One pass from h. ``guides``: g at every gate's output, before masking (None: ReLU and MaxPool); or given ``z``.
+
+    ``norms``: layer -> the norm that its output is scaled to, None where it is to be noted.
+    """
     step = Step(h, h, {}, {}, {})
     x = h
     for i, layer in enumerate(layers):
         if isinstance(layer, Affine):
             x = layer.matrix @ x + layer.bias
+            if norms is not None and i in norms:
+                norm = np.sqrt(np.sum(x**2))
+                norms[i] = norm if norms[i] is None else norms[i]
+                x = x * norms[i] / norm
         elif isinstance(layer, Normalise):
             x = x / layer.size(x) + layer.bias
         else:
@@ -255,11 +262,14 @@ def feedback(layers, step, y):
     return maps, g
 
 
-def recur(layers, clean, iterations, *, step=1.0, match_norm=False, printed=False):
-    """Algorithm 1 from the target features ``clean`` on: one Step for each iteration."""
-    h, guides, steps = clean, None, []
+def recur(layers, clean, iterations, *, step=1.0, match_norm=False, printed=False, matched=()):
+    """Algorithm 1 from the target features ``clean`` on: one Step for each iteration.
+
+    ``matched``: the layers whose outputs keep the norm that they have in the first pass.
+    """
+    h, guides, steps, norms = clean, None, [], dict.fromkeys(matched)
     for _ in range(iterations + 1):
-        now = feedforward(layers, h, guides, printed=printed)
+        now = feedforward(layers, h, guides, printed=printed, norms=norms)
         now.g, now.generated = feedback(layers, now, now.v)
         scale = np.sqrt(np.sum(clean**2) / np.sum(now.generated**2)) if match_norm else 1.0
         now.reconstruction = now.generated * scale
