@@ -21,11 +21,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from cnnf_brain.attacks.gradient import NonFiniteOutput
 from cnnf_brain.files import write_whole
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.model.losses import feedback_losses
 from cnnf_brain.model.recompute import recomputed
 from cnnf_brain.trainer import checkpoint
+from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
 from cnnf_brain.trainer.data import ImageSet, scale
 
@@ -76,23 +78,35 @@ class Progress:
 
 
 def losses(
-    model: CNNF, images: Tensor, labels: Tensor, weights: dict[str, float], *, recompute: bool = False
+    model: CNNF,
+    images: Tensor,
+    labels: Tensor,
+    weights: dict[str, float],
+    clean: Tensor | None = None,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted total (Table 1), a scalar, and each term at each iteration, (N+1,).
 
     Each term enters as its mean over iterations 0..N: the paper's sum divided by N+1, which leaves the balance of the
-    terms as it is and makes learning rates comparable over N. ``images`` (B, C, H, W) as the network takes them.
+    terms as it is and makes learning rates comparable over N. ``images`` (B, C, H, W) as the network takes them. ``clean``:
+    the target features to be reconstructed, where they are not those of ``images`` (adversarial training).
     ``recompute``: see ``cnnf_brain.model.recompute``; without the losses that need states.
     """
     keep = Keep(reconstruction="reconstruction" in weights, states=bool({"latent", "norm"} & set(weights)))
     result = recomputed(model, images) if recompute else model(images, keep=keep)
-    terms = feedback_losses(model, result, labels, terms=tuple(weights))
+    terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(weights))
     total = torch.stack([weight * terms[term].mean() for term, weight in weights.items()]).sum()
     return total, terms
 
 
 def train_step(
-    model: CNNF, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, weights: dict[str, float]
+    model: CNNF,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    weights: dict[str, float],
+    clean: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step; the terms at each iteration (N+1,), detached, as they were before it.
 
@@ -102,7 +116,7 @@ def train_step(
         Before the weights are touched, where the total is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    total, terms = losses(model, images, labels, weights)
+    total, terms = losses(model, images, labels, weights, clean)
     if not torch.isfinite(total):
         raise NonFiniteLoss(f"the loss is {total.item()}")
     total.backward()
@@ -181,6 +195,8 @@ class Trainer:
         All that decides the outcome (JSON values); a checkpoint of another configuration is refused.
     folder
         Gets ``checkpoints/`` and ``log.jsonl``. One process at a time.
+    adversary
+        Makes the images of a step adversarial; None is training on clean images.
     """
 
     def __init__(
@@ -193,8 +209,9 @@ class Trainer:
         folder: Path,
         *,
         scheduler: LRScheduler | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.model, self.optimizer, self.scheduler, self.adversary = model, optimizer, scheduler, adversary
         self.weights, self.schedule, self.configuration = weights.active(), schedule, configuration
         self.checkpoints, self.log_path = folder / "checkpoints", folder / "log.jsonl"
         self.device = next(model.parameters()).device
@@ -284,7 +301,13 @@ class Trainer:
     def step(self, batch: ImageSet) -> None:
         """One step on one batch, counted and summed up."""
         at = self.progress
-        terms = train_step(self.model, self.optimizer, scale(batch.images), batch.labels, self.weights)
+        images, labels, clean = scale(batch.images), batch.labels, None
+        if self.adversary is not None:
+            try:
+                images, labels, clean = self.adversary.batch(self.model, images, labels, at.step)
+            except NonFiniteOutput as error:
+                raise NonFiniteLoss(str(error)) from error
+        terms = train_step(self.model, self.optimizer, images, labels, self.weights, clean)
         if self.scheduler is not None:
             self.scheduler.step()
         for term, values in terms.items():

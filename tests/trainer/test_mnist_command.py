@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from cnnf_brain import small_net
 from cnnf_brain.model.weights import read_card
-from cnnf_brain.trainer import checkpoint, data
+from cnnf_brain.trainer import checkpoint, data, small
 from cnnf_brain.trainer.config import commit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +86,8 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
 
 def test_the_test_images_play_no_part_before_the_end(make_folder, tmp_path, monkeypatch):
     """Other test images, the same weights and validation accuracy; and they reach a network once, in the last call."""
-    real, judged = mnist.accuracy, []
-    monkeypatch.setattr(mnist, "accuracy", lambda model, images: judged.append(len(images)) or real(model, images))
+    real, judged = small.accuracy, []
+    monkeypatch.setattr(small, "accuracy", lambda model, images: judged.append(len(images)) or real(model, images))
     for name, test_seed in (("a", 2), ("b", 77)):
         folder = make_folder(f"data-{name}", test_seed=test_seed)
         assert mnist.main(flags(folder, tmp_path / name)) == 0
@@ -168,6 +168,15 @@ def test_an_output_that_cannot_be_written_is_an_error(make_folder, tmp_path, cap
         (["--norm", "0.5"], "--norm is for --model cnnf"),
         (["--seed", "-1"], "-1 is not 0 or above"),
         (["--dataset", "cifar"], "invalid choice"),
+        (["--epsilon", "0.1"], "--epsilon is for --adversarial"),
+        (["--attack", "fgsm"], "--attack is for --adversarial"),
+        (["--adversarial", "only", "--epsilon", "-0.1"], "-0.1 is not in [0, 1]"),
+        (["--adversarial", "only", "--epsilon", "1.5"], "1.5 is not in [0, 1]"),
+        (["--adversarial", "only", "--epsilon", "nan"], "nan is not in [0, 1]"),
+        (["--adversarial", "only", "--attack", "fgsm", "--attack-step", "0.1"], "FGSM is one step"),
+        (["--adversarial", "both"], "invalid choice"),
+        (["--limit", "0"], "0 is not above 0"),
+        (["--seed", "1", "--seeds", "2"], "not allowed with"),
     ],
 )
 def test_usage_errors(tmp_path, capsys, more, message):
@@ -230,6 +239,65 @@ def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_
     for line in (line for log in logs for line in log):
         del line["seconds"]
     assert logs[0] == logs[1]
+
+
+def test_seeds_trains_the_runs_that_are_missing(make_folder, tmp_path, capsys):
+    folder, runs = make_folder(), tmp_path / "runs"
+    assert mnist.main(flags(folder, runs / "seed1", "--seed", "1", epochs=1)) == 0
+    before = (runs / "seed1" / "card.json").read_bytes()
+    capsys.readouterr()
+    assert mnist.main(flags(folder, runs, "--seeds", "0", "1", "2", "1", epochs=1)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("from the start") == 2
+    assert printed.count("already finished") == 1
+    assert (runs / "seed1" / "card.json").read_bytes() == before
+    seeds = [json.loads((runs / f"seed{n}" / "card.json").read_text())["configuration"]["seed"] for n in range(3)]
+    assert seeds == [0, 1, 2]
+    with pytest.raises(AssertionError):
+        assert_same_weights(runs / "seed0", runs / "seed2")
+
+
+def test_limit_trains_on_fewer_images_and_says_so(make_folder, tmp_path, capsys):
+    folder = make_folder()
+    assert mnist.main(flags(folder, tmp_path / "out", "--limit", "60", epochs=1)) == 0
+    assert "60 training and 20 validation images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["configuration"]["limit"] == 60
+    assert mnist.main(flags(folder, tmp_path / "more", "--limit", "221", epochs=1)) == 1
+    assert "expected a number from 1 to the 220 training images" in capsys.readouterr().err
+
+
+def test_adversarial_training_has_its_own_defaults():
+    given = ["--dataset", "mnist", "--model", "cnn"]
+    standard, hardened = mnist.arguments(given), mnist.arguments([*given, "--adversarial", "augment"])
+    assert (standard.epochs, standard.lr) == (30, 1e-3)
+    assert (hardened.epochs, hardened.lr) == (90, 1e-4)
+    assert (hardened.attack, hardened.epsilon) == ("pgd7", 0.3)
+    assert mnist.arguments([*given, "--adversarial", "only", "--lr", "0.1", "--epochs", "2", "--epsilon", "0"]).epsilon == 0
+    names = {mnist.output(args, 0).name for args in (standard, hardened)}
+    assert names == {"mnist-cnn-seed0", "mnist-cnn-augment-pgd7-0.3-seed0"}
+
+
+def test_the_card_says_how_the_images_were_made(make_folder, tmp_path):
+    words = [
+        "--adversarial",
+        "augment",
+        "--attack",
+        "fgsm",
+        "--epsilon",
+        "0.1",
+        "--normalisation",
+        "l2",
+        "--iterations",
+        "1",
+    ]
+    assert mnist.main(flags(make_folder(), tmp_path / "out", *words, model="cnnf", epochs=1)) == 0
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["configuration"]["adversarial"] == {"mode": "augment", "attack": "fgsm", "epsilon": 0.1, "step_size": None}
+    assert card["title"] == "CNN-F-1, MNIST, trained on clean and adversarial images (fgsm, epsilon 0.1)"
+    assert card["configuration"]["learning_rate"] == 1e-4
+    model, _ = small.load(tmp_path / "out")
+    assert model.get_submodule("norm1").kind == "l2"
+    assert not model.training
 
 
 def test_the_manual_is_the_help(capsys):
