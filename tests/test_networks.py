@@ -78,7 +78,6 @@ def test_flags_override_the_card(tmp_path):
         "target": "relu1",
         "step": 0.7,
         "match_norm": True,
-        "match_layers": False,
     }
 
 

@@ -78,7 +78,9 @@ def test_algorithm_1_equals_the_literal_loop(seed, settings):
         options = {"step": model.step, "match_norm": model.match_norm, "printed": model.ada_relu == "printed"}
         modules = [rule.module for rule in model.rules[model.start :]]
         matched = [i for i, m in enumerate(modules) if isinstance(m, nn.Conv2d | nn.Linear)] if model.match_layers else ()
-        steps = recur(layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, matched=matched, **options)
+        steps = recur(
+            layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, matched=matched, **options
+        )
         scale = max(np.abs(step.v).max() for step in steps)
         for t, step in enumerate(steps):
             same = {"rtol": 1e-9, "atol": 1e-12 * max(scale, 1)}

@@ -28,7 +28,15 @@ def objective(result) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"step": 0.4, "match_norm": True}, {"target": "2"}, {"iterations": 0}, {"ada_relu": "printed"}, {"match_layers": True}]
+    "options",
+    [
+        {},
+        {"step": 0.4, "match_norm": True},
+        {"target": "2"},
+        {"iterations": 0},
+        {"ada_relu": "printed"},
+        {"match_layers": True},
+    ],
 )
 def test_values_and_gradients_are_those_of_the_plain_loop(options):
     model = network(**options).train()
