@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.layers import Conv, Linear, Rule, plan
+from cnnf_brain.model.layers import Conv, Linear, Matched, Rule, image_norm, plan
 from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
 
@@ -263,9 +263,10 @@ class CNNF(nn.Module):
             made = i > self.start and isinstance(rules[i - 1], Conv | Linear) and i - 1 not in wanted
             x, z = rule.forward(x, guides.get(i), spare and made)
             if self.match_layers and sizes is not None and isinstance(rule, Conv | Linear):
-                size = image_norm(x)
-                x = scaled(x, sizes[i] / size) if i in sizes else x
-                sizes.setdefault(i, size)
+                if i in sizes:
+                    x = Matched.apply(x, sizes[i], image_norm(x.detach()))
+                else:
+                    sizes[i] = image_norm(x)
             if z is not None and gates:
                 state.latents[i] = z
             if i in wanted:
@@ -299,7 +300,7 @@ class CNNF(nn.Module):
         assert reconstruction is not None
         if not self.match_norm:
             return reconstruction
-        return scaled(reconstruction, image_norm(clean) / image_norm(reconstruction))
+        return Matched.apply(reconstruction, image_norm(clean), image_norm(reconstruction.detach()))
 
     def step_towards(
         self,
@@ -320,18 +321,6 @@ class CNNF(nn.Module):
 
         kept = {i: held(g, guides[i] if i in guides else torch.ones_like(g)) for i, g in state.guides.items()}
         return held(new_h, h), {**kept, **dropout}
-
-
-def image_norm(x: Tensor) -> Tensor:
-    """The L2 norm of each image of ``x`` (B, ...), (B, 1, ...), in float32 or better and never quite zero."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
-    return norm.clamp_min(torch.finfo(dtype).tiny ** 0.5)
-
-
-def scaled(x: Tensor, factor: Tensor) -> Tensor:
-    """``x`` times a factor for each image, in the type of ``x``."""
-    return x * factor.to(x.dtype)
 
 
 def checked_iterations(iterations: int) -> int:

@@ -44,6 +44,57 @@ class Normalised(torch.autograd.Function):
         return to_x, to_bias, None, None
 
 
+class Matched(torch.autograd.Function):
+    """x scaled image by image to the norm ``wish`` (B, 1, ...), with its gradient in three passes over the map."""
+
+    @staticmethod
+    def forward(x: Tensor, wish: Tensor, norm: Tensor) -> Tensor:
+        """``norm`` (B, 1, ...): that of ``x``, which the gradient knows."""
+        return x * (wish / norm).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, wish, norm = ctx.saved_tensors
+        norm = image_norm(x) if torch.is_grad_enabled() else norm  # for gradients of gradients
+        along = inner(g, x).to(norm.dtype) / norm
+        to_x = (g * (wish / norm).to(x.dtype)).addcmul_(x, (along * wish / norm**2).to(x.dtype), value=-1)
+        return to_x, along, None
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> image by image, (B, 1, ...), without a map of products where both lie in memory alike."""
+    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).view(-1, *[1] * (a.dim() - 1))
+
+
+def image_norm(x: Tensor) -> Tensor:
+    """The L2 norm of each image of ``x`` (B, ...), (B, 1, ...), in float32 or better and never quite zero."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
+    return norm.clamp_min(torch.finfo(dtype).tiny ** 0.5)
+
+
+class Gated(torch.autograd.Function):
+    """AdaReLU: (f + |f| sign g) / 2, which is f where the signs of f and g match, else 0; what passes has the gradient 1."""
+
+    @staticmethod
+    def forward(f: Tensor, g: Tensor) -> Tensor:
+        return torch.copysign(f, g).add_(f).mul_(0.5)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return masked(grad, ctx.saved_tensors[0]), None
+
+
 class FeatureNorm(nn.Module):
     """The paper's instance normalisation (Appendix A.4): a map divided by its size, per image, then a bias per channel.
 
@@ -155,7 +206,7 @@ class Linear(Rule):
         return F.linear(x, self.module.weight, self.module.bias), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
-        return F.linear(g, self.module.weight.t())
+        return g @ self.module.weight
 
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
@@ -185,11 +236,11 @@ class ReLU(Rule):
         return out, out.detach()
 
     def gated(self, f: Tensor, g: Tensor, spare: bool) -> Tensor:
-        """(f + |f| sign g) / 2, which is f where the signs match, else 0."""
-        with torch.no_grad():
-            out = torch.copysign(f, g, out=g if spare else None).add_(f).mul_(0.5)
+        """See Gated."""
         if f.requires_grad:
-            out = masked(f, out)
+            out = Gated.apply(f, g)
+        else:
+            out = torch.copysign(f, g, out=g if spare else None).add_(f).mul_(0.5)
         return out.abs() if self.printed else out
 
     def bits(self, z: Tensor) -> Tensor:

@@ -74,10 +74,11 @@ def test_compiled_as_one_graph_it_gives_the_same_values_and_gradients():
         assert torch.allclose(p.grad, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())
 
 
-def test_gradients_of_gradients_through_the_whole_loop():
+@pytest.mark.parametrize("match_layers", [False, True])
+def test_gradients_of_gradients_through_the_whole_loop(match_layers):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double()
-    model = CNNF(layers, **OPTIONS)
+    model = CNNF(layers, **OPTIONS, match_layers=match_layers)
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in model.named_parameters()]
     values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
