@@ -110,7 +110,13 @@ def check(archive: Path, weights: Path | None) -> int:
     return 1 if broken or counts[None] else 0
 
 
-FEEDBACK = {"target": "target", "step": "step_size", "match_norm": "match_norm", "ada_relu": "ada_relu"}  # setting -> flag
+FEEDBACK = {  # setting -> flag
+    "target": "target",
+    "step": "step_size",
+    "match_norm": "match_norm",
+    "match_layers": "match_layers",
+    "ada_relu": "ada_relu",
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -152,6 +158,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--target", help="settings of the feedback: as trained unless given")
     add("--step-size", type=float)
     add("--match-norm", action=argparse.BooleanOptionalAction)
+    add("--match-layers", action=argparse.BooleanOptionalAction)
     add("--ada-relu", choices=["signed", "printed"])
     add("--image-size", type=int, help="default: as trained, else 224")
     add("--requires", metavar="REQUIREMENT", help="line of requirements.txt, e.g. 'cnnf-brain @ git+https://...@COMMIT'")

@@ -75,10 +75,7 @@ class IterationsInTime(TemporalAligned):
     def start_recording(self, recording_target: str, time_bins: Any) -> None:
         """Record from a region in time bins ((start, end), ...) in ms."""
         asked = [tuple(bin_.tolist() if isinstance(bin_, np.ndarray) else bin_) for bin_ in time_bins]
-        if len(asked) > 1 and len(self._bins) > 1:
-            names = [name for at in self._layers(recording_target) for name in at]
-            check_layers(self.activations_model._model, [LayerAt.parse(name) for name in names])
-            shares(self._bins, asked)
+        shares(self._bins, asked)  # before long work: what it raises
         super().start_recording(recording_target, time_bins=asked)
 
     def look_at(self, stimuli: Any, number_of_trials: int = 1) -> Any:
@@ -87,8 +84,11 @@ class IterationsInTime(TemporalAligned):
             return super().look_at(stimuli, number_of_trials=number_of_trials)
         (region,) = self._layer_model.recorded_regions
         layers = self._layers(region)
-        names = [name for of_layer in layers for name in of_layer]
-        found = self._layer_model.run_activations(stimuli, layers=names, number_of_trials=number_of_trials)
+        names = list(dict.fromkeys(name for of_layer in layers for name in of_layer))
+        # require_variance as LayerMappedModel has it: another value would be another key of the cache
+        found = self._layer_model.run_activations(
+            stimuli, layers=names, number_of_trials=number_of_trials, require_variance=False
+        )
         weights = shares(self._bins, self._time_bins)
         parts = [_in_time(found, of_layer, weights) for of_layer in layers]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -99,7 +99,15 @@ class IterationsInTime(TemporalAligned):
         named = self.region_layer_map[region]
         ats = [LayerAt.parse(str(name)) for name in ([named] if isinstance(named, str) else named)]
         several = list(dict.fromkeys((at.layer, at.feedback) for at in ats))
-        return [[str(LayerAt(layer, t, feedback)) for t in range(len(self._bins))] for layer, feedback in several]
+        return [[self._at(LayerAt(layer, t, feedback)) for t in range(len(self._bins))] for layer, feedback in several]
+
+    def _at(self, at: LayerAt) -> str:
+        """The name of a layer at an iteration; a layer below the feedback's target has its first pass alone, at all times."""
+        try:
+            check_layers(self.activations_model._model, [at])
+        except ValueError:
+            at = LayerAt(at.layer, 0, at.feedback)
+        return str(at)
 
     def _package(self, found: Any, first: list[str], values: np.ndarray, region: str) -> Any:
         """``values`` with the coordinates of the layers' first iterations, named without iteration."""

@@ -46,7 +46,7 @@ def toy_benchmark(region: str, folder: Path, *, each: int, sites: int, splits: i
 def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, splits: int = 10) -> Any:
     """A NeuralBenchmark as MajajHong2015's: ``pls``, internal consistency as the ceiling, 8 degrees.
 
-    Stratified by ``object_name`` where the recordings have it. They need repeats, the same number for every image and site.
+    Stratified by ``object_name`` where the recordings have it. A ValueError where they hold no repeats.
     """
     single = assembly(recordings, region, folder)
     stratified = None if recordings.object_names is None else "object_name"
@@ -71,14 +71,16 @@ def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, split
 def assembly(recordings: Recordings, region: str, folder: Path) -> Any:
     """Single presentations (presentation, neuroid) as Brain-Score's assembly, with its stimuli in ``folder``."""
     repeats = recordings.repeats
-    if repeats is None or not np.isfinite(repeats).all():
-        raise ValueError(f"{recordings.source}: a ceiling needs repeats, as many for every image and site")
-    n_stimuli, n_neuroids, n_repeats = repeats.shape
-    stimulus, repetition = np.divmod(np.arange(n_stimuli * n_repeats), n_repeats)
+    if repeats is None:
+        raise ValueError(f"{recordings.source}: these recordings hold no repeats, which Brain-Score's ceiling is made of")
+    stimulus, repetition = np.nonzero(np.isfinite(repeats).any(axis=1))
+    n_neuroids = repeats.shape[1]
     ids = np.array(recordings.images.ids)
     about = {"stimulus_id": ids}
     if recordings.object_names is not None:
         about["object_name"] = recordings.object_names
+    else:
+        about["number"] = np.arange(len(ids))  # Brain-Score cannot split presentations that have one coordinate alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = NeuronRecordingAssembly(

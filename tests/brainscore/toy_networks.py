@@ -1,0 +1,37 @@
+"""Networks so small that a score takes seconds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.networks import Network
+
+SIZE = 48
+
+
+def toy_layers(seed: int = 0, classes: int = 1000) -> nn.Sequential:
+    """Two convolutions and a classifier of random weights."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 8, 5, stride=2),
+            relu1=nn.ReLU(inplace=True),
+            pool1=nn.MaxPool2d(3),
+            conv2=nn.Conv2d(8, 6, 3),
+            relu2=nn.ReLU(inplace=True),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(150, classes),
+        )
+    )
+
+
+def toy_network(iterations: int = 2, seed: int = 0, classes: int = 1000, **feedback: object) -> Network:
+    """The CNN-F of these layers, or with 0 iterations its CNN, on images of 48 x 48."""
+    settings = {"step": 0.3, "match_norm": True, **feedback} if iterations else {}
+    module = CNNF(toy_layers(seed, classes), iterations=iterations, **settings).eval()
+    return Network("toy", module, Preprocessing(SIZE), "random", {})
