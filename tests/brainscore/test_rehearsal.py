@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
 ]
 
-REGIONS = {"V1": "conv1@0", "V2": "conv2@1", "V4": "pool2@1", "IT": "relu3@2"}
+REGIONS = {"V1": "pool2@1", "V2": "pool2@1", "V4": "pool2@1", "IT": "relu3@2"}
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,0 +1,226 @@
+"""`python -m cnnf_brain.submit`: what it writes, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from cnnf_brain import submit
+from cnnf_brain.model.nets import sequential
+from cnnf_brain.networks import shipped_weights
+
+pytestmark = [
+    pytest.mark.brainscore,
+    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
+]
+
+SMALL = ["--model", "small", "--neural-only", "--regions", "V1=conv1", "V2=pool2@1", "V4=pool2", "IT=relu3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def homes(tmp_path_factory):
+    """Brain-Score without pip, its caches in a folder of these tests."""
+    pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
+    folder = tmp_path_factory.mktemp("homes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BS_INSTALL_DEPENDENCIES", "no")
+        for name in ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME"):
+            patch.setenv(name, str(folder / name))
+        yield
+
+
+@pytest.fixture
+def run(capsys):
+    """Exit code, output and the lines on stderr."""
+
+    def run(*argv: object) -> tuple[int, str, list[str]]:
+        code = submit.main([str(one) for one in argv])
+        out, err = capsys.readouterr()
+        return code, out, err.strip().splitlines()
+
+    return run
+
+
+def test_a_zip_and_a_folder_for_each_identifier(run, tmp_path):
+    stored = ["--stored", "user_12/small.safetensors", "v-1"]
+    code, out, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL, *stored)
+    assert (code, err) == (0, [])
+    archives = sorted(path.name for path in tmp_path.glob("*.zip"))
+    assert len(archives) == 2
+    assert archives[0].startswith("small_CNNF_")
+    assert archives[1].startswith("small_CNN_")
+    for name in archives:
+        identifier = name.removesuffix(".zip")
+        assert (tmp_path / identifier / "__init__.py").is_file()
+        assert identifier in out
+        with zipfile.ZipFile(tmp_path / name) as opened:
+            assert sum(one.endswith("/__init__.py") for one in opened.namelist()) == 1
+            assert "'version_id': 'v-1'" in opened.read(f"{identifier}/models/{identifier}/model.py").decode()
+    assert json.loads((tmp_path / "submission.json").read_text()) == {
+        name.removesuffix(".zip"): str(Path(shipped_weights(True)).resolve()) for name in archives
+    }
+    assert "draft" not in out
+    assert "requirements.txt asks for cnnf-brain==" in out
+
+
+def test_a_control_of_its_own_weights(run, tmp_path):
+    code, out, _ = run(
+        *("--weights", shipped_weights(True), "--control", shipped_weights(False), "--output", tmp_path, *SMALL),
+        *("--url", "https://hub/a", "--control-url", "https://hub/b", "--requires", "cnnf-brain @ git+https://hub/c@1"),
+    )
+    assert code == 0
+    (cnnf,) = tmp_path.glob("small_CNNF_*/model.py")
+    (cnn,) = tmp_path.glob("small_CNN_*/model.py")
+    assert "'url': 'https://hub/a'" in cnnf.read_text()
+    assert "'url': 'https://hub/b'" in cnn.read_text()
+    assert "'iterations': 0" in cnn.read_text()
+    assert cnnf.parent.name.split("_")[2] != cnn.parent.name.split("_")[2]
+    assert (cnn.parent / "requirements.txt").read_text() == "cnnf-brain @ git+https://hub/c@1\n"
+    assert "requirements.txt asks for cnnf-brain @ git+https://hub/c@1" in out
+
+
+def test_no_iterations_write_the_cnn_alone(run, tmp_path):
+    regions = ["--regions", "V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
+    code, out, _ = run(
+        *("--weights", shipped_weights(False), "--output", tmp_path, "--model", "small", "--neural-only", *regions),
+        *("--iterations", 0),
+    )
+    assert code == 0
+    (archive,) = tmp_path.glob("*.zip")
+    assert archive.name.startswith("small_CNN_")
+    assert "a draft: it names no place to load its weights from" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--name", "cnn-f"], "identifier 'cnn-f_CNNF' may hold letters, digits and _ alone"),
+        (["--regions", "V1=conv1", "V2=conv9", "V4=pool2", "IT=relu3"], "layer 'conv9' is not known; did you mean"),
+        (["--regions", "V4=pool2", "IT=relu3"], "no layer is named for V1, V2"),
+        (["--time-bins", "70-120", "120-170"], "2 time bins for iterations 0 to 2; expected 3"),
+        (["--weights", "none.safetensors"], "weights none.safetensors: no such file"),
+        (["--bibtex", "none.bib"], "No such file or directory: 'none.bib'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(run, tmp_path, flags, said):
+    code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path / "out", *SMALL, *flags)
+    assert code == 1
+    assert len(err) == 1
+    assert err[0].startswith("error: ")
+    assert said in err[0]
+    assert not list(tmp_path.rglob("*.zip"))
+
+
+def test_behaviour_needs_imagenets_classes(run, tmp_path):
+    flags = [flag for flag in SMALL if flag != "--neural-only"]
+    code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *flags)
+    assert code == 1
+    assert "has 10 classes" in err[0]
+    assert "--neural-only" in err[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "give --weights FILE --output DIR, or --check ZIP"),
+        (["--weights", "a.pt"], "give --weights FILE --output DIR, or --check ZIP"),
+        (["--check", "a.zip", "--output", "b"], "--output: --check takes --weights alone beside it"),
+        (["--check", "a.zip", "--neural-only"], "--neural-only: --check takes"),
+        (["--weights", "a.pt", "--output", "b", "--iterations", "-1"], "--iterations -1: expected a whole number"),
+        (["--weights", "a.pt", "--output", "b", "--url", "https://c", "--stored", "d", "e"], "--stored and --url: give one"),
+        (
+            ["--weights", "a.pt", "--output", "b", "--control-url", "https://c"],
+            "places of --control FILE, which is not given",
+        ),
+        (["--weights", "a.pt", "--output", "b", "--control", "c.pt", "--iterations", "0"], "--control: with --iterations 0"),
+        (["--weights", "a.pt", "--output", "b", "--regions", "V4"], "'V4': expected REGION=LAYER"),
+        (["--weights", "a.pt", "--output", "b", "--time-bins", "70"], "'70': expected START-END in ms"),
+    ],
+)
+def test_usage(capsys, argv, said):
+    with pytest.raises(SystemExit) as ended:
+        submit.main(argv)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_zip_that_is_not_ready(run, tmp_path):
+    """Rules are checked one by one; what cannot be run is said."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("root/models/my-model/metadata.yml", "")
+    code, out, err = run("--check", path)
+    assert code == 1
+    assert "FAIL  No metadata.yml or metadata.yaml: Brain-Score makes them itself: root/models/my-model/metadata.yml" in out
+    assert "FAIL  No identifier has a hyphen: my-model" in out
+    assert "  ok  The ZIP is at most 50 MB" in out
+    assert "-  memory and time of one hundred images" in out
+    assert len(err) == 1
+    assert err[0].startswith(f"error: {path} is not ready to be submitted: ")
+
+
+def test_what_is_no_zip(run, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"nothing")
+    code, _, err = run("--check", tmp_path / "a.zip")
+    assert code == 1
+    assert "cannot be read as a ZIP" in err[0]
+    code, _, err = run("--check", tmp_path / "b.zip")
+    assert (code, err) == (1, [f"error: {tmp_path / 'b.zip'}: no such file"])
+
+
+def test_without_brainscore_vision(run, monkeypatch, tmp_path):
+    import sys
+
+    for name in [name for name in sys.modules if name.startswith("cnnf_brain.brainscore")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "brainscore_vision.model_helpers.activations.pytorch", None)
+    code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL)
+    assert code == 1
+    assert "pip install 'cnnf-brain[brainscore]'" in err[0]
+
+
+@pytest.mark.slow
+def test_behaviour_from_the_1000_logits(run, tmp_path, monkeypatch):
+    """AlexNet of random weights, written, loaded as a plugin, and asked for labels and for a region's layer."""
+    from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
+
+    torch.manual_seed(0)
+    weights = tmp_path / "alexnet.safetensors"
+    state = {name: tensor.half().contiguous() for name, tensor in sequential("alexnet", 1000).state_dict().items()}
+    safetensors.torch.save_file(state, weights)
+    settings = ["--step-size", 0.1, "--match-norm", "--iterations", 1, "--image-size", 64]
+    code, _, err = run("--weights", weights, "--output", tmp_path / "out", "--model", "alexnet", *settings)
+    assert (code, err) == (0, [])
+
+    from cnnf_brain.brainscore import load_plugin
+    from cnnf_brain.brainscore.commitment import local_file
+    from cnnf_brain.brainscore.identity import Identity
+
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
+    (folder,) = (path for path in (tmp_path / "out").glob("alexnet_CNNF_*") if path.is_dir())
+    code_of_plugin: dict = {}
+    source = (folder / "model.py").read_text()
+    exec(compile(source, "model.py", "exec"), code_of_plugin)
+    identity = Identity.from_dict(code_of_plugin["IDENTITY"])
+    local_file(identity.weights).symlink_to(weights)
+    model = load_plugin(code_of_plugin["IDENTITY"], folder.name)
+    assert code_of_plugin["get_bibtex"](folder.name).startswith("@inproceedings{Huang2020CNNF")
+
+    network = identity.load(str(weights))
+    Image.new("RGB", (80, 80), (200, 30, 90)).save(tmp_path / "red.png")
+    with torch.inference_mode():
+        logits = network.module(network.preprocessing(Image.open(tmp_path / "red.png"))[None])
+    stimuli = StimulusSet({"stimulus_id": ["red"]})
+    stimuli.stimulus_paths = {"red": tmp_path / "red.png"}
+    stimuli.identifier = f"{tmp_path.parent.name}.{tmp_path.name}"
+    model.start_task("label", "imagenet")
+    assert model.look_at(stimuli)["logit"].values.tolist() == logits.argmax(dim=1).tolist()
+    model.start_recording("IT", time_bins=[(70, 170)])
+    assert model.look_at(stimuli).sizes["neuroid"] == 256  # 1 x 1 maps of features.12
+    weights.unlink()  # 122 MB that pytest would keep
