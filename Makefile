@@ -12,12 +12,13 @@ PINNED = -c constraints.txt -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
 export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
 
-.PHONY: help env demo test lint types format lock newest bench clean python
+.PHONY: help env browser demo test lint types format lock newest bench clean python
 
 help:
 	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
 	@echo "make test     the environment, then the tests"
 	@echo "make env      the environment alone, in .venv, with the versions of constraints.txt"
+	@echo "make browser  a Chromium for the tests of pages, which are skipped without one (Debian and Ubuntu: asks for root)"
 	@echo "make lint     ruff: rules and format;  make format: apply them"
 	@echo "make types    mypy"
 	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
@@ -32,6 +33,13 @@ demo: env
 
 test: env
 	$(IN) -m pytest
+
+# Distributions' packages keep it up to date; playwright's own download is the way where there is no such package.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then exit 0; \
+	elif command -v apt-get >/dev/null; then sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	  $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends chromium; \
+	else $(MAKE) env && $(IN) -m playwright install chromium && echo "set CNNF_BRAIN_BROWSER to the executable that this has installed"; fi
 
 lint: env
 	$(IN) -m ruff check .

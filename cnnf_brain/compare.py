@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain import evaluate, files, networks, provenance, report
+from cnnf_brain import evaluate, files, networks, provenance
 from cnnf_brain.evaluate import Scoring
 from cnnf_brain.model.weights import published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
 from cnnf_brain.recordings import load, public_available
+from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import comparison as report
 from cnnf_brain.types import Evaluation
 
 PUBLIC = "MajajHong2015.public"
@@ -45,6 +47,7 @@ class Options:
     target: str | None = None
     step_size: float | None = None
     match_norm: bool | None = None
+    match_layers: bool | None = None
     ada_relu: str | None = None
     image_size: int | None = None
     recordings: tuple[str, ...] = ("auto",)
@@ -114,7 +117,8 @@ def compare(options: Options) -> list[Evaluation]:
         done += evaluate.evaluate_region(one, recordings[one.region], model, baseline, scoring)
     run = describe(options, why, model, baseline, recordings, started)
     print(report.write(folder, done, run))
-    print(f"written to {folder}: {', '.join(report.FILES)}")
+    page.leave(folder)
+    print(f"written to {folder}: {', '.join((*report.FILES, PAGE))}")
     return done
 
 
@@ -163,7 +167,8 @@ def load_networks(options: Options) -> tuple[Network, Network]:
     assert options.baseline is not None
     named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
     most = max([*(options.iterations or DEFAULT_ITERATIONS), *named]) if has_feedback(options.model) else 0
-    flags = {"target": "target", "step_size": "step", "match_norm": "match_norm", "ada_relu": "ada_relu"}
+    flags = {"target": "target", "step_size": "step", "match_norm": "match_norm", "match_layers": "match_layers",
+             "ada_relu": "ada_relu"}  # fmt: skip
     given = {flag: getattr(options, flag) for flag in flags if getattr(options, flag) is not None}
     feedback = {flags[flag]: value for flag, value in given.items()}
     common: dict[str, Any] = {"image_size": options.image_size, "device": options.device}
@@ -238,6 +243,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     add("--target", help="layer that feedback reconstructs (default: as trained, else input)")
     add("--step-size", type=float, help="1 replaces the target (default: as trained, else 1)")
     add("--match-norm", action=argparse.BooleanOptionalAction, help="scale the reconstruction to the target's norm")
+    add("--match-layers", action=argparse.BooleanOptionalAction, help="hold each layer to its norm of the first pass")
     add("--ada-relu", choices=["signed", "printed"], help="default: as trained, else signed")
     add("--image-size", type=int, help="default 224 (small: 28)")
     add(

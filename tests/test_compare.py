@@ -22,10 +22,12 @@ import xarray as xr
 from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
-from cnnf_brain import activations, compare, evaluate, networks, products, report
+from cnnf_brain import activations, compare, evaluate, networks, products
 from cnnf_brain.compare import Options, decide, main
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
+from cnnf_brain.report import PAGE
+from cnnf_brain.report import comparison as report
 from cnnf_brain.trainer.card import save_weights
 from cnnf_brain.types import LayerAt
 
@@ -104,7 +106,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_all_files_are_there_and_nothing_else(finished):
-    assert sorted(os.listdir(finished.folder / "out")) == sorted(report.FILES)
+    assert sorted(os.listdir(finished.folder / "out")) == sorted((*report.FILES, PAGE))
 
 
 def test_the_first_line_says_what_was_taken(finished):
@@ -391,6 +393,7 @@ def test_the_small_net_takes_its_card(world):
         "target": "relu1",
         "step": 0.5,
         "match_norm": True,
+        "match_layers": False,
         "ada_relu": "printed",
         "tolerance": None,
     }
@@ -667,7 +670,7 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
     assert (entries[3]["difference"], entries[3]["tests"]) == (None, [])
     assert entries[1]["difference"] is not None
     assert "| undefined" in said.out
-    assert sorted(os.listdir(world.folder / "out")) == sorted(report.FILES)
+    assert sorted(os.listdir(world.folder / "out")) == sorted((*report.FILES, PAGE))
 
 
 # Disks and interruptions

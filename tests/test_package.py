@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "cnnf_brain"
-OPTIONAL = {"brainscore_core", "brainscore_vision"}  # the extra's; their dependencies come with them
+OPTIONAL = {"brainscore_core", "brainscore_vision", "captum", "skimage"}  # the extra's; their dependencies come with them
 BESIDE_BRAINSCORE = {"psutil", "pytest"}  # imported where the extra is there, which brings them
 
 
@@ -90,7 +90,7 @@ def test_the_metadata(metadata):
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train", "visualize"}
     required = metadata.get_all("Requires-Dist")
     optional = [line for line in required if "brainscore" in line.split(";")[0] or "boto3" in line]
     assert optional

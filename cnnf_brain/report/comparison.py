@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from tabulate import tabulate
 
+from cnnf_brain import style
 from cnnf_brain.files import whole_file, write_whole
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import (
@@ -25,12 +26,12 @@ from cnnf_brain.predictivity.statistics import (
     bootstrap_median_difference,
     holm,
 )
+from cnnf_brain.report import PAGE
 from cnnf_brain.types import Evaluation, LayerAt
 
 SCHEMA = 1
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
 HEADS = {WELCH: "Welch", RESAMPLED: "resampled t", SWAP: "swap", PAIRED: "t sites", WILCOXON: "Wilcoxon"}
-COLOURS = ("#9ecae1", "#4292c6", "#2171b5", "#08519c")  # of the model, by iteration
 WIDEST = 28  # letters of a name in the table
 
 
@@ -41,13 +42,14 @@ def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) 
     """
     content = summary(evaluations, run)
     printed = table(content)
-    (folder / "summary.json").unlink(missing_ok=True)
-    _write_json(folder / "run.json", run)
+    for name in (PAGE, "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "run.json", run)
     write_scores(folder / "scores.nc", evaluations, run)
     text = f"# Neural predictivity\n\n{printed}\n"
     write_whole(folder / "table.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
     plot(folder, content)
-    _write_json(folder / "summary.json", content)
+    write_json(folder / "summary.json", content)
     return printed
 
 
@@ -133,6 +135,12 @@ def median_interval(r: np.ndarray) -> tuple[float, float]:
 
 def table(content: dict[str, Any]) -> str:
     """The printed table (Markdown) of a summary, with its notes."""
+    head, rows, notes = cells(content)
+    return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *(f"- {note}" for note in notes)])
+
+
+def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Head, rows and notes of the table of a summary."""
     entries = content["evaluations"]
     names = {t["name"] for e in entries for t in e.get("tests", [])}
     tests = [name for name in HEADS if name in names]
@@ -142,8 +150,7 @@ def table(content: dict[str, Any]) -> str:
     head = ["region", "recordings", "network", "layer", "it", "median r [95%]"] + ["pooled r"] * small
     head += ["ceiling", "r²/c", "(r/c)²"] * ceilings + ["difference [95%]", *map(_test_head, tests)]
     rows = [_row(e, sources[e["source"]], tests, small, ceilings) for e in entries]
-    notes = [f"- {note}" for note in _notes(content, tests, small, ceilings, sources)]
-    return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *notes])
+    return head, rows, _notes(content, tests, small, ceilings, sources)
 
 
 def _test_head(name: str) -> str:
@@ -166,7 +173,7 @@ def _cut(text: str, longest: int) -> str:
 
 def _row(e: dict[str, Any], source: str, tests: list[str], small: bool, ceilings: bool) -> list[str]:
     source += " (simulated)" if e["simulated"] and "simulated" not in source else ""
-    layer, iteration = _layer_and_iteration(e["layer"])
+    layer, iteration = layer_and_iteration(e["layer"])
     row = [e["region"], source, _cut(e["network"], WIDEST), layer, iteration]
     row.append((_number(e["median_r"]) or "undefined") + _interval(e["median_r_interval"]))
     row += [_number(e["median_r_pooled_predictions"])] * small
@@ -178,8 +185,9 @@ def _row(e: dict[str, Any], source: str, tests: list[str], small: bool, ceilings
     return row + ["" if p.get(name) is None else f"{p[name]:.2g}" for name in tests]
 
 
-def _layer_and_iteration(layer: str) -> tuple[str, str]:
-    if "@" not in layer:  # chosen on training folds
+def layer_and_iteration(layer: str) -> tuple[str, str]:
+    """A layer's name and its iteration as the table shows them; no iteration where it was chosen on training folds."""
+    if "@" not in layer:
         return layer, ""
     at = LayerAt.parse(layer)
     return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)
@@ -284,56 +292,55 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
 
 def plot(folder: Path, content: dict[str, Any]) -> None:
     """The figure (after Figure 5 of the paper) from the summary: median r of every row, by region and source."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for e in content["evaluations"]:
         groups.setdefault((e["region"], e["source"]), []).append(e)
     sources = short_names([e["source"] for e in content["evaluations"]])
     widest = max(len(rows) for rows in groups.values())
-    figure = Figure(figsize=(max(4.0, (1.2 + 0.55 * widest) * len(groups)), 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axis, ((region, source), rows) in zip(axes, groups.items(), strict=True):
-        _bars(axis, rows)
-        label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
-        axis.set_title(f"{region}\n{label}", fontsize=9)
-    ceilings = any(e["ceiling"] is not None for e in content["evaluations"])
-    dashed = "\ndashed: √ceiling, the highest r that noise leaves" if ceilings else ""
-    axes[0].set_ylabel(f"median Pearson's r (95% bootstrap over sites){dashed}", fontsize=9)
-    if content["simulated"]:
-        figure.suptitle("SIMULATED recordings", color="#b00020", fontsize=11)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cnnf-brain"}):  # text stays text, ids the same
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            with whole_file(folder / f"figure.{suffix}") as temporary:
-                figure.savefig(temporary, dpi=150, format=suffix, metadata=metadata)
+    with style.styled():
+        figure = style.new_figure(max(4.0, (1.2 + 0.55 * widest) * len(groups)), 4.6)
+        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axis, ((region, source), rows) in zip(axes, groups.items(), strict=True):
+            _bars(axis, rows)
+            label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
+            axis.set_title(f"{region}\n{label}")
+        ceilings = any(e["ceiling"] is not None for e in content["evaluations"])
+        dashed = "\ndashed: √ceiling, the highest r that noise leaves" if ceilings else ""
+        axes[0].set_ylabel(f"median Pearson's r (95% bootstrap over sites){dashed}")
+        if content["simulated"]:
+            figure.suptitle("SIMULATED recordings", color=style.WARNING, fontsize=11)
+    style.save(figure, folder)
+
+
+def series_of(entry: dict[str, Any]) -> int | None:
+    """How an entry of the summary is drawn, as ``style.series`` takes it: None for the baseline, else its iteration.
+
+    What was chosen on training folds has no iteration of its own and is drawn as iteration 1.
+    """
+    return None if entry["role"] == "baseline" else int(layer_and_iteration(entry["layer"])[1] or 1)
 
 
 def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Bars of one region and source: the baseline grey, the model blue, darker with every iteration.
+    """Bars of one region and source, in the colours of ``style``.
 
     Dashed: what noise leaves of a perfect prediction's r, the root of the ceiling (a reliability, which bounds r²).
     """
     for x, e in enumerate(rows):
-        iteration = int(_layer_and_iteration(e["layer"])[1] or 1)
-        colour = "#8c8c8c" if e["role"] == "baseline" else COLOURS[min(iteration, 3)]
         height = math.nan if e["median_r"] is None else e["median_r"]
         low, high = e["median_r_interval"]
         errors = None if low is None else [[max(0.0, height - low)], [max(0.0, high - height)]]
-        axis.bar(x, height, width=0.75, color=colour, yerr=errors, capsize=3, ecolor="#333333")
+        axis.bar(x, height, width=0.75, color=style.colour(series_of(e)), yerr=errors, ecolor="#333333")
         if e["ceiling"] is not None:
             axis.hlines(
                 math.sqrt(max(0.0, e["ceiling"])), x - 0.45, x + 0.45, colors="#333333", linestyles="dashed", linewidth=1
             )
     labels = [f"{_cut(e['network'], WIDEST)}\n{e['layer']}" for e in rows]
     axis.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.axhline(0, color="#333333", linewidth=0.8)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON, whole or not at all; NaN and infinity as null."""
     text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
 

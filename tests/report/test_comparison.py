@@ -13,8 +13,8 @@ import xarray as xr
 from PIL import Image
 from scipy import stats
 
-from cnnf_brain import report
 from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, TESTS, WELCH, WILCOXON, holm
+from cnnf_brain.report import comparison as report
 from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
 
 OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None}

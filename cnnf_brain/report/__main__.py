@@ -1,0 +1,35 @@
+"""Make the page of a run again from its folder: ``python -m cnnf_brain.report DIR``; several: one page with a row for each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cnnf_brain.report import PAGE, page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0 where the page was written, 1 with one line on stderr where it was not, 2 for its flags."""
+    p = argparse.ArgumentParser(prog="python -m cnnf_brain.report", description=(__doc__ or "").split("\n\n")[0])
+    p.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="results of compare, robustness, visualize, a trainer"
+    )
+    p.add_argument("--output", type=Path, metavar="FILE", help=f"of several folders (default {PAGE} here)")
+    args = p.parse_args(argv)
+    if args.output is not None and len(args.folders) == 1:
+        p.error(f"--output is for several folders; the page of one is {PAGE} in that folder")
+    try:
+        if len(args.folders) == 1:
+            print(f"written: {page.leave(args.folders[0])}")
+        else:
+            print(f"written: {page.side_by_side(args.folders, args.output or Path(PAGE))}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Numbers with intervals -> SVG for a page: bars and lines whose numbers stand under the pointer.
+
+Colours are classes (``s-cnn``, ``s-0``, ``s-1``, ...) that the page defines for light and dark. ``<title>`` shows the numbers
+where there is no JavaScript. All text is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from cnnf_brain import style
+
+WIDTH, LEFT, RIGHT = 760, 250, 110  # of a chart; of its labels; of the values beside its bars
+ROW, HEAD = 26, 30
+HEIGHT, MARGIN = 360, 60  # of a chart of lines
+DASHES = {"--": "7 4", "-": "none"}
+SHAPES = {  # matplotlib's markers, about 10 units wide
+    "s": "M-4-4h8v8h-8z",
+    "o": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
+    "^": "M0-5.5L5 4h-10z",
+    "D": "M0-5.5L5.5 0L0 5.5L-5.5 0z",
+    "v": "M0 5.5L5-4h-10z",
+    "P": "M-2-5h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M-5-3l2-2l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3z",
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value and its 95% interval, None where there is none; NaN is not allowed.
+
+    ``series``: an iteration of CNN-F, or None for the CNN (see ``cnnf_brain.style``). ``x`` is the place on the axis of a
+    chart of lines. ``bound``: the highest value that could be reached, drawn dashed.
+    """
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    series: int | None = None
+    x: float = 0.0
+    bound: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What the pointer shows."""
+        words = f"{self.label}: {number(self.value)}"
+        words += "" if self.low is None or self.high is None else f" [{number(self.low)}, {number(self.high)}]"
+        return words + ("" if self.bound is None else f"; at most {number(self.bound)}")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Groups of marks: ``bars`` (one row each, under the group's name) or lines (one line for each group).
+
+    ``y`` names the values, ``x`` the horizontal axis of lines; ``caption`` says what bars and intervals are.
+    """
+
+    title: str
+    caption: str
+    y: str
+    groups: tuple[tuple[str, tuple[Mark, ...]], ...]
+    x: str = ""
+    bars: bool = True
+
+    def svg(self) -> Markup:
+        """The chart as one ``<svg>``."""
+        return bars(self) if self.bars else lines(self)
+
+
+def number(value: float | None) -> str:
+    """A value as a reader wants it: at most four significant digits."""
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
+
+
+def tag(name: str, *content: str, **attributes: object) -> Markup:
+    """An element; text and attributes are escaped (``class_`` and ``stroke_width`` lose their underscores)."""
+    named = {key.rstrip("_").replace("_", "-"): f"{v:.2f}" if isinstance(v, float) else v for key, v in attributes.items()}
+    inside = Markup("").join(part if isinstance(part, Markup) else escape(part) for part in content)
+    given = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in named.items())
+    return Markup("<{}{}>{}</{}>").format(Markup(name), given, inside, Markup(name))
+
+
+def css_class(series: int | None) -> str:
+    """The class that carries the colour of a series."""
+    return "s-cnn" if series is None else f"s-{min(series, len(style.ITERATIONS) - 1)}"
+
+
+def ticks(values: Sequence[float], *, zero: bool) -> list[float]:
+    """Round numbers around ``values`` (and 0 with ``zero``), the first and the last of them enclosing all."""
+    from matplotlib.ticker import MaxNLocator
+
+    inside = [v for v in values if math.isfinite(v)] + [0.0] * zero
+    low, high = (min(inside), max(inside)) if inside else (0.0, 1.0)
+    if low == high:
+        high = low + (abs(low) or 1.0)
+    return [float(v) for v in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+
+def numbers(groups: Sequence[tuple[str, Sequence[Mark]]]) -> list[float]:
+    """All values, ends and bounds that a chart must hold."""
+    marks = [m for _, marks in groups for m in marks]
+    return [v for m in marks for v in (m.value, m.low, m.high, m.bound) if v is not None]
+
+
+def bars(chart: Chart) -> Markup:
+    """Horizontal bars with intervals, one row each, the value beside it."""
+    steps = ticks(numbers(chart.groups), zero=True)
+    scale = (WIDTH - LEFT - RIGHT) / (steps[-1] - steps[0])
+
+    def place(value: float) -> float:
+        return LEFT + (value - steps[0]) * scale
+
+    parts: list[Markup] = []
+    y = 0.0
+    for name, marks in chart.groups:
+        parts.append(tag("text", cut(name, 100), x=0, y=y + HEAD - 8.0, class_="group"))
+        y += HEAD
+        for mark in marks:
+            parts.append(_bar(mark, y, place))
+            y += ROW
+    grid = [tag("line", x1=place(v), x2=place(v), y1=0, y2=y, class_="axis" if v == 0 else "grid") for v in steps]
+    labels = [tag("text", f"{v:g}", x=place(v), y=y + 16, text_anchor="middle") for v in steps]
+    labels.append(tag("text", chart.y, x=place(steps[0]), y=y + 36, class_="name"))
+    return _svg(chart, y + 44, [*grid, *parts, *labels])
+
+
+def _bar(mark: Mark, y: float, place: object) -> Markup:
+    assert callable(place)
+    middle, zero = y + ROW / 2, place(0.0)
+    parts = [tag("title", mark.text), tag("text", cut(mark.label, 38), x=12, y=middle + 4)]
+    parts.append(tag("rect", x=0, y=y, width=WIDTH, height=ROW, class_="hit"))
+    if mark.value is not None:
+        x = place(mark.value)
+        parts.append(tag("rect", x=min(x, zero), y=y + 5, width=abs(x - zero), height=ROW - 10.0, class_="bar"))
+    if mark.low is not None and mark.high is not None:
+        parts += _whisker(place(mark.low), place(mark.high), middle)
+    if mark.bound is not None:
+        x = place(mark.bound)
+        parts.append(tag("line", x1=x, x2=x, y1=y + 2, y2=y + ROW - 2.0, class_="bound"))
+    parts.append(tag("text", number(mark.value), x=WIDTH - RIGHT + 12, y=middle + 4))
+    return tag("g", *parts, class_=f"mark {css_class(mark.series)}", tabindex=0)
+
+
+def _whisker(x1: float, x2: float, y: float) -> list[Markup]:
+    ends = [tag("line", x1=x, x2=x, y1=y - 4, y2=y + 4, class_="whisker") for x in (x1, x2)]
+    return [tag("line", x1=x1, x2=x2, y1=y, y2=y, class_="whisker"), *ends]
+
+
+def lines(chart: Chart) -> Markup:
+    """One line for each group, over x, with intervals and a legend below."""
+    across = ticks([m.x for _, marks in chart.groups for m in marks], zero=False)
+    up = ticks(numbers(chart.groups), zero=False)
+    x_scale = (WIDTH - MARGIN - 20) / (across[-1] - across[0])
+    y_scale = (HEIGHT - 30) / (up[-1] - up[0])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return MARGIN + (x - across[0]) * x_scale, HEIGHT - 10 - (y - up[0]) * y_scale
+
+    parts: list[Markup] = []
+    for v in up:
+        _, y = place(across[0], v)
+        parts.append(tag("line", x1=MARGIN, x2=WIDTH - 20, y1=y, y2=y, class_="grid"))
+        parts.append(tag("text", f"{v:g}", x=MARGIN - 8, y=y + 4, text_anchor="end"))
+    parts += [tag("text", f"{v:g}", x=place(v, up[0])[0], y=HEIGHT + 8, text_anchor="middle") for v in across]
+    parts.append(tag("text", f"{chart.y} over {chart.x}", x=MARGIN, y=HEIGHT + 28, class_="name"))
+    for row, (name, marks) in enumerate(chart.groups):
+        parts.append(_line(marks, place))
+        parts += _legend(name, marks, HEIGHT + 50.0 + 20 * row)
+    return _svg(chart, HEIGHT + 44 + 20 * len(chart.groups), parts)
+
+
+def _line(marks: Sequence[Mark], place: object) -> Markup:
+    assert callable(place)
+    drawn = [(m, *place(m.x, m.value)) for m in marks if m.value is not None]
+    first = marks[0].series if marks else None
+    path = " ".join(f"{x:.2f},{y:.2f}" for _, x, y in drawn)
+    dash = DASHES[style.series(first).dash]
+    parts = [tag("polyline", points=path, class_=f"line {css_class(first)}", stroke_dasharray=dash)]
+    for m, x, y in drawn:
+        inside = [tag("title", m.text), tag("circle", cx=x, cy=y, r=11, class_="hit"), _marker(m.series, x, y)]
+        if m.low is not None and m.high is not None:
+            inside.append(tag("line", x1=x, x2=x, y1=place(m.x, m.low)[1], y2=place(m.x, m.high)[1], class_="whisker"))
+        parts.append(tag("g", *inside, class_=f"mark {css_class(m.series)}", tabindex=0))
+    return tag("g", *parts)
+
+
+def _legend(name: str, marks: Sequence[Mark], y: float) -> list[Markup]:
+    first = marks[0].series if marks else None
+    dash = DASHES[style.series(first).dash]
+    key = tag(
+        "line", x1=MARGIN, x2=MARGIN + 34, y1=y - 4, y2=y - 4, class_=f"line {css_class(first)}", stroke_dasharray=dash
+    )
+    marker = tag("g", _marker(first, MARGIN + 17, y - 4), class_=css_class(first))
+    return [key, marker, tag("text", cut(name, 90), x=MARGIN + 42, y=y)]
+
+
+def _marker(series: int | None, x: float, y: float) -> Markup:
+    return tag("path", d=SHAPES[style.series(series).marker], transform=f"translate({x:.2f} {y:.2f})", class_="marker")
+
+
+def _svg(chart: Chart, height: float, parts: Sequence[Markup]) -> Markup:
+    box = f"0 0 {WIDTH} {height:.0f}"
+    return tag("svg", *parts, viewBox=box, role="group", aria_label=chart.title, width=WIDTH, height=int(height))
+
+
+def cut(text: str, longest: int) -> str:
+    """``text``, its beginning left out where it is too long for its place; the pointer shows it whole."""
+    return text if len(text) <= longest else "…" + text[1 - longest :]

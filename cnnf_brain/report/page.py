@@ -1,0 +1,121 @@
+"""Runs -> one HTML file that needs nothing else: no network, no script but its own few lines, and works without those.
+
+Question and answer first, then the figure, the table, what the run was, and what it does not show. All text of files is
+escaped by jinja2 and markupsafe; the page's own policy lets no other script run, and no request leave it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from cnnf_brain import style
+from cnnf_brain.files import write_whole
+from cnnf_brain.report import PAGE, readers
+from cnnf_brain.report.charts import Chart
+from cnnf_brain.report.runs import Picture, Run, Table
+
+TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+
+
+def leave(folder: Path) -> Path:
+    """Write ``report.html`` into the folder of a run, from the files that lie there; returns its path."""
+    path = Path(folder) / PAGE
+    _write(path, render([readers.read(Path(folder))]))
+    return path
+
+
+def side_by_side(folders: Sequence[Path], path: Path) -> Path:
+    """Write one page with a row for each run to ``path``, and where they cannot be compared."""
+    _write(path, render([readers.read(Path(folder)) for folder in folders]))
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of one run, or of several side by side."""
+    if not runs:
+        raise ValueError("no runs; name one folder or more")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(picture_source=picture_source, colours=Markup(colours()))
+    here = resources.files("cnnf_brain.report")
+    script = (here / "page.js").read_text(encoding="utf-8")
+    template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
+    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    css = Markup((here / "page.css").read_text(encoding="utf-8"))
+    context: dict[str, Any] = {"runs": runs, "script": Markup(script), "script_hash": policy, "css": css}
+    names = short_folders([run.folder for run in runs])
+    if len(runs) > 1:
+        context |= {"overview": overview(runs, names), "differences": differences(runs, names)}
+    return template.render(**context, names=names, merged=merged(runs, names) if len(runs) > 1 else [])
+
+
+def colours() -> str:
+    """CSS classes of all series, for light and dark; a page is printed light."""
+
+    def rules(dark: bool) -> str:
+        shown = {"s-cnn": style.colour(None, dark=dark)}
+        shown |= {f"s-{t}": style.colour(t, dark=dark) for t in range(len(style.ITERATIONS))}
+        return "".join(f".{name}{{--c:{value}}}" for name, value in shown.items())
+
+    def names(paper: str, ink: str, warning: str) -> str:
+        return f":root{{--paper:{paper};--ink:{ink};--warning:{warning}}}"
+
+    light = names(style.PAPER, style.INK, style.WARNING) + rules(dark=False)
+    dark = names(style.DARK_PAPER, style.DARK_INK, style.DARK_WARNING) + rules(dark=True)
+    return f"{light}@media screen and (prefers-color-scheme: dark){{{dark}}}"
+
+
+def picture_source(picture: Picture) -> str:
+    """A picture as a data URI."""
+    kind = TYPES.get(Path(picture.name).suffix)
+    if kind is None:
+        raise ValueError(f"{picture.name}: pictures on a page end in {' or '.join(TYPES)}")
+    return f"data:{kind};base64,{base64.b64encode(picture.content).decode()}"
+
+
+def short_folders(folders: Sequence[Path]) -> list[str]:
+    """Each folder by the end of its path, as much of it as tells it from the others."""
+    whole = [folder.absolute() for folder in folders]
+    for depth in range(1, max(len(path.parts) for path in whole) + 1):
+        short = ["/".join(path.parts[-depth:]) for path in whole]
+        if len(set(short)) == len(set(whole)):
+            return short
+    return [str(path) for path in whole]
+
+
+def overview(runs: Sequence[Run], names: Sequence[str]) -> Table:
+    """One row for each run."""
+    rows = [
+        (name, run.kind, "SIMULATED" if run.simulated else "", run.question, run.answer)
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return Table("Runs", ("run", "kind", "simulated", "question", "answer"), tuple(rows))
+
+
+def differences(runs: Sequence[Run], names: Sequence[str]) -> Table:
+    """What must agree for runs to be compared, and does not; no rows where all of it agrees."""
+    every = [{"kind": run.kind, "simulated": str(run.simulated), **run.same} for run in runs]
+    keys = list(dict.fromkeys(key for same in every for key in same))
+    differing = [key for key in keys if len({same.get(key, "not recorded") for same in every}) > 1]
+    rows = tuple((key, *(same.get(key, "not recorded") for same in every)) for key in differing)
+    return Table("Where they are not comparable", ("", *names), rows)
+
+
+def merged(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[Chart | None, Table]]:
+    """Tables that several runs have under one title with one head, as one table with the run as its first column."""
+    found: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+    for name, run in zip(names, runs, strict=True):
+        for table in run.tables:
+            found.setdefault((table.title, table.head), []).extend((name, *row) for row in table.rows)
+    return [(None, Table(title, ("run", *head), tuple(rows))) for (title, head), rows in found.items() if title != "Log"]

@@ -1,0 +1,139 @@
+"""A CNN-F with the scaling by which images in [0, 1] enter it: what every part of Figure 9 looks through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.model.feedback import CNNF, INPUT, Keep
+
+BATCH = 64
+SHOWN = 4  # examples of each kind
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network made of n images at iterations 0..N.
+
+    ``classes`` (N+1, n): its decisions. ``inputs`` (N+1, n, C, H, W): the image that each iteration saw, entry 0 the image itself;
+    ``reconstructions`` (N+1, n, C, H, W): what feedback generated for it (norm matched, before the step), entry 0 the image itself.
+    Both in the images' units [0, 1], not clipped to them; None where they were not asked for.
+    """
+
+    classes: Tensor
+    inputs: Tensor | None
+    reconstructions: Tensor | None
+
+
+@dataclass(frozen=True)
+class View:
+    """``model`` on images in [0, 1], which enter it as (image - mean) / std, channel by channel.
+
+    The default is the range [-1, 1] of the small net; ImageNet's means and standard deviations fit torchvision's networks.
+
+    Raises
+    ------
+    ValueError
+        A network without feedback, or in training mode.
+    """
+
+    model: CNNF
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    batch_size: int = BATCH
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, CNNF) or self.model.iterations == 0:
+            what = "runs 0 iterations" if isinstance(self.model, CNNF) else f"is a {type(self.model).__name__}"
+            raise ValueError(
+                f"the network has no feedback to see: it {what}; give a CNNF with iterations >= 1 "
+                "(on the command line: --iterations 2, with weights of a CNN-F)"
+            )
+        if self.model.training:
+            raise ValueError("the network is in training mode; call .eval() on it first")
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] to the network's units."""
+        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+
+    def leave(self, seen: Tensor) -> Tensor:
+        """The network's units to those of images; what lay outside of [0, 1] stays there."""
+        return seen * self._channels(self.std, seen) + self._channels(self.mean, seen)
+
+    @staticmethod
+    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+    def check(self, images: Tensor, labels: Tensor | None = None, *, restores: bool = False) -> None:
+        """A ValueError that says what is wrong with the images, before long work; ``restores``: feedback must reach the image.
+
+        ``images`` (n, C, H, W) floating point in [0, 1] of the size that the network takes; ``labels`` (n,).
+        """
+        if images.dim() != 4 or not len(images) or not images.is_floating_point():
+            raise ValueError(
+                f"images have shape {tuple(images.shape)} and type {images.dtype}, expected (n, C, H, W), floating point, n >= 1"
+            )
+        if not (images.min() >= 0 and images.max() <= 1):  # NaN too
+            raise ValueError(f"images lie in [{images.min():.4g}, {images.max():.4g}], expected [0, 1]")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"labels have shape {tuple(labels.shape)}, expected ({len(images)},)")
+        if restores and self.model.target != INPUT:
+            raise ValueError(
+                f"the feedback of this network reconstructs layer {self.model.target!r}, not the image, so that it restores none; "
+                f"Figures 9a and 9d need a network with target {INPUT!r}"
+            )
+        try:
+            with torch.no_grad():
+                self.model(self.enter(images[:1]), iterations=1)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the network does not take images of shape {tuple(images.shape[1:])} ({str(error).splitlines()[0]}); "
+                "give them in the size and with the channels that it was trained with"
+            ) from error
+
+    def threats(self) -> tuple[Threat, Threat]:
+        """What is attacked in Figure 9b: the first pass alone (the paper's transfer attack), and the unrolled network."""
+
+        def logits(iterations: int) -> Logits:
+            return lambda images: self.model(self.enter(images), iterations=iterations)
+
+        scored = logits(self.model.iterations)
+        return Threat("first_pass", scored, logits(0)), Threat("end_to_end", scored, scored)
+
+    @torch.no_grad()
+    def see(self, images: Tensor, *, whole: bool = False) -> Seen:
+        """Decisions of all iterations; with ``whole`` the inputs and reconstructions too (needs target "input")."""
+        n = self.model.iterations
+        keep = Keep([f"{INPUT}@{t}" for t in range(n + 1)], reconstruction=True) if whole else Keep()
+        classes, inputs, made = [], [], []
+        for part in images.split(self.batch_size):
+            result = self.model(self.enter(part), keep=keep)
+            classes.append(result.logits.argmax(-1).cpu())
+            if whole:
+                inputs.append(self.leave(torch.stack([result.layers[at] for at in keep.layers])).cpu())
+                made.append(self.leave(result.reconstruction).cpu())
+        if not whole:
+            return Seen(torch.cat(classes, 1), None, None)
+        return Seen(torch.cat(classes, 1), torch.cat(inputs, 1), torch.cat(made, 1))
+
+
+def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean and its 95% percentile bootstrap interval over (n,) images; NaN ends for fewer than two."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return np.nan, np.nan, np.nan
+    if len(values) < 2:
+        return float(values[0]), np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def drawn(qualify: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The rule by which examples are shown: up to ``n`` of the row numbers that qualify, drawn at random with a seed."""
+    return np.sort(np.random.default_rng(seed).choice(qualify, min(n, len(qualify)), replace=False))

@@ -1,0 +1,99 @@
+"""Tables first, then the figure from the tables, then the page: the files of a figure's folder (docs/results/figure9.md)."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from cnnf_brain.files import whole_file, write_whole
+from cnnf_brain.report import PAGE, page
+from cnnf_brain.report.comparison import write_json
+
+SCHEMA = 1
+
+
+def begin(folder: Path) -> None:
+    """Remove what says that the files of a folder are of one finished run."""
+    for name in (PAGE, "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same columns; numbers in full, empty where a number does not exist."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))  # type: ignore[arg-type, return-value]
+
+
+def write_dataset(path: Path, data: xr.Dataset) -> None:
+    """NetCDF, compressed."""
+    packed = {name: {"zlib": True} for name in data.data_vars if data[name].dtype.kind in "fiub"}
+    with whole_file(path) as temporary:
+        try:
+            data.to_netcdf(temporary, engine="netcdf4", encoding=packed)
+        except RuntimeError as error:  # how the NetCDF library says that the disk is full
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def opened(path: Path) -> xr.Dataset:
+    """A NetCDF file in memory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
+        with xr.open_dataset(path, engine="netcdf4") as file:
+            return file.load()
+
+
+def joined(data: Sequence[xr.Dataset], dim: Any) -> xr.Dataset:
+    """Datasets one after another along ``dim``, a new one or one of theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # xarray 2022 calls pandas in an old way
+        return xr.concat(list(data), dim)
+
+
+def finish(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Path:
+    """run.json, summary.json (which says that the other files are whole and of one run) and the page, whose path it returns."""
+    write_json(folder / "run.json", run)
+    write_json(folder / "summary.json", {"schema": SCHEMA, "kind": "figure", **summary})
+    return page.leave(folder)
+
+
+def chart(
+    title: str,
+    caption: str,
+    y: str,
+    y_name: str,
+    group: Sequence[str],
+    label: str,
+    *,
+    interval: bool = True,
+    **where: object,
+) -> dict[str, Any]:
+    """How the page draws columns of table.csv: bars of ``y`` with its interval, coloured by iteration.
+
+    ``group`` and ``label`` are formats over the columns. The interval lies in ``y_low`` and ``y_high`` (of ``mean``: low, high).
+    """
+    low, high = ("low", "high") if y == "mean" else (f"{y}_low", f"{y}_high")
+    spec: dict[str, Any] = {"title": title, "caption": caption, "table": "table.csv", "where": where, "group": list(group)}
+    spec |= {"label": label, "y": y, "y_name": y_name, "series": "iteration", "x": "", "x_name": ""}
+    return spec | {"low": low if interval else "", "high": high if interval else ""}
+
+
+def claim(words: str, measured: str, low: float, high: float) -> dict[str, Any]:
+    """A claim that holds where the interval lies above 0, and does not where it lies below; else it is not decided."""
+    return {"claim": words, "measured": measured, "holds": True if low > 0 else False if high < 0 else None}
+
+
+def percent(row: Mapping[str, Any], name: str, low: str, high: str) -> str:
+    """``12.3 % [11.0, 13.5]``."""
+    return f"{100 * row[name]:.1f} % [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"

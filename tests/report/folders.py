@@ -1,0 +1,115 @@
+"""Folders of small runs of every kind, written by the project's own writers where there are any."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, WELCH, WILCOXON
+from cnnf_brain.report import comparison
+from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
+from cnnf_brain.visualize.write import chart, claim, finish, write_csv
+
+EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
+OPTIONS = {"splits": "kfold", "seed": 0, "per_site": False, "components": 25, "pca": None, "select": None}
+VERSIONS = {"python": "3.11.7", "torch": "2.15.0"}
+
+
+def evaluation(
+    role: str, layer: str, *, r: float, p: float = 0.5, source: str = "here", sites: int = 5, **more: Any
+) -> Evaluation:
+    """Every site and split with about the given r; every test with the given p."""
+    scores = Scores(np.full((10, sites), r) + 0.01 * np.arange(sites), None, more.pop("ceiling", None))
+    tests = tuple(TestResult(name, 1.5, p, 10, df=9.0) for name in (WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON))
+    difference = more.pop("difference", 0.01)
+    return Evaluation(
+        region="V4",
+        source=source,
+        simulated=more.pop("simulated", False),
+        role=role,
+        network="net CNN-F" if role == "model" else "net CNN",
+        layer=layer,
+        scores=scores,
+        neuroid_ids=tuple(f"site{i}" for i in range(sites)),
+        n_images=60,
+        comparison=Comparison(difference, difference - 0.02, difference + 0.03, tests) if role == "model" else None,
+        **more,
+    )
+
+
+def run_record(*, simulated: bool = False, responses: str = "b" * 64, **more: Any) -> dict[str, Any]:
+    network = {"name": "net CNN", "sha256": "c" * 64, "headless": False}
+    recordings = [{"region": "V4", "source": "here", "images_sha256": "a" * 64, "responses_sha256": responses}]
+    record = {"simulated": simulated, "options": OPTIONS, "command": "python -m cnnf_brain.compare", "commit": "d" * 40}
+    record |= {
+        "model": network,
+        "baseline": network,
+        "recordings": recordings,
+        "versions": VERSIONS,
+        "machine": "m",
+        "seconds": 1,
+    }
+    return record | more
+
+
+def compared(folder: Path, *rows: Evaluation, **more: Any) -> Path:
+    """A folder as ``compare`` leaves it, without its page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows or (
+        evaluation("baseline", "pool@0", r=0.30, ceiling=np.full(5, 0.64)),
+        evaluation("model", "pool@1", r=0.42, p=0.001, difference=0.12),
+        evaluation("model", "pool@2", r=0.10, p=0.4, difference=-0.2),
+    )
+    comparison.write(folder, rows, run_record(**more))
+    return folder
+
+
+def trained(folder: Path, *, finished: bool = True, accuracy: tuple[float, ...] = (0.9, 0.85, 0.8)) -> Path:
+    """A folder as training/mnist.py leaves it, or has so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": "python training/mnist.py",
+        "configuration": {"title": "CNN-F-2, MNIST", "dataset": "mnist", "data_hash": "e" * 64, "seed": 3, "epochs": 2},
+        "commit": "f" * 40,
+        "versions": VERSIONS,
+    }
+    (folder / "config.json").write_text(json.dumps({**record, "environment": {"threads": 1}}))
+    lines = [
+        {
+            "epoch": e,
+            "step": 10 * e,
+            "losses": {"cross_entropy": [1.0, 2.0, 3.0]},
+            "validation_accuracy": [a - 0.1 * (2 - e) for a in accuracy],
+        }
+        for e in (1, 2)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        card = {"title": "CNN-F-2, MNIST", **record, "n_validation": 5000, "validation_accuracy": list(accuracy)}
+        (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def figured(folder: Path, **more: Any) -> Path:
+    """A folder as ``visualize`` leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"group": "noise", "iteration": t, "mean": 0.5 + 0.1 * t, "low": 0.45 + 0.1 * t, "high": 0.55 + 0.1 * t}
+        for t in range(3)
+    ]
+    write_csv(
+        folder / "table.csv", [*rows, {"group": "blur", "iteration": 0, "mean": np.nan, "low": np.nan, "high": np.nan}]
+    )
+    (folder / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    content = {
+        "title": "A figure", "question": "Why?", "answer": "Because.", "claims": [claim("x rises", "0.1", 0.05, 0.15)],
+        "charts": [chart("Share", "Mean.", "mean", "share", ["{group}"], "iteration {iteration}")],
+        "tables": [{"file": "table.csv", "title": "Shares", "notes": ["a note"]}],
+        "pictures": [{"file": "figure.svg", "caption": "drawn"}], "caveats": ["One network."],
+    }  # fmt: skip
+    record = {"command": "python -m cnnf_brain.visualize", "commit": None, "versions": VERSIONS, "same": {"seed": 0}}
+    finish(folder, {**content, **more}, record)
+    return folder

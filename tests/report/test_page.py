@@ -1,0 +1,479 @@
+"""Pages: made from folders alone, escaped, readable; in a real browser sorted, hovered, narrow, and without JavaScript."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Opened, launched
+from folders import EVIL, compared, evaluation, figured, run_record, trained
+
+from cnnf_brain.report import PAGE, charts, comparison, of_training, page, readers
+from cnnf_brain.report.__main__ import main
+from cnnf_brain.report.charts import Chart, Mark
+
+browser = pytest.fixture(scope="module")(launched)
+
+
+class Reader(HTMLParser):
+    """The text of a page by element, and its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.path: list[str] = []
+        self.found: dict[str, list[str]] = {}
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.path.append(tag)
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("meta", "link", "img"):
+            self.path.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.path.pop() == tag, "every element is closed"
+
+    def handle_data(self, data: str) -> None:
+        if self.path:
+            self.found.setdefault(self.path[-1], []).append(data)
+
+
+def read(folder: Path) -> tuple[str, Reader]:
+    """The page of a folder."""
+    text = page.leave(folder).read_text(encoding="utf-8")
+    return text, Reader(text)
+
+
+# What is on a page
+
+
+def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path):
+    text, _ = read(compared(tmp_path))
+    order = ['class="question"', 'class="answer"', 'id="figure"', "<svg", 'id="table"', "<table", 'id="run"', 'id="caveats"']
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+    assert "Do the features of net CNN-F predict V4 sites better than those of net CNN?" in text
+    assert "python -m cnnf_brain.compare" in text
+    assert "d" * 40 in text
+    assert "c" * 64 in text
+
+
+def test_the_answer_counts_valid_tests(tmp_path):
+    run = readers.read(compared(tmp_path))
+    # of two differences, +0.12 has p = 0.001 (Holm over two: 0.002) by all tests, -0.2 has p = 0.4
+    assert run.answer.startswith("In part: of 2 differences to the baseline, 1 lie above and 0 below it by every valid test")
+    assert run.answer.endswith("1 are undecided; in median r from -0.200 (V4, pool@2) to +0.120 (V4, pool@1).")
+
+
+@pytest.mark.parametrize(
+    ("ps", "differences", "word"),
+    [
+        ((0.001,), (0.1,), "Yes"),
+        ((0.001,), (-0.1,), "No"),
+        ((0.6,), (0.1,), "Undecided"),
+        ((0.001, 0.001), (0.1, -0.1), "In part"),
+    ],
+)
+def test_the_first_word_of_the_answer(tmp_path, ps, differences, word):
+    rows = [evaluation("baseline", "pool@0", r=0.3)]
+    rows += [
+        evaluation("model", f"pool@{t}", r=0.3, p=p, difference=d)
+        for t, (p, d) in enumerate(zip(ps, differences, strict=True))
+    ]
+    assert readers.read(compared(tmp_path, *rows)).answer.split(":")[0] == word
+
+
+def test_numbers_of_the_chart_are_those_of_the_summary(tmp_path):
+    folder = compared(tmp_path)
+    entries = json.loads((folder / "summary.json").read_text())["evaluations"]
+    (chart,) = readers.read(folder).charts
+    (_, marks), *others = chart.groups
+    assert not others
+    assert [m.value for m in marks] == [e["median_r"] for e in entries]
+    assert [(m.low, m.high) for m in marks] == [tuple(e["median_r_interval"]) for e in entries]
+    assert [m.series for m in marks] == [None, 1, 2]
+    assert marks[0].bound == pytest.approx(0.8), "the root of the ceiling of 0.64"
+
+
+def test_simulated_runs_say_so_at_the_top(tmp_path):
+    rows = [evaluation("baseline", "pool@0", r=0.3, simulated=True, source="simulated")]
+    text, _ = read(compared(tmp_path, *rows, simulated=True))
+    body = text[text.index("<body>") :]
+    assert body.index("SIMULATED") < body.index("<h1>")
+    assert "SIMULATED" not in read(compared(tmp_path / "real"))[0]
+
+
+def test_what_a_run_does_not_show(tmp_path):
+    baseline = evaluation("baseline", "pool@0", r=0.3, sites=4, simulated=True)
+    found = "\n".join(readers.read(compared(tmp_path, baseline, simulated=True, commit="d" * 40 + "-dirty")).caveats)
+    for words in (
+        "Simulated sites are computed",
+        "Fewer than 30 sites: V4 of here (4)",
+        "No ceiling",
+        "differed from its commit",
+    ):
+        assert words in found
+    assert "No ceiling" not in "\n".join(readers.read(compared(tmp_path / "ceilings", evaluation(
+        "baseline", "pool@0", r=0.3, ceiling=np.full(5, 0.5)))).caveats)  # fmt: skip
+
+
+def test_the_page_asks_for_nothing_and_lets_no_other_script_run(tmp_path):
+    text, parsed = read(compared(tmp_path))
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert "http" not in re.sub(r'http-equiv|xmlns="[^"]*"', "", text)
+    (policy,) = [a["content"] for tag, a in parsed.elements if tag == "meta" and "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'$", policy)
+
+
+def test_the_page_is_made_again_from_the_folder_alone(tmp_path):
+    first = page.leave(compared(tmp_path / "run")).read_bytes()
+    (tmp_path / "run" / PAGE).unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "run")
+    assert main([str(tmp_path / "elsewhere" / "run")]) == 0
+    assert (tmp_path / "elsewhere" / "run" / PAGE).read_bytes() == first
+
+
+def test_what_files_say_is_escaped_everywhere(tmp_path):
+    rows = [
+        evaluation("baseline", f"{EVIL}@0", r=0.3, source=EVIL),
+        evaluation("model", f"{EVIL}@1", r=0.2, source=EVIL, excluded=(EVIL,)),
+    ]
+    rows = [r.__class__(**{**vars(r), "network": f"{EVIL} {r.role}", "layer": r.layer.replace(" ", "_")}) for r in rows]
+    folder = compared(tmp_path / "run", *rows, command=f"python {EVIL}", chosen=EVIL)
+    text, parsed = read(folder)
+    assert "<img src=x" not in text
+    assert text.count("<script") == 1
+    assert all(tag in KNOWN for tag, _ in parsed.elements)
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    trained(tmp_path / "t")
+    card = json.loads((tmp_path / "t" / "card.json").read_text())
+    (tmp_path / "t" / "card.json").write_text(json.dumps({**card, "title": EVIL, "machine": EVIL}))
+    figured(tmp_path / "f", title=EVIL, answer=EVIL, caveats=[EVIL])
+    for name in ("t", "f"):
+        assert "<img src=x" not in read(tmp_path / name)[0]
+    both = page.side_by_side([folder, tmp_path / "t"], tmp_path / "both.html").read_text()
+    assert "<img src=x" not in both
+    assert both.count("<script") == 1
+
+
+WORDS = """html head meta link title style body header main section p h1 h2 h3 figure figcaption div img table thead tbody tr th td
+    ul li dl dt dd script svg g text line rect path polyline"""
+KNOWN = set(WORDS.split())
+
+
+def test_a_trainers_page(tmp_path):
+    run = readers.read(trained(tmp_path))
+    assert run.answer == (
+        "Accuracy (validation of 5000 images) is 90.00 % in the first feedforward pass and 80.00 % at iteration 2, which is lower "
+        "by 10.00 points."
+    )
+    assert run.tables[0].rows == (("0", "90.00 %"), ("1", "85.00 %"), ("2", "80.00 %"))
+    last = [marks[-1].value for _, marks in run.charts[1].groups]
+    assert last == pytest.approx([0.9, 0.85, 0.8])
+    text, _ = read(tmp_path)
+    assert "No test images were used" in text
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    folder = trained(tmp_path, finished=False)
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"epoch": 3, "ste')  # killed while writing
+    run = readers.read(folder)
+    assert run.answer.endswith("the run is not finished.")
+    found = "\n".join(run.caveats)
+    assert "no card.json" in found
+    assert "1 lines of log.jsonl could not be read" in found
+    (folder / "log.jsonl").write_text("")
+    assert readers.read(folder).answer == "Not known yet: the run has not validated its network."
+    assert "Nothing to draw yet." in read(folder)[0]
+
+
+def test_the_log_of_the_other_trainer():
+    log = [{"step": 20, "losses": {}}, {"step": 40, "validation": {"top1": [0.1, 0.2], "top5": [0.3, 0.4], "images": 50}}]
+    assert of_training.validations(log) == [(40.0, [0.1, 0.2], 50)]
+
+
+def test_a_figures_page(tmp_path):
+    run = readers.read(figured(tmp_path))
+    (chart,) = run.charts
+    assert [name for name, _ in chart.groups] == ["noise", "blur"]
+    assert [(m.value, m.low, m.high, m.series) for m in chart.groups[0][1]][1] == (0.6, 0.55, 0.65, 1)
+    assert chart.groups[1][1][0].value is None
+    assert run.tables[0].rows == (("x rises", "0.1", "holds"),)
+    assert run.pictures[0].content.startswith(b"<svg")
+    assert 'src="data:image/svg+xml;base64,' in read(tmp_path)[0]
+
+
+# Side by side
+
+
+def test_runs_of_the_same_recordings_agree(tmp_path):
+    folders = [compared(tmp_path / name) for name in "ab"]
+    assert page.differences([readers.read(f) for f in folders], ["a", "b"]).rows == ()
+    text = page.side_by_side(folders, tmp_path / "both.html").read_text()
+    assert "They agree in all that is recorded" in text
+    assert [row[0] for row in page.overview([readers.read(f) for f in folders], ["a", "b"]).rows] == ["a", "b"]
+
+
+def test_runs_that_are_not_comparable_say_where(tmp_path):
+    options = {**run_record()["options"], "splits": "brainscore"}
+    a = compared(tmp_path / "a")
+    b = compared(tmp_path / "b", options=options, responses="9" * 64, versions={"python": "3.12.1", "torch": "2.15.0"})
+    rows = page.differences([readers.read(a), readers.read(b)], ["a", "b"]).rows
+    assert rows == (
+        ("splits", "kfold", "brainscore"),
+        ("recordings, V4, responses", "here bbbbbbbbbbbb", "here 999999999999"),
+        ("version of python", "3.11.7", "3.12.1"),
+    )
+    rows = page.differences([readers.read(a), readers.read(trained(tmp_path / "c"))], ["a", "c"]).rows
+    assert rows[0] == ("kind", "comparison", "training")
+    assert ("splits", "kfold", "not recorded") in rows
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [compared(tmp_path / "x" / "run"), compared(tmp_path / "y" / "run")]
+    assert main([str(f) for f in folders]) == 0
+    text = (tmp_path / PAGE).read_text()
+    assert "x/run" in text
+    assert "y/run" in text
+    assert main([str(folders[0])]) == 0
+    assert (folders[0] / PAGE).exists()
+    assert capsys.readouterr().out.endswith(f"written: {folders[0] / PAGE}\n")
+    with pytest.raises(SystemExit):
+        main([str(folders[0]), "--output", "x.html"])
+
+
+def test_the_command_as_typed(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnf_brain.report", str(tmp_path / "nothing")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / 'nothing'}: no such folder; name a folder that a run has left\n"
+
+
+# Bad input
+
+
+def spoil(folder: Path, name: str, **change: object) -> None:
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**content, **change}))
+
+
+def test_a_folder_that_is_incomplete(tmp_path):
+    folder = compared(tmp_path)
+    (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"is incomplete: no run.json; do the run again"):
+        readers.read(folder)
+    folder = compared(tmp_path)
+    (folder / "summary.json").unlink()
+    with pytest.raises(ValueError, match=r"is incomplete: run.json without summary.json"):
+        readers.read(folder)
+    folder = figured(tmp_path / "figure")
+    (folder / "table.csv").unlink()
+    with pytest.raises(ValueError, match=r"is incomplete: no table.csv"):
+        readers.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2}, "schema 2, expected 1: written by a newer version"),
+        ({"schema": None}, "schema None, expected 1: written by another version"),
+        ({"evaluations": [{"region": "V4"}]}, "lack what this version expects .*: written by another version"),
+        ({"options": None}, "lack what this version expects"),
+    ],
+)
+def test_a_folder_of_another_version(tmp_path, change, words):
+    folder = compared(tmp_path)
+    spoil(folder, "summary.json", **change)
+    with pytest.raises(ValueError, match=words):
+        readers.read(folder)
+
+
+def test_a_folder_that_is_not_ours(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"not the results of a run of cnnf-brain \(it holds notes.txt\); known: compare"):
+        readers.read(tmp_path)
+    (tmp_path / "summary.json").write_text('{"schema": 1, "mine": 3}')
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="is of no kind that is known here"):
+        readers.read(tmp_path)
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list, expected an object"):
+        readers.read(tmp_path)
+    (tmp_path / "summary.json").write_text('{"schema": ')
+    with pytest.raises(ValueError, match=r"summary.json is damaged"):
+        readers.read(tmp_path)
+    with pytest.raises(ValueError, match="is a file; name the folder"):
+        readers.read(tmp_path / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        readers.read(tmp_path / "none")
+
+
+def test_a_table_that_was_cut(tmp_path):
+    folder = figured(tmp_path)
+    text = (folder / "table.csv").read_text()
+    (folder / "table.csv").write_text(text[:-4])
+    with pytest.raises(ValueError, match=r"table.csv, line 5: \d values, the head names 5"):
+        readers.read(folder)
+
+
+def test_a_failed_page_leaves_nothing_half_written(tmp_path, monkeypatch):
+    folder = compared(tmp_path)
+    monkeypatch.setattr(Chart, "svg", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        page.leave(folder)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(comparison.FILES)
+
+
+# Charts
+
+
+def test_bars_are_as_long_as_their_values():
+    marks = (Mark("a", 0.5, 0.4, 0.6), Mark("b", -0.25, series=1), Mark("c", None))
+    svg = Chart("t", "c", "y", (("g", marks),)).svg()
+    bars = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="bar"', svg)]
+    assert len(bars) == 2
+    assert bars[0] / bars[1] == pytest.approx(2, abs=0.02)
+    assert "<title>a: 0.500 [0.400, 0.600]</title>" in svg
+    assert "<title>c: undefined</title>" in svg
+
+
+def test_lines_go_through_their_points():
+    marks = tuple(Mark(str(x), y, x=x) for x, y in ((0, 0.0), (1, 1.0), (2, 0.5)))
+    svg = Chart("t", "c", "y", (("g", marks),), x="x", bars=False).svg()
+    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
+    assert points[1][0] - points[0][0] == pytest.approx(points[2][0] - points[1][0], abs=0.02)
+    assert (points[0][1] - points[2][1]) / (points[0][1] - points[1][1]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_ticks_enclose_the_values():
+    for values in ([0.31, 0.34], [-0.2, 0.1], [0.0], [], [5.0, 5.0]):
+        found = charts.ticks(values, zero=True)
+        assert found[0] <= min([*values, 0.0])
+        assert found[-1] >= max([*values, 0.0])
+        assert found[-1] > found[0]
+
+
+# In a browser
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    return page.leave(compared(tmp_path / "run"))
+
+
+def test_it_opens_without_an_error_or_a_request(browser, written):
+    opened = Opened(browser, written)
+    assert opened.page.title() == "Neural predictivity"
+    assert opened.said == []
+    assert opened.asked == [written.resolve().as_uri()]
+
+
+def test_columns_sort_by_number_both_ways(browser, written):
+    sheet = Opened(browser, written).page
+    column = "td:nth-child(6)"  # median r, as "0.320 [0.300, 0.340]"
+
+    def shown() -> list[float]:
+        return [float(text.split()[0]) for text in sheet.locator(f"#table tbody tr {column}").all_inner_texts()]
+
+    before = shown()
+    assert before == sorted(before, key=lambda v: [0.32, 0.44, 0.12].index(v)), (
+        "as written: the baseline, iterations 1 and 2"
+    )
+    head = sheet.locator("#table th:nth-child(6)")
+    head.locator("button").click()
+    assert shown() == sorted(before)
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").click()
+    assert shown() == sorted(before, reverse=True)
+    sheet.locator("#table th:nth-child(3) button").focus()
+    sheet.keyboard.press("Enter")  # by the keyboard too, and by text
+    names = sheet.locator("#table tbody tr td:nth-child(3)").all_inner_texts()
+    assert names == sorted(names)
+
+
+def test_cells_without_a_number_come_last(browser, written):
+    sheet = Opened(browser, written).page
+    head = sheet.locator("#table th", has_text="resampled t")
+    cells = f"#table tbody tr td:nth-child({[*sheet.locator('#table th').all_inner_texts()].index('resampled t') + 1})"
+    for _ in range(2):
+        head.locator("button").click()
+        assert sheet.locator(cells).all_inner_texts()[-1] == "", "the baseline has no test"
+
+
+def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
+    sheet = Opened(browser, written).page
+    tip = sheet.locator("#tip")
+    assert not tip.is_visible()
+    sheet.locator("svg .mark .bar").nth(1).hover()
+    assert tip.is_visible()
+    assert re.fullmatch(r"net CNN-F pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
+    sheet.mouse.move(1, 1)
+    assert not tip.is_visible()
+    sheet.locator("svg .mark").nth(0).focus()
+    assert "net CNN pool@0: 0.320" in tip.inner_text()
+    assert "at most 0.800" in tip.inner_text()
+
+
+def test_without_javascript_figure_and_table_are_there(browser, written):
+    sheet = Opened(browser, written, java_script_enabled=False).page
+    assert sheet.locator("svg .bar").count() == 3
+    assert sheet.locator("svg .bar").first.is_visible()
+    assert sheet.locator("#table tbody tr").count() == 3
+    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F pool@1: 0.440")
+    assert sheet.locator("th button").count() == 0, "nothing that does nothing"
+
+
+@pytest.mark.parametrize("make", [compared, trained, figured])
+def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
+    path = page.leave(make(tmp_path / "run"))
+    sheet = Opened(browser, path, viewport={"width": 360, "height": 700}).page
+    assert sheet.evaluate("document.documentElement.scrollWidth") <= 360
+    assert sheet.evaluate("document.body.scrollWidth") <= 360
+    assert sheet.locator(".answer").is_visible()
+
+
+def test_light_and_dark_and_print(browser, written):
+    def colours(**options: object) -> list[str]:
+        sheet = Opened(browser, written, **options).page
+        return [sheet.evaluate(f"getComputedStyle(document.querySelector('{q}')).{p}") for q, p in
+                (("body", "backgroundColor"), (".s-1 .bar", "fill"))]  # fmt: skip
+
+    light, dark = colours(color_scheme="light"), colours(color_scheme="dark")
+    assert light == ["rgb(255, 255, 255)", "rgb(210, 70, 68)"]
+    assert dark == ["rgb(20, 23, 28)", "rgb(212, 72, 66)"]
+    sheet = Opened(browser, written, color_scheme="dark").page
+    sheet.emulate_media(media="print")
+    assert sheet.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
+    row = evaluation("baseline", "pool@0", r=0.3, source=EVIL)
+    row = row.__class__(**{**vars(row), "network": EVIL})
+    opened = Opened(browser, page.leave(compared(tmp_path / "run", row, command=EVIL)))
+    assert opened.said == []
+    assert opened.page.locator("img").count() == 0
+    opened.page.locator("svg .mark .bar").hover()
+    assert EVIL in opened.page.locator("#tip").inner_text()
+
+
+def test_several_runs_in_a_browser(browser, tmp_path):
+    path = page.side_by_side(
+        [compared(tmp_path / "a"), trained(tmp_path / "b"), figured(tmp_path / "c")], tmp_path / "all.html"
+    )
+    opened = Opened(browser, path, viewport={"width": 360, "height": 700})
+    assert opened.said == []
+    assert opened.page.locator("#runs tbody tr").count() == 3
+    assert "comparison" in opened.page.locator("#differences tbody tr").first.inner_text()
+    assert opened.page.evaluate("document.body.scrollWidth") <= 360
