@@ -12,10 +12,11 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cnnf_brain import files
+from cnnf_brain.model.weights import read_card
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,15 +52,21 @@ def write(args: argparse.Namespace) -> int:
         **bibtex,
     )
     files.check_writable(args.output)
-    requests = [request]
-    if request.iterations != 0:
+    requests, identities = [request], [identify(request)]
+    if identities[0].iterations:
         requests.append(control_of(request, args.control, place(args.control_stored, args.control_url)))
-    identities = [identify(one) for one in requests]
+        identities.append(identify(requests[1]))
+    elif args.control:
+        raise ValueError(f"--control {args.control}: {args.weights} run no feedback, so they are the CNN themselves")
     for one, identity in zip(requests, identities, strict=True):
         folder, archive = write_plugin(identity, args.output, one.requires, one.bibtex)
         print(f"{identity.identifier}: {title(identity)}")
         print(f"  {archive} for the website, {folder} for a pull request (brainscore_vision/models/{folder.name})")
-        print(f"  regions {' '.join(f'{region}={layer}' for region, layer in identity.regions.items())}")
+        print(f"  regions {_listed(identity.regions)}")
+        if identity.iterations:
+            bins = " ".join(f"{start}-{end}" for start, end in identity.time_bins)
+            carded = "" if read_card(one.weights) else " (the weights have no card: these are yours, or else the defaults)"
+            print(f"  feedback {_listed(identity.feedback)}; time bins {bins} ms{carded}")
         if identity.weights.draft:
             print(
                 "  a draft: it names no place to load its weights from; upload them and add --stored PATH VERSION_ID or --url URL"
@@ -68,6 +75,10 @@ def write(args: argparse.Namespace) -> int:
     wanted = args.requires or f"cnnf-brain=={identities[0].version}"
     print(f"requirements.txt asks for {wanted}: Brain-Score's machines must find that (--requires names another place)")
     return 0
+
+
+def _listed(pairs: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={value}" for name, value in pairs.items())
 
 
 def place(stored: Sequence[str] | None, url: str | None) -> dict[str, str]:

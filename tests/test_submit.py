@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 SMALL = ["--model", "small", "--neural-only", "--regions", "V1=conv1", "V2=pool2@1", "V4=pool2", "IT=relu3"]
+CNN_REGIONS = ["V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +96,34 @@ def test_no_iterations_write_the_cnn_alone(run, tmp_path):
     (archive,) = tmp_path.glob("*.zip")
     assert archive.name.startswith("small_CNN_")
     assert "a draft: it names no place to load its weights from" in out
+
+
+def test_weights_of_a_cnn_are_a_cnn(run, tmp_path):
+    """Their card says that they run no feedback: no CNN-F is made of them unless it is asked for."""
+    state = safetensors.torch.load_file(shipped_weights(False))
+    weights = tmp_path / "cnn.safetensors"
+    safetensors.torch.save_file(state, weights, {"card": json.dumps({"feedback": {"iterations": 0}})})
+    code, _, _ = run("--weights", weights, "--output", tmp_path / "out", *SMALL[:3], "--regions", *CNN_REGIONS)
+    assert code == 0
+    (archive,) = (tmp_path / "out").glob("*.zip")
+    assert archive.name.startswith("small_CNN_")
+    flags = ["--control", weights, "--output", tmp_path / "again", *SMALL[:3], "--regions", *CNN_REGIONS]
+    code, _, err = run("--weights", weights, *flags)
+    assert code == 1
+    assert "run no feedback, so they are the CNN themselves" in err[0]
+
+
+def test_settings_of_the_feedback_are_told(run, tmp_path):
+    state = safetensors.torch.load_file(shipped_weights(True))
+    bare = tmp_path / "bare.safetensors"
+    safetensors.torch.save_file(state, bare)
+    for weights, carded in ((bare, False), (shipped_weights(True), True)):
+        code, out, _ = run("--weights", weights, "--output", tmp_path / "out", *SMALL, "--step-size", "0.25")
+        assert code == 0
+        (line,) = (line for line in out.splitlines() if line.startswith("  feedback"))
+        assert "step=0.25" in line
+        assert "time bins 70-120 120-170 170-220 ms" in line
+        assert ("the weights have no card" in line) != carded
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,9 @@ def identify(request: Request) -> Identity:
     settings = card.get("feedback")
     on_card = settings.get("iterations") if isinstance(settings, dict) else None
     model = request.model or str(card.get("arch") or DEFAULT_MODEL)
-    iterations = request.iterations if request.iterations is not None else on_card or DEFAULT_ITERATIONS
-    assert isinstance(iterations, int)
+    if on_card is None:
+        on_card = DEFAULT_ITERATIONS
+    iterations = int(on_card if request.iterations is None else request.iterations)
     check_sizes = {"image_size": request.image_size or card.get("image_size")}
     network = load_network(model, str(path), iterations=iterations, feedback=request.feedback, **check_sizes)  # type: ignore[arg-type]
     if not isinstance(network.module, CNNF):
