@@ -92,6 +92,7 @@ def train(
     save_every: int = 500,
     insist: bool = False,
     stop: Stop | None = None,
+    measure: int | None = None,
 ) -> dict[str, Any] | None:
     """Train, or continue, or find finished, the run of ``settings`` in ``output``; its card, None where it was stopped.
 
@@ -105,6 +106,8 @@ def train(
         A ValueError where there is no checkpoint to continue from.
     stop
         Asked after each step.
+    measure
+        Accuracy is measured on this many of the validation and of the test images, the first; None: on all.
 
     Raises
     ------
@@ -118,7 +121,7 @@ def train(
     check_writable(output)
     try:
         with FileLock(output / ".lock", timeout=0):
-            return _train(settings, output, command, folder, torch.device(device), save_every, insist, stop)
+            return _train(settings, output, command, folder, torch.device(device), save_every, insist, stop, measure)
     except Timeout:
         raise OSError(f"another run is writing to {output}; choose another --output") from None
 
@@ -132,13 +135,14 @@ def _train(
     save_every: int,
     insist: bool,
     stop: Stop | None,
+    measure: int | None,
 ) -> dict[str, Any] | None:
     source = data.find(settings.dataset, folder)
     configuration = settings.configuration(source.check())
     if (output / "card.json").exists():
         return finished(output / "card.json", configuration)
     train_images, validation = data.split(source.read("train"))
-    train_images = limited(train_images, settings.limit)
+    train_images, validation = limited(train_images, settings.limit), validation[np.arange(len(validation))[:measure]]
     torch.manual_seed(settings.seed)
     model = small_net(**settings.feedback).to(device)
     optimizer = torch.optim.Adam(  # L2, as in the paper
@@ -159,7 +163,7 @@ def _train(
         print(f"stopped by {stop and stop.requested and stop.requested.name} after step {trainer.progress.step}, saved; "
               "the same command continues", file=sys.stderr)  # fmt: skip
         return None
-    return finish(output, model, record, source, validation, trainer.progress.seconds)
+    return finish(output, model, record, source, validation, trainer.progress.seconds, measure)
 
 
 def limited(images: data.ImageSet, limit: int | None) -> data.ImageSet:
@@ -178,6 +182,7 @@ def finish(
     source: data.Source,
     validation: data.ImageSet,
     seconds: float,
+    measure: int | None = None,
 ) -> dict[str, Any]:
     """Measure the weights as they will be stored, and store them: the one place where the test images are used."""
     device = next(model.parameters()).device
@@ -193,8 +198,11 @@ def finish(
     dtype = getattr(torch, configuration["dtype"])
     stored = copy.deepcopy(model).to(dtype).to(torch.float32)
     card["validation_accuracy_before_storing"] = accuracy(model, validation.to(device))
-    card["validation_accuracy"] = accuracy(stored, validation.to(device))
+    card["validation_accuracy"] = card["validation_accuracy_before_storing"]
+    if dtype != torch.float32:
+        card["validation_accuracy"] = accuracy(stored, validation.to(device))
     test = source.read("test")
+    test = test[np.arange(len(test))[:measure]]
     card["n_test"] = len(test)
     card["test_accuracy"] = accuracy(stored, test.to(device))
     save_weights(output / "model.safetensors", stored, card, dtype)

@@ -1,0 +1,122 @@
+"""The robustness figures of the paper: ``python -m cnnf_brain.robustness --experiment fig6 --quick``.
+
+Trains the networks that are missing, attacks them, and writes table, figure and page. Stopped (Ctrl-C, SIGTERM) or killed, the
+same command continues; the same command in a second process shares the work. ``--quick`` is a smaller grid that takes about ten
+minutes on two cores. Epsilons are for images in [0, 1].
+
+Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal: start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from cnnf_brain import provenance
+from cnnf_brain.files import check_writable
+from cnnf_brain.robustness import cells, grids, report
+from cnnf_brain.trainer.flags import STOPPED, positive, share, whole
+from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0 where the figure was made, 1 with one line on stderr where it was not, 2 for its flags."""
+    args = arguments(argv)
+    try:
+        return run(args)
+    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Networks, cells, tables."""
+    started = time.monotonic()
+    grid = grids.grid(
+        args.experiment, quick=args.quick, epochs=args.epochs, limit=args.limit, images=args.images,
+        seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
+        strong_images=args.strong_images,
+    )  # fmt: skip
+    folder = args.output or Path("results", f"robustness-{args.experiment}{'-quick' if args.quick else ''}")
+    check_writable(folder)
+    command = provenance.command()
+    shop = cells.open_workshop(grid, folder, args.models, command, data_folder=args.data, device=args.device)
+    todo = cells.tasks(shop)
+    print(
+        f"{report.caption(grid)}\n{sum(task.path.exists() for task in todo)} of {len(todo)} files are there; output {folder}"
+    )
+    with Stop() as stop, Progress() as progress:
+        finished = cells.work(todo, stop, progress.tell)
+    name = provenance.machine(torch.device(args.device))
+    if not finished:
+        print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
+        return STOPPED
+    written = report.write(shop, finished=True, seconds=time.monotonic() - started, device_name=name)
+    print((folder / "shown.csv").read_text(), end="")
+    print(f"tables, figure and page: {written.parent}")
+    return 0
+
+
+class Progress:
+    """What is being done and when all will be: a bar on a terminal, else one line for each task, both with the time left."""
+
+    def __init__(self) -> None:
+        self.bar = tqdm(disable=None, bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]{postfix}", smoothing=0.05)
+        self.began, self.first = time.monotonic(), 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def tell(self, done: float, total: float, title: str) -> None:
+        """``done`` of ``total`` costs are behind, ``title`` is next."""
+        if self.bar.total is None:
+            self.bar.total, self.bar.initial, self.first = total, done, done
+        self.bar.n = done
+        self.bar.set_postfix_str(title)
+        if self.bar.disable:
+            left = remaining(self.first, done, total, time.monotonic() - self.began)
+            print(f"{100 * done / max(total, 1):5.1f} %  {left}  {title}", file=sys.stderr, flush=True)
+
+
+def remaining(first: float, done: float, total: float, seconds: float) -> str:
+    """The time left at the rate since ``first``, in words."""
+    if done <= first:
+        return "time left: not known yet"
+    left = (total - done) * seconds / (done - first)
+    return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    summary, _, rest = (__doc__ or "").partition("\n")
+    p = argparse.ArgumentParser("python -m cnnf_brain.robustness", description=summary, epilog=rest,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
+    p.add_argument("--quick", action="store_true", help="a smaller grid, about ten minutes on two cores, labelled as such")
+    p.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="default: the paper's five")
+    p.add_argument("--epochs", type=positive(int), help="default: 30, with adversarial training 90")
+    p.add_argument("--limit", type=positive(int), metavar="N", help="training images (default: all)")
+    p.add_argument("--images", type=positive(int), metavar="N", help="images that are attacked (default 1000)")
+    p.add_argument("--strong-images", type=positive(int), metavar="N", help="of these, for the worst case (default 200)")
+    p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
+    p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
+                   help="the networks, which all figures share (default runs/robustness)")  # fmt: skip
+    p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT")
+    p.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one"
+    )
+    return p.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

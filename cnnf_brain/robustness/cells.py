@@ -1,0 +1,424 @@
+"""A grid as work: networks to train and cells to evaluate, each one file, done once, by one process or several.
+
+A cell is one attack on one network of one seed. Its file keeps, image by image, whether the network is right at every epsilon and
+iteration. A file's name ends in a hash over all that decides its content, so that whatever is found under a name is what was asked
+for, and a changed grid computes what is new and no more. Files appear whole or not at all; who works at one holds its lock, which
+the system releases when a process dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from cnnf_brain.attacks import suspicion, threats
+from cnnf_brain.attacks.gradient import FGSM, PGD, Attack, Logits, Threat, finite
+from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
+from cnnf_brain.files import sha256, whole_file
+from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.robustness.grids import Against, Grid, Model
+from cnnf_brain.trainer import data, small
+from cnnf_brain.trainer.config import write_json
+from cnnf_brain.trainer.loop import Stop
+
+FORMAT = "cnnf-brain robustness cell 1"
+POLL = 1.0  # seconds between looks at what other processes do
+
+
+class Interrupted(Exception):
+    """A stop was requested within a cell, of which nothing is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where a grid is worked at: its folder, that of the networks (which grids share), the images, the device.
+
+    ``images`` (n, 1, 28, 28) in [0, 1] and ``labels`` (n,) are those that are attacked.
+    """
+
+    grid: Grid
+    folder: Path
+    models: Path
+    data_folder: Path | None
+    data_hash: str
+    images: Tensor
+    labels: Tensor
+    command: str
+    device: str = "cpu"
+
+    def network_folder(self, model: Model, seed: int) -> Path:
+        """Of the run of one seed; the same for the same configuration, whatever the grid."""
+        configuration = model.settings(self.grid, seed).configuration(self.data_hash)
+        n = model.iterations
+        name = f"{self.grid.dataset}-{f'cnnf-{n}' if n else 'cnn'}-seed{seed}-{digest(configuration)}"
+        return self.models / name
+
+
+def open_workshop(
+    grid: Grid, folder: Path, models: Path, command: str, *, data_folder: Path | None = None, device: str = "cpu"
+) -> Workshop:
+    """Check the data and take the images that are attacked: the first of the test or of the validation images."""
+    source = data.find(grid.dataset, data_folder)
+    data_hash = source.check()
+    images = source.read("test") if grid.part == "test" else data.split(source.read("train"))[1]
+    if grid.images > len(images):
+        raise ValueError(f"images: {grid.images} were asked for, there are {len(images)} {grid.part} images")
+    chosen = images[np.arange(grid.images)]
+    pixels = chosen.images.unsqueeze(1).float() / 255
+    return Workshop(
+        grid, folder, models, source.folder, data_hash, pixels.to(device), chosen.labels.to(device), command, device
+    )
+
+
+class Task(Protocol):
+    """One file to be made."""
+
+    @property
+    def path(self) -> Path:
+        """The file, which stands when the task is done."""
+        ...
+
+    @property
+    def cost(self) -> float:
+        """In passes of one image through the CNN."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether all that it needs is there."""
+        ...
+
+    def do(self, stop: Stop | None) -> bool:
+        """Make the file; False where a stop was requested."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One network to train; its file is the card."""
+
+    shop: Workshop
+    model: Model
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Of the training run."""
+        return self.shop.network_folder(self.model, self.seed)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "card.json"
+
+    @property
+    def title(self) -> str:
+        return f"training {self.model.label}, seed {self.seed}"
+
+    @property
+    def cost(self) -> float:
+        settings = self.model.settings(self.shop.grid, self.seed)
+        n, adversary = settings.limit or 55_000, settings.adversary
+        crafted = 0 if adversary is None else {"fgsm": 2, "pgd7": 14, "pgd40": 80}[adversary.attack]
+        batches = 2 if adversary is not None and adversary.mode == "augment" else 1
+        return float(settings.epochs * n * (3 * (1 + 2 * self.model.iterations) * batches + crafted))
+
+    def ready(self) -> bool:
+        return True
+
+    def do(self, stop: Stop | None) -> bool:
+        settings, shop = self.model.settings(self.shop.grid, self.seed), self.shop
+        return small.train(settings, self.folder, shop.command, folder=shop.data_folder, device=shop.device, stop=stop,
+                           measure=shop.grid.images) is not None  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One attack on one network of one seed; its file holds ``correct`` (epsilon, iteration, image)."""
+
+    shop: Workshop
+    model: Model
+    seed: int
+    against: Against
+
+    @property
+    def attack(self) -> Attack:
+        """The attack itself."""
+        return self.shop.grid.attacks[self.against.attack]
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Those of the grid, or of its worst case."""
+        return self.shop.grid.strong_epsilons if self.against.strong else self.shop.grid.epsilons
+
+    @property
+    def images(self) -> int:
+        """How many of the grid's images."""
+        return self.shop.grid.strong_images if self.against.strong else self.shop.grid.images
+
+    @property
+    def iterations(self) -> int:
+        """The last iteration at test."""
+        return max(self.shop.grid.iterations, self.model.iterations) if self.model.iterations else 0
+
+    @property
+    def source(self) -> Model | None:
+        """The CNN of equal training that a transfer attack follows."""
+        if self.against.threat != "transfer":
+            return None
+        how = self.model.adversary and self.model.adversary.mode
+        same = [m for m in self.shop.grid.models if not m.iterations and (m.adversary and m.adversary.mode) == how]
+        return same[0] if same else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the content of the file."""
+        shop, source = self.shop, self.source
+        configuration = [m.settings(shop.grid, self.seed).configuration(shop.data_hash) for m in (self.model, source) if m]
+        return {
+            "format": FORMAT, "networks": configuration, "attack": repr(self.attack), "threat": self.against.threat,
+            "epsilons": self.epsilons, "iterations": self.iterations, "part": shop.grid.part, "images": self.images,
+        }  # fmt: skip
+
+    @property
+    def path(self) -> Path:
+        words = f"{self.model.label}-seed{self.seed}-{self.against.attack}-{self.against.threat}"
+        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in words.lower())
+        return self.shop.folder / "cells" / f"{name}-{digest(self.identity)}.npz"
+
+    @property
+    def title(self) -> str:
+        return f"{self.against.label} on {self.model.label}, seed {self.seed}"
+
+    @property
+    def cost(self) -> float:
+        whole = 1 + 2 * self.model.iterations
+        followed = 1 if self.against.threat in ("first_pass", "transfer") else whole
+        crafting = self.images * sum(1 for e in self.epsilons if e) * work_of(self.attack, followed, whole)
+        return crafting + self.images * len(self.epsilons) * (1 + 2 * self.iterations)
+
+    def ready(self) -> bool:
+        networks = [self.model, *([self.source] if self.source else [])]
+        return all((self.shop.network_folder(m, self.seed) / "card.json").exists() for m in networks)
+
+    def do(self, stop: Stop | None) -> bool:
+        started = time.monotonic()
+        folder = self.shop.network_folder(self.model, self.seed)
+        model = small.load(folder)[0].to(self.shop.device)
+        source = (
+            small.load(self.shop.network_folder(self.source, self.seed))[0].to(self.shop.device) if self.source else None
+        )
+        images, labels = self.shop.images[: self.images], self.shop.labels[: self.images]
+        threat = stoppable(named_threat(self.against.threat, model, source), stop)
+        try:
+            made = attacked(self.attack, threat, images, labels, self.epsilons)
+        except Interrupted:
+            return False
+        right = torch.stack([correct(model, x, labels, self.iterations) for x in made]).cpu().numpy()
+        about = {
+            "identity": self.identity, "model": self.model.label, "seed": self.seed,
+            "weights_sha256": sha256(folder / "model.safetensors"), "seconds": round(time.monotonic() - started, 1),
+        }  # fmt: skip
+        with whole_file(self.path) as temporary:
+            np.savez_compressed(temporary, correct=right, about=np.array(json.dumps(about)))
+        return True
+
+    def read(self) -> np.ndarray:
+        """``correct`` (epsilon, iteration, image), bool; a ValueError where the file is damaged."""
+        try:
+            with np.load(self.path) as file:  # no pickles: nothing in it is run
+                values = file["correct"]
+                kept = json.loads(str(file["about"]))["identity"]
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.path} is damaged ({error}); remove it, and the same command makes it again") from error
+        if kept != json.loads(json.dumps(self.identity)):
+            raise ValueError(f"{self.path} is not what its name says; remove it, and the same command makes it again")
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """The checks of ``attacks.suspicion`` on one network; its file holds the findings."""
+
+    shop: Workshop
+    model: Model
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Steps, epsilons and number of images."""
+        grid = self.shop.grid
+        if grid.quick:
+            return {"steps": (1, 5, 20), "epsilons": (0.1, 0.3, 1.0), "images": min(20, grid.images), "slack": 0.05}
+        return {
+            "steps": (1, 10, 40, 100),
+            "epsilons": (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+            "images": min(100, grid.images),
+            "slack": 0.02,
+        }
+
+    @property
+    def path(self) -> Path:
+        configuration = self.model.settings(self.shop.grid, self.seed).configuration(self.shop.data_hash)
+        mark = digest([FORMAT, configuration, self.settings, self.epsilon, self.shop.grid.part])
+        return self.shop.folder / "cells" / f"examination-seed{self.seed}-{mark}.json"
+
+    @property
+    def epsilon(self) -> float:
+        """At which the number of steps is varied."""
+        return self.shop.grid.strong_epsilons[0]
+
+    @property
+    def title(self) -> str:
+        return f"checks of the attacks on {self.model.label}, seed {self.seed}"
+
+    @property
+    def cost(self) -> float:
+        steps, epsilons = self.settings["steps"], self.settings["epsilons"]
+        n = sum(steps) + len(epsilons) * steps[len(steps) // 2]
+        return float(self.settings["images"] * n * 2 * (1 + 2 * self.model.iterations))
+
+    def ready(self) -> bool:
+        return (self.shop.network_folder(self.model, self.seed) / "card.json").exists()
+
+    def do(self, stop: Stop | None) -> bool:
+        model = small.load(self.shop.network_folder(self.model, self.seed))[0].to(self.shop.device)
+        settings = dict(self.settings)
+        n = settings.pop("images")
+        threat = stoppable(threats.end_to_end(model), stop)
+        try:
+            found = suspicion.examine(threat, self.shop.images[:n], self.shop.labels[:n], self.epsilon, **settings)
+        except Interrupted:
+            return False
+        findings = [{"name": f.name, "holds": f.holds, "detail": f.detail} for f in found]
+        write_json(self.path, {"model": self.model.label, "seed": self.seed, "images": n, "findings": findings})
+        return True
+
+
+def tasks(shop: Workshop) -> list[Task]:
+    """All of a grid, seed after seed, so that an unfinished grid has whole seeds."""
+    grid = shop.grid
+    found: list[Task] = []
+    for seed in grid.seeds:
+        found += [Training(shop, model, seed) for model in grid.models]
+        found += cells(shop, seed)
+        if seed == grid.seeds[0]:
+            found += [Examination(shop, model, seed) for model in grid.models]
+    return found
+
+
+def cells(shop: Workshop, seed: int) -> list[Cell]:
+    """The cells of one seed. For a CNN first pass and end to end are one, and it is nobody's transfer but its own."""
+    found = [
+        Cell(shop, model, seed, against)
+        for model in shop.grid.models
+        for against in shop.grid.against
+        if not against.strong or (seed in shop.grid.strong_seeds and (model.iterations or against.threat == "end_to_end"))
+    ]
+    return [cell for cell in found if cell.against.threat != "transfer" or (cell.source and cell.model.iterations)]
+
+
+def work(todo: Sequence[Task], stop: Stop | None, tell: Callable[[float, float, str], None], *, poll: float = POLL) -> bool:
+    """Do what is missing of ``todo``; True when nothing is, False where a stop was requested.
+
+    Tasks that another process holds are passed over and awaited at the end. ``tell(done, total, title)`` is called, in costs,
+    before each task.
+    """
+    total = sum(task.cost for task in todo)
+    while missing := [task for task in todo if not task.path.exists()]:
+        moved = False
+        for task in missing:
+            if stop is not None and stop.requested:
+                return False
+            if task.path.exists() or not task.ready():
+                continue
+            task.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
+                    if task.path.exists():
+                        continue
+                    tell(total - sum(other.cost for other in todo if not other.path.exists()), total, task.title)
+                    if not task.do(stop):
+                        return False
+                    moved = True
+            except Timeout:
+                continue
+        if not moved and any(not task.path.exists() for task in todo):
+            time.sleep(poll)
+    tell(total, total, "finished")
+    return True
+
+
+def named_threat(name: str, model: CNNF, source: CNNF | None) -> Threat:
+    """The threat of ``attacks.threats`` on ``model`` at its own number of iterations."""
+    if name == "transfer":
+        assert source is not None
+        return threats.transfer(model, source)
+    return getattr(threats, name)(model)  # type: ignore[no-any-return]
+
+
+def stoppable(threat: Threat, stop: Stop | None) -> Threat:
+    """The threat, whose logits raise Interrupted once a stop is requested."""
+
+    def asked(logits: Logits) -> Logits:
+        def careful(images: Tensor) -> Tensor:
+            if stop is not None and stop.requested:
+                raise Interrupted
+            return logits(images)
+
+        return careful
+
+    return replace(threat, scored=asked(threat.scored), attacked=asked(threat.attacked))
+
+
+def attacked(attack: Attack, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> list[Tensor]:
+    """The clipped images for each epsilon; at 0 the images themselves."""
+    above = [epsilon for epsilon in epsilons if epsilon]
+    made = dict(zip(above, attack(threat, images, labels, above).clipped, strict=True)) if above else {}
+    return [made[epsilon] if epsilon else images for epsilon in epsilons]
+
+
+@torch.no_grad()
+def correct(model: CNNF, images: Tensor, labels: Tensor, iterations: int, batch_size: int = 100) -> Tensor:
+    """(iterations + 1, n) bool: whether each image is classified as its label at each iteration."""
+    parts = [
+        finite(model(threats.to_network(x), iterations=iterations, keep=Keep()).logits, "at test").argmax(-1) == y
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def work_of(attack: Attack, followed: int, whole: int) -> float:
+    """Passes through the CNN that an attack takes for one image at one epsilon: a gradient is two passes of what is followed."""
+    if isinstance(attack, FGSM):
+        return 2.0 * followed
+    if isinstance(attack, PGD):
+        return 2.0 * followed * attack.steps * attack.restarts
+    if isinstance(attack, APGD):
+        return 2.0 * followed * attack.steps * attack.restarts
+    if isinstance(attack, TargetedAPGD):
+        return 1.0 * followed * attack.steps * attack.targets  # about half of the images fall to an earlier target
+    if isinstance(attack, Square):
+        return 0.5 * whole * attack.queries  # likewise
+    assert isinstance(attack, HopSkipJump)
+    return float(whole * (100 + attack.rounds * 60))
+
+
+def digest(content: Any) -> str:
+    """Twelve digits of a SHA-256 over JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,205 @@
+"""The tables of a grid -> its figure in the paper's form, and the files of its folder.
+
+table.csv, table.nc (every network, seed, attack, epsilon, iteration), summary.csv (means over seeds), claims.csv, checks.json,
+figure.svg, figure.png, run.json and, last, summary.json, from which the page is made.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from cnnf_brain import provenance, style
+from cnnf_brain.files import whole_file, write_whole
+from cnnf_brain.report import page
+from cnnf_brain.robustness.cells import Training, Workshop
+from cnnf_brain.robustness.claims import Claim, claims
+from cnnf_brain.robustness.grids import Grid, Panel
+from cnnf_brain.robustness.table import WORST, collect, findings, over_seeds, own
+from cnnf_brain.trainer.config import write_json
+
+SCHEMA = 1
+QUICK = "QUICK RUN: few images, epochs and seeds"
+
+
+def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> Path:
+    """All files of the grid's folder from the outcomes that there are; the path of the page."""
+    folder, grid = shop.folder, shop.grid
+    (folder / "summary.json").unlink(missing_ok=True)
+    table = collect(shop)
+    if table.empty:
+        raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
+    means, checks, claimed = over_seeds(table), findings(shop, table), claims(grid, table)
+    _csv(folder / "table.csv", table)
+    with whole_file(folder / "table.nc") as temporary:
+        columns = {name: ("row", table[name].to_numpy()) for name in table.columns if name != "strong"}
+        columns["strong"] = ("row", table["strong"].to_numpy().astype(np.int8))
+        xr.Dataset(columns).to_netcdf(temporary, engine="netcdf4")
+    _csv(folder / "summary.csv", means)
+    shown = own(means)
+    _csv(folder / "shown.csv", shown)
+    _csv(
+        folder / "claims.csv",
+        pd.DataFrame([asdict(claim) for claim in claimed], columns=["claim", "measured", "holds", "left"]),
+    )
+    write_json(folder / "checks.json", {"findings": checks})
+    draw(grid, means, folder)
+    run = record(shop, finished=finished, seconds=seconds, device_name=device_name)
+    write_json(folder / "run.json", run)
+    write_json(folder / "summary.json", summary(grid, run, claimed, checks))
+    return page.leave(folder)
+
+
+def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> dict[str, Any]:
+    """run.json: what was run, on what, and how long it took."""
+    grid = shop.grid
+    trained = {}
+    for seed in grid.seeds:
+        for model in grid.models:
+            path = Training(shop, model, seed).path
+            if path.exists():
+                card = json.loads(path.read_text())
+                trained[f"{model.label}, seed {seed}"] = {
+                    "folder": path.parent.name, "epochs": card["configuration"]["epochs"],
+                    "training_images": card["configuration"].get("limit", 55_000), "training_seconds": card["training_seconds"],
+                    "validation_accuracy": card["validation_accuracy"], "machine": card["machine"],
+                }  # fmt: skip
+    return {
+        "command": shop.command, "commit": provenance.commit(), "versions": provenance.versions(), "machine": device_name,
+        "seconds": round(seconds, 1), "experiment": grid.name, "finished": finished, "quick": grid.quick,
+        "dataset": grid.dataset, "data_hash": shop.data_hash, "part": grid.part, "images": grid.images,
+        "strong_images": grid.strong_images, "seeds": list(grid.seeds), "epsilons": list(grid.epsilons),
+        "epsilon_units": "images in [0, 1]", "attacks": {name: repr(attack) for name, attack in grid.attacks.items()},
+        "networks": trained,
+        "same": {"experiment": grid.name, "data": shop.data_hash, "images": f"{grid.images} {grid.part}", "quick": str(grid.quick)},
+    }  # fmt: skip
+
+
+def caption(grid: Grid) -> str:
+    """What a reader must know to read the figure: data, training, attacks, units, quick or not."""
+    settings = [model.settings(grid, 0) for model in grid.models]
+    epochs = "/".join(str(n) for n in sorted({s.epochs for s in settings}))
+    images = f"{grid.limit:,} training images" if grid.limit else "all 55,000 training images"
+    seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
+    return (
+        f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {epochs} epochs on {images}; {seeds}; "
+        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1]. Crosses: worst case of all attacks, image by image, "
+        f"on {grid.strong_images} images."
+    )
+
+
+def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """summary.json, in the form that the page reads."""
+    failed = [check for check in checks if check["holds"] is False]
+    caveats = [QUICK + "; not a result"] if grid.quick else []
+    caveats += [] if run["finished"] else ["The grid is not finished: means are over the seeds that are."]
+    caveats += [f"Check failed ({', '.join(sorted({c['model'] for c in failed if c['name'] == name}))}): {name}; accuracy reported "
+                "there is an upper bound" for name in sorted({c["name"] for c in failed})]  # fmt: skip
+    weak = [f"{claim.claim}: {claim.measured}" + (f"; worst case {claim.left}" if claim.left else "") for claim in claimed]
+    charts = [_chart(panel, grid) for panel in grid.panels if panel.x == "epsilon"]
+    charts.append(_chart(Panel("worst case", grid.panels[0].against), grid, attack=WORST, threat="all"))
+    if all(not against.strong for against in grid.against):
+        charts.pop()
+    return {
+        "schema": SCHEMA, "kind": "figure", "title": grid.title, "question": grid.question,
+        "answer": weak[0] if weak else "See the tables.",
+        "claims": [{"claim": c.claim, "measured": c.measured + (f"; worst case {c.left}" if c.left else ""), "holds": c.holds}
+                   for c in claimed],
+        "tables": [
+            {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]},
+            {"file": "summary.csv", "title": "Accuracy at every iteration, over seeds", "notes": []},
+        ],
+        "charts": charts,
+        "pictures": [{"file": "figure.png", "caption": caption(grid)}],
+        "caveats": caveats,
+    }  # fmt: skip
+
+
+def _chart(panel: Panel, grid: Grid, attack: str = "", threat: str = "") -> dict[str, Any]:
+    where = {"attack": attack or panel.against.attack, "threat": threat or panel.against.threat}
+    where["strong"] = str(bool(attack) or panel.against.strong)
+    return {"title": panel.title, "caption": caption(grid), "table": "shown.csv", "where": where, "group": ["{model}"],
+            "series": "", "label": "{model}, epsilon {epsilon}", "x": "epsilon", "x_name": "epsilon", "y": "mean",
+            "y_name": "accuracy", "low": "low", "high": "high"}  # fmt: skip
+
+
+def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
+    """figure.svg and figure.png: one axes for each panel, lines with the standard deviation over seeds."""
+    columns = min(2, len(grid.panels))
+    rows = -(-len(grid.panels) // columns)
+    with style.styled():
+        figure = style.new_figure(4.6 * columns, 3.4 * rows + 0.7, layout="constrained")
+        axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
+        for letter, panel, ax in zip("abcdefgh", grid.panels, axes, strict=False):
+            mine = means[(means["attack"] == panel.against.attack) & (means["threat"] == panel.against.threat)]
+            mine = mine[mine["strong"] == panel.against.strong]
+            {"epsilon": _over_epsilon, "iteration": _over_iterations, "trained": _over_training}[panel.x](
+                ax, grid, mine, means
+            )
+            ax.set_title(f"{letter}  {panel.title}", loc="left")
+            ax.set_ylabel(f"accuracy on {grid.part} images")
+            ax.set_ylim(-0.02, 1.02)
+            ax.legend(fontsize="x-small")
+        for ax in axes[len(grid.panels) :]:
+            ax.remove()
+        figure.suptitle(grid.title + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
+    style.save(figure, folder)
+
+
+def _look(grid: Grid, label: str) -> dict[str, Any]:
+    """Colour, marker and dash of a network: its iterations', or one of its own where several share them."""
+    model = next(m for m in grid.models if m.label == label)
+    alike = [m.label for m in grid.models if m.iterations == model.iterations]
+    look = style.line(model.iterations or None)
+    if len(alike) > 1:
+        i = alike.index(label)
+        look["marker"] = style.MARKERS[i % len(style.MARKERS)]
+        if len(alike) > 2:
+            look["color"] = style.ITERATIONS[i % len(style.ITERATIONS)]
+        look["linestyle"] = ("-", ":", "-.", "--")[i % 4] if model.iterations else ("--", ":")[i % 2]
+    return {**look, "label": label}
+
+
+def _line(ax: Any, x: pd.Series, rows: pd.DataFrame, **look: Any) -> None:
+    order = np.argsort(x.to_numpy())
+    ax.errorbar(
+        x.to_numpy()[order], rows["mean"].to_numpy()[order], rows["sd"].fillna(0).to_numpy()[order], capsize=2, **look
+    )
+
+
+def _over_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
+    for model in grid.models:
+        line = own(rows[rows["model"] == model.label])
+        look = _look(grid, model.label)
+        if len(line):
+            _line(ax, line["epsilon"], line, **look)
+        worst = own(means[(means["model"] == model.label) & (means["attack"] == WORST)])
+        if len(worst):
+            ax.plot(worst["epsilon"], worst["mean"], marker="x", linestyle="none", color=look["color"])
+    ax.set_xlabel("epsilon")
+
+
+def _over_iterations(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
+    _by_epsilon(ax, grid, rows[rows["model"] == grid.models[-1].label], "iteration")
+    ax.set_xlabel(f"iterations at test ({grid.models[-1].label})")
+
+
+def _over_training(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
+    _by_epsilon(ax, grid, own(rows), "trained")
+    ax.set_xlabel("iterations in training (and at test)")
+
+
+def _by_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, x: str) -> None:
+    for i, epsilon in enumerate(grid.epsilons):
+        line = rows[rows["epsilon"] == epsilon]
+        _line(ax, line[x], line, label=f"epsilon {epsilon:g}", color=style.ITERATIONS[i % 6], marker=style.MARKERS[i % 6])
+
+
+def _csv(path: Path, table: pd.DataFrame) -> None:
+    write_whole(path, lambda file: file.write(table.to_csv(index=False).encode()))  # type: ignore[arg-type, return-value]

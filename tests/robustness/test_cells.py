@@ -1,0 +1,234 @@
+"""The work on a grid: each file once, whole, by one process or several, stopped and continued."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnnf_brain.attacks import threats
+from cnnf_brain.robustness import cells, grids
+from cnnf_brain.robustness.cells import Cell, Training, open_workshop, tasks, work
+from cnnf_brain.robustness.grids import Against
+from cnnf_brain.trainer import small
+
+
+def silent(_done: float, _total: float, _title: str) -> None:
+    """Tells nothing."""
+
+
+@dataclass
+class Asked:
+    """Stands for Stop."""
+
+    requested: signal.Signals | None = None
+
+
+@pytest.fixture
+def shop(tiny, idx_folder, tmp_path):
+    return open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
+
+
+@pytest.fixture
+def done(shop):
+    assert work(tasks(shop), None, silent)
+    return shop
+
+
+def test_a_grid_from_nothing_to_its_files(shop):
+    todo, told = tasks(shop), []
+    assert work(todo, None, lambda *values: told.append(values))
+    assert all(task.path.exists() for task in todo)
+    assert len({task.path for task in todo}) == len(todo)
+    # per seed 2 networks x 2 attacks; for the first seed the strong ones (1 of the CNN, 3 of CNN-F) and 2 examinations
+    assert len(todo) == 2 * (2 + 4) + 4 + 2
+    assert [values[0] for values in told] == sorted(values[0] for values in told)
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] == sum(task.cost for task in todo)
+    again = []
+    assert work(todo, None, lambda *values: again.append(values[2]))
+    assert again == ["finished"]
+
+    cell = next(task for task in todo if isinstance(task, Cell) and task.model.iterations and task.against.attack == "FGSM")
+    right = cell.read()
+    assert right.shape == (2, 3, 6)
+    model, card = small.load(shop.network_folder(cell.model, cell.seed))
+    assert card["configuration"]["limit"] == 20
+    with torch.no_grad():
+        for t in range(3):
+            answers = model(2 * shop.images - 1, iterations=t).argmax(1)
+            assert np.array_equal(right[0, t], (answers == shop.labels).numpy())
+    made = cell.attack(threats.first_pass(model), shop.images, shop.labels, [0.2])
+    assert np.array_equal(right[1, 1], ~made.success[0].numpy())
+
+
+def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeypatch):
+    todo, stop = tasks(shop), Asked()
+    real, calls = cells.attacked, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            stop.requested = signal.SIGTERM
+        return real(*arguments)
+
+    monkeypatch.setattr(cells, "attacked", interrupted)
+    assert not work(todo, stop, silent)
+    finished = {task.path: task.path.stat().st_mtime_ns for task in todo if task.path.exists()}
+    assert 0 < len(finished) < len(todo)
+    kept = {path for path in (shop.folder / "cells").iterdir() if not path.name.startswith(".")}
+    assert kept <= set(finished)
+    monkeypatch.undo()
+    assert work([*todo], None, silent)
+    for path, when in finished.items():
+        assert path.stat().st_mtime_ns == when  # not done again
+
+
+def in_another_process(shop, order, queue):
+    """Work at the grid and say what was done here."""
+    torch.set_num_threads(1)
+    mine = []
+    todo = tasks(shop)
+    work(todo[::order], None, lambda _done, _total, title: mine.append(title), poll=0.05)
+    queue.put([title for title in mine if title != "finished"])
+
+
+def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=in_another_process, args=(shop, order, queue)) for order in (1, -1)]
+    for process in processes:
+        process.start()
+    halves = [queue.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    titles = [title for half in halves for title in half]
+    assert sorted(titles) == sorted(task.title for task in tasks(shop))
+    assert all(half for half in halves)
+    alone = replace(shop, folder=tmp_path / "alone", models=tmp_path / "alone-models")
+    assert work(tasks(alone), None, silent)
+    for one, other in zip(tasks(shop), tasks(alone), strict=True):
+        if isinstance(one, Cell):
+            assert np.array_equal(one.read(), other.read()), one.title
+
+
+def test_a_killed_process_leaves_no_lock_and_no_half_file(shop):
+    todo = tasks(shop)
+
+    def holds(ready):
+        task = todo[0]
+        task.path.parent.mkdir(parents=True, exist_ok=True)
+        with cells.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
+            ready.set()
+            time.sleep(600)
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=holds, args=(ready,))
+    process.start()
+    assert ready.wait(60)
+    stop, told = Asked(), []
+
+    def tell(_done, _total, title):
+        told.append(title)
+        if len(told) == 1:
+            os.kill(process.pid, signal.SIGKILL)
+
+    assert work(todo, stop, tell, poll=0.05)  # the others first; when the holder is dead, its task too
+    process.join(60)
+    assert told.count(todo[0].title) == 1
+    assert all(task.path.exists() for task in todo)
+
+
+def test_another_grid_is_other_files_and_shares_networks(done):
+    changed = replace(done, grid=replace(done.grid, epsilons=(0.0, 0.1)))
+    before = {task.path for task in tasks(done)}
+    new = [task for task in tasks(changed) if task.path not in before]
+    assert new
+    assert all(isinstance(task, Cell) and not task.against.strong for task in new)
+    longer = replace(done, grid=replace(done.grid, epochs=2))
+    assert not {task.path for task in tasks(longer)} & before
+
+
+def test_a_damaged_file_is_named(done):
+    cell = next(task for task in tasks(done) if isinstance(task, Cell))
+    cell.path.write_bytes(cell.path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"is damaged .*remove it"):
+        cell.read()
+    other = next(task for task in tasks(done) if isinstance(task, Cell) and task.path != cell.path)
+    cell.path.write_bytes(other.path.read_bytes())
+    with pytest.raises(ValueError, match="is not what its name says"):
+        cell.read()
+
+
+def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop, monkeypatch):
+    todo = tasks(shop)
+    trainings = [task for task in todo if isinstance(task, Training)]
+    assert work(trainings, None, silent)
+    real = small.load
+
+    def broken(folder):
+        model, card = real(folder)
+        with torch.no_grad():
+            model.get_submodule("fc2").bias.fill_(float("nan"))
+        return model, card
+
+    monkeypatch.setattr(small, "load", broken)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        work(todo, None, silent)
+    assert not list((shop.folder / "cells").glob("*.npz"))
+
+
+def test_more_images_than_there_are(tiny, idx_folder, tmp_path):
+    with pytest.raises(ValueError, match="41 were asked for, there are 40 test images"):
+        open_workshop(replace(tiny, images=41), tmp_path, tmp_path, "c", data_folder=idx_folder)
+
+
+def test_validation_images_are_taken_for_what_is_tuned(tiny, idx_folder, tmp_path):
+    test = open_workshop(tiny, tmp_path, tmp_path, "c", data_folder=idx_folder)
+    validation = open_workshop(replace(tiny, part="validation"), tmp_path, tmp_path, "c", data_folder=idx_folder)
+    assert not torch.equal(test.images, validation.images)
+    assert grids.grid("ablation").part == "validation"
+    assert all(grids.grid(name).part == "test" for name in grids.GRIDS if name != "ablation")
+
+
+def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
+    mine = [cell for cell in cells.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
+    assert [cell.against for cell in mine] == [Against("PGD-100", "end_to_end", True)]
+    (transfer,) = (cell for cell in cells.cells(shop, 0) if cell.against.threat == "transfer")
+    assert transfer.model.label == "CNN-F-1"
+    assert transfer.source.label == "CNN"
+    assert not [cell for cell in cells.cells(shop, 1) if cell.against.strong]
+
+
+def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):
+    words = ["--experiment", "fig12", "--quick", "--limit", "20", "--epochs", "1", "--images", "2", "--strong-images", "1",
+             "--seeds", "0", "--epsilons", "0", "0.2", "--data", idx_folder, "--models", tmp_path / "models",
+             "--output", tmp_path / "out", "--device", "cpu"]  # fmt: skip
+    command = [sys.executable, "-m", "cnnf_brain.robustness", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        command, env=environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "models").glob("*/card.json")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=200)
+    assert process.returncode == 75
+    assert "the same command continues" in told
+    assert "time left" in told or "left" in told
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert list((tmp_path / "models").glob("*/card.json"))

@@ -1,0 +1,293 @@
+"""Tables, worst cases, claims, checks and files of a grid, against counts by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cnnf_brain.robustness import __main__ as command
+from cnnf_brain.robustness import claims, grids, report, table
+from cnnf_brain.robustness.cells import cells, digest, open_workshop
+from cnnf_brain.robustness.claims import Claim
+from cnnf_brain.trainer.config import write_json
+
+
+@pytest.fixture
+def drawn(tiny, idx_folder, tmp_path):
+    """The workshop of a grid whose outcomes are drawn at random, none of them computed."""
+    shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
+    generator = np.random.default_rng(0)
+    for seed in tiny.seeds:
+        for cell in cells(shop, seed):
+            right = generator.random((len(cell.epsilons), cell.iterations + 1, cell.images)) < 0.7
+            cell.path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(cell.path, correct=right, about=np.array(json.dumps({"identity": cell.identity})))
+    return shop
+
+
+def test_each_row_is_a_share_of_images(drawn):
+    rows = table.collect(drawn)
+    assert not rows.duplicated([name for name in rows.columns if name != "accuracy"]).any()
+    for seed in (0, 1):
+        for cell in cells(drawn, seed):
+            right = cell.read()
+            mine = rows[(rows["model"] == cell.model.label) & (rows["seed"] == seed) & (rows["attack"] == cell.against.attack)
+                        & (rows["threat"] == cell.against.threat)]  # fmt: skip
+            assert len(mine) == right.shape[0] * right.shape[1]
+            for _, row in mine.iterrows():
+                values = right[cell.epsilons.index(row["epsilon"]), row["iteration"]]
+                assert row["accuracy"] == pytest.approx(sum(map(int, values)) / len(values))
+                assert row["images"] == len(values)
+
+
+def test_the_worst_case_is_taken_image_by_image(drawn):
+    rows = table.collect(drawn)
+    worst = rows[rows["attack"] == table.WORST]
+    assert set(worst["seed"]) == {0}  # the seeds of the worst case
+    assert set(worst["epsilon"]) == {0.2}
+    for label, last in (("CNN", 0), ("CNN-F-1", 2)):
+        against = [cell for cell in cells(drawn, 0) if cell.model.label == label]
+        for t in range(last + 1):
+            survive = 0
+            for image in range(3):
+                survive += all(cell.read()[cell.epsilons.index(0.2), t, image] for cell in against)
+            (row,) = worst[(worst["model"] == label) & (worst["iteration"] == t)].to_dict("records")
+            assert row["accuracy"] == pytest.approx(survive / 3)
+            assert row["images"] == 3
+
+
+def test_no_worst_case_before_all_its_attacks_are_done(drawn):
+    missing = next(cell for cell in cells(drawn, 0) if cell.against.strong and cell.model.iterations)
+    missing.path.unlink()
+    worst = table.collect(drawn)
+    worst = worst[worst["attack"] == table.WORST]
+    assert set(worst["model"]) == {"CNN"}
+
+
+def test_mean_and_deviation_over_seeds(drawn):
+    rows = table.collect(drawn)
+    means = table.over_seeds(rows)
+    one = means[
+        (means["model"] == "CNN-F-1") & (means["attack"] == "FGSM") & (means["epsilon"] == 0.2) & (means["iteration"] == 1)
+    ]
+    values = rows[
+        (rows["model"] == "CNN-F-1") & (rows["attack"] == "FGSM") & (rows["epsilon"] == 0.2) & (rows["iteration"] == 1)
+    ]
+    a, b = values["accuracy"]
+    assert one["mean"].item() == pytest.approx((a + b) / 2)
+    assert one["sd"].item() == pytest.approx(abs(a - b) / 2**0.5)
+    assert one["seeds"].item() == 2
+    strong = means[means["attack"] == "PGD-100"]
+    assert strong["sd"].isna().all()
+
+
+def test_the_files_of_a_finished_figure(drawn):
+    pytest.importorskip("jinja2", reason="the page needs the extra page")
+    page = report.write(drawn, finished=True, seconds=1.0, device_name="a machine")
+    folder = drawn.folder
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert names >= {"table.csv", "table.nc", "summary.csv", "claims.csv", "checks.json", "figure.svg", "figure.png", "run.json",
+                     "summary.json", page.name}  # fmt: skip
+    rows = table.collect(drawn)
+    written = pd.read_csv(folder / "table.csv")
+    pd.testing.assert_frame_equal(written, rows, check_dtype=False)
+    import netCDF4
+
+    with netCDF4.Dataset(folder / "table.nc") as file:
+        assert np.allclose(file["accuracy"][:], rows["accuracy"])
+        assert list(file["model"][:]) == list(rows["model"])
+        assert np.array_equal(file["strong"][:].astype(bool), rows["strong"])
+    run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
+    assert run["quick"] is True
+    assert run["epsilon_units"] == "images in [0, 1]"
+    assert "QUICK" in summary["caveats"][0]
+    assert "QUICK" in (folder / "figure.svg").read_text() or "QUICK" in summary["pictures"][0]["caption"]
+    assert "QUICK" in page.read_text()
+    assert "1 epochs on 20 training images" in summary["pictures"][0]["caption"]
+    with open(folder / "shown.csv", newline="") as file:
+        assert all(row["iteration"] == row["trained"] for row in csv.DictReader(file))
+
+
+def test_an_interrupted_write_leaves_no_summary(drawn, monkeypatch):
+    pytest.importorskip("jinja2", reason="the page needs the extra page")
+    report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    monkeypatch.setattr(report, "draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    assert not (drawn.folder / "summary.json").exists()
+
+
+def test_nothing_to_report_is_said(tiny, idx_folder, tmp_path):
+    shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "c", data_folder=idx_folder)
+    with pytest.raises(ValueError, match="no cell is finished yet"):
+        report.write(shop, finished=False, seconds=1.0, device_name="m")
+
+
+def rows(**accuracies: list[float]) -> pd.DataFrame:
+    """A table of PGD-40 at epsilon 0.1: model -> accuracy of each seed."""
+    names = {"cnn": ("CNN", 0), "one": ("CNN-F-1", 1), "five": ("CNN-F-5", 5)}
+    made = [
+        {"model": names[name][0], "trained": names[name][1], "seed": seed, "attack": "PGD-40", "threat": "first_pass",
+         "strong": False, "epsilon": epsilon, "iteration": names[name][1], "accuracy": value}
+        for name, values in accuracies.items() for seed, value in enumerate(values) for epsilon in (0.0, 0.1)
+    ]  # fmt: skip
+    return pd.DataFrame(made)
+
+
+def test_a_claim_is_decided_by_the_interval_over_seeds():
+    found = rows(cnn=[0.5, 0.4, 0.45], five=[0.6, 0.52, 0.58])
+    (claim,) = (c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
+    interval = stats.ttest_rel([60, 52, 58], [50, 40, 45]).confidence_interval(0.95)
+    assert claim.holds is True
+    assert claim.measured == f"+11.7 points [{interval.low:+.1f}, {interval.high:+.1f}], 3 seeds"
+    assert claim.left == ""
+    below = rows(cnn=[0.6, 0.52, 0.58], five=[0.5, 0.4, 0.45])
+    assert next(c for c in claims.claims(grids.grid("fig6"), below) if "CNN-F-5, PGD-40" in c.claim).holds is False
+    unclear = rows(cnn=[0.5, 0.6, 0.4], five=[0.6, 0.4, 0.5])
+    assert next(c for c in claims.claims(grids.grid("fig6"), unclear) if "CNN-F-5, PGD-40" in c.claim).holds is None
+    two = rows(cnn=[0.5, 0.5], five=[0.9, 0.91])
+    claim = next(c for c in claims.claims(grids.grid("fig6"), two) if "CNN-F-5, PGD-40" in c.claim)
+    assert claim == Claim(claim.claim, "+40.5 points, 2 seeds", None)
+
+
+def test_seeds_that_one_of_the_two_lacks_do_not_count():
+    found = rows(cnn=[0.5, 0.5, 0.5], five=[0.6, 0.6])
+    claim = next(c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
+    assert claim.measured == "+10.0 points, 2 seeds"
+
+
+def strong_rows(**shares: float) -> pd.DataFrame:
+    """One seed's strong rows of a CNN-F-1 at epsilon 0.1: ``attack__threat`` -> success."""
+    made = []
+    for name, success in shares.items():
+        attack, threat = name.split("__")
+        made.append({"model": "CNN-F-1", "trained": 1, "seed": 0, "attack": attack.replace("_", "-"), "threat": threat,
+                     "strong": True, "epsilon": 0.1, "iteration": 1, "accuracy": 1 - success})  # fmt: skip
+    return pd.DataFrame(made)
+
+
+@pytest.mark.parametrize(("square", "holds"), [(0.4, True), (0.7, False)])
+def test_black_box_stronger_than_white_box_is_told(square, holds):
+    found = table.between_attacks(strong_rows(PGD_100__end_to_end=0.5, PGD_100__first_pass=0.45, Square__end_to_end=square))
+    by_name = {finding.name: finding.holds for finding in found}
+    assert by_name == {
+        "black box at epsilon 0.1 is not stronger than white box through the whole network": holds,
+        "first pass at epsilon 0.1 is not stronger than white box through the whole network": True,
+    }
+
+
+def test_every_figure_of_the_paper_is_a_grid():
+    assert set(grids.GRIDS) == {"fig6", "fig7", "fig8a", "fig8b", "fig10", "fig11", "fig12", "fig13", "ablation"}
+    for name in grids.GRIDS:
+        whole, quick = grids.grid(name), grids.grid(name, quick=True)
+        assert len(whole.seeds) >= (3 if name == "ablation" else 4)
+        assert not whole.quick
+        assert quick.quick
+        assert whole.limit is None
+        assert 0 in whole.epsilons
+        assert {panel.against for panel in whole.panels} <= set(whole.against)
+        labels = [model.label for model in whole.models]
+        assert len(set(labels)) == len(labels)
+        for model in whole.models:
+            settings = model.settings(whole, 3)
+            assert settings.epochs == (90 if model.adversary else 30)
+            assert settings.learning_rate == (1e-4 if model.adversary else 1e-3)
+            assert settings.seed == 3
+            assert settings.adversary is None or settings.adversary.seed == 3
+
+
+@pytest.mark.parametrize("name", list(grids.GRIDS))
+def test_a_quick_grid_fits_ten_minutes_on_two_cores(name, idx_folder, tmp_path):
+    """By the count of passes: 0.5 ms of one core each, as measured (80 s for an epoch of 55,000 images, three passes each)."""
+    from cnnf_brain.robustness.cells import Training, Workshop, tasks
+
+    grid = grids.grid(name, quick=True)
+    shop = Workshop(grid, tmp_path, tmp_path, None, "hash", None, None, "c")  # type: ignore[arg-type]
+    assert sum(task.cost for task in tasks(shop)) * 0.0005 <= 2 * 600
+    assert sum(isinstance(task, Training) for task in tasks(shop)) == len(grid.models) * len(grid.seeds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilons": (0.1, -0.1)}, r"epsilons: -0\.1 is not in \[0, 1\]"),
+        ({"epsilons": (1.5,)}, r"1\.5 is not in"),
+        ({"epsilons": ()}, "at least one"),
+        ({"epsilons": (0.1, 0.1)}, "different numbers"),
+        ({"seeds": (0, 0)}, "different whole numbers"),
+        ({"seeds": (-1,)}, "whole numbers >= 0"),
+        ({"images": 0}, "images is 0"),
+        ({"limit": 0}, "limit is 0"),
+    ],
+)
+def test_bad_grids(changes, message):
+    with pytest.raises(ValueError, match=message):
+        grids.grid("fig6", **changes)
+
+
+def test_an_unknown_experiment():
+    with pytest.raises(ValueError, match="did you mean .*'fig8a'"):
+        grids.grid("fig8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--experiment", "fig9"], "invalid choice"),
+        (["--experiment", "fig6", "--epsilons", "-0.1"], "-0.1 is not in [0, 1]"),
+        (["--experiment", "fig6", "--epsilons", "1.1"], "1.1 is not in [0, 1]"),
+        (["--experiment", "fig6", "--images", "0"], "0 is not above 0"),
+        ([], "--experiment"),
+    ],
+)
+def test_usage_errors(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    words = [
+        "--experiment",
+        "fig6",
+        "--quick",
+        "--data",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert command.main(words) == 1
+    message = capsys.readouterr().err.strip().splitlines()
+    assert message[-1].startswith("error: ")
+    assert "FashionMNIST" in message[-1]
+
+
+def test_the_time_left_is_that_at_the_rate_so_far():
+    assert command.remaining(10, 10, 100, 5) == "time left: not known yet"
+    assert command.remaining(10, 40, 100, 30) == "about 60 s left"
+    assert command.remaining(0, 10, 100, 60) == "about 9 min left"
+
+
+def test_a_digest_depends_on_content_alone():
+    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_checks_of_an_examination_are_in_the_findings(drawn):
+    from cnnf_brain.robustness.cells import Examination
+
+    examination = Examination(drawn, drawn.grid.models[0], 0)
+    finding = {"name": "gradients are not zero", "holds": False, "detail": "zero at 50 %"}
+    write_json(examination.path, {"model": "CNN", "seed": 0, "images": 3, "findings": [finding]})
+    found = table.findings(drawn, table.collect(drawn))
+    assert {"model": "CNN", "seeds": [0], **finding} in found
+    told = report.summary(drawn.grid, {"finished": True}, [], found)
+    assert any("gradients are not zero" in caveat and "upper bound" in caveat for caveat in told["caveats"])
