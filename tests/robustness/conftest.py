@@ -11,6 +11,7 @@ import pytest
 
 from cnnf_brain.attacks.gradient import PGD
 from cnnf_brain.robustness import grids
+from cnnf_brain.robustness.cells import Training, open_workshop, tasks, work
 from cnnf_brain.robustness.grids import Against, Grid, Model, Panel
 
 FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 240),
@@ -33,13 +34,26 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Grid:
+def tiny_grid() -> Grid:
     """CNN and CNN-F-1, two seeds, two epsilons, 6 images, 20 training images."""
-    weak = {**grids.QUICK, "PGD-100": PGD(2, relative_step=0.6)}
-    monkeypatch.setattr(grids, "QUICK", weak)
     models = (Model("CNN", 0), Model("CNN-F-1", 1))
     panels = (Panel("FGSM", FGSM), Panel("at test", PGD7, "iteration"), Panel("in training", PGD7, "trained"))
     whole = Grid("fig6", "a tiny grid", "does it run?", "mnist", models, (FGSM, PGD7, *END), panels, iterations=2)
     return replace(whole, seeds=(0, 1), epsilons=(0.0, 0.2), strong_epsilons=(0.2,), strong_seeds=(0,), images=6,
                    strong_images=3, limit=20, epochs=1, quick=True)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Grid:
+    """``tiny_grid`` with weak attacks."""
+    monkeypatch.setattr(grids, "QUICK", {**grids.QUICK, "PGD-7": PGD(2), "PGD-100": PGD(2, relative_step=0.6)})
+    return tiny_grid()
+
+
+@pytest.fixture(scope="session")
+def trained(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The networks of ``tiny_grid``, trained once; to be copied."""
+    folder = tmp_path_factory.mktemp("trained")
+    shop = open_workshop(tiny_grid(), folder / "figure", folder / "models", "the command", data_folder=idx_folder)
+    assert work([task for task in tasks(shop) if isinstance(task, Training)], None, lambda *_: None)
+    return folder / "models"

@@ -231,7 +231,7 @@ def test_bad_grids(changes, message):
 
 
 def test_an_unknown_experiment():
-    with pytest.raises(ValueError, match="did you mean .*'fig8a'"):
+    with pytest.raises(ValueError, match=r"did you mean .*'fig8a'"):
         grids.grid("fig8")
 
 
