@@ -1,0 +1,168 @@
+"""PGD-40 on 1000 images: this package against foolbox, torchattacks and the Adversarial Robustness Toolbox, in one run.
+
+    python benchmarks/attacks.py
+
+All attack the same small CNN (random weights, in evaluation mode) with the same epsilon, step size and number of steps from the
+same kind of random start, each in the batches in which it is fastest of those tried (32 to 1000 images); ours also in
+channels_last and with torch.compile. They take turns; each counts with its fastest run. Ours must not be slower than the fastest
+library, and 1.5 times faster in the best form of the network. Success rates are printed beside, for a fast attack that is weak is
+none. Prints a table and writes results/benchmark-attacks.json; the exit code is 1 where a limit is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnnf_brain import provenance, small_net
+from cnnf_brain.attacks import PGD, Threat
+
+EPSILON, STEP = 0.1, 0.01
+BATCHES = (32, 64, 250, 1000)
+LIMIT_PLAIN, LIMIT_BEST = 1.0, 1.5
+
+
+class Scaled(nn.Module):
+    """The network on images in [0, 1], whatever memory format it prefers."""
+
+    def __init__(self, network: nn.Module, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.network, self.memory_format = network.to(memory_format=memory_format), memory_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((2 * x - 1).contiguous(memory_format=self.memory_format))
+
+
+Run = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def main() -> int:
+    """Measure, print, write."""
+    p = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    p.add_argument("--images", type=int, default=1000)
+    p.add_argument("--steps", type=int, default=40)
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
+    args = p.parse_args()
+    torch.manual_seed(0)
+    network = Scaled(small_net(iterations=0)).eval()
+    images = torch.rand(args.images, 1, 28, 28)
+    with torch.no_grad():
+        labels = network(images).argmax(1)
+    runs = {**ours(network, args.steps, not args.no_compile), **libraries(network, args.steps)}
+    sizes = {name: fastest_size(run, images, labels, args.images) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    success: dict[str, float] = {}
+    for _ in range(args.repeats):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            made = run(images, labels, sizes[name])
+            seconds[name].append(time.perf_counter() - started)
+            with torch.no_grad():
+                success[name] = (network(made).argmax(1) != labels).double().mean().item()
+    best = {name: min(values) for name, values in seconds.items()}
+    mine = {name: value for name, value in best.items() if name.startswith("cnnf-brain")}
+    peer = min((value, name) for name, value in best.items() if name not in mine)
+    plain, fast = peer[0] / mine["cnnf-brain"], peer[0] / min(mine.values())
+    print(f"PGD-{args.steps} on {args.images} images, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name in sorted(best, key=lambda name: best[name]):
+        print(f"{name:>28}: {best[name]:7.2f} s in batches of {sizes[name]:4d}, success {100 * success[name]:.1f} %")
+    print(f"fastest library ({peer[1]}) over ours: {plain:.2f} (at least {LIMIT_PLAIN:g}), over our best form {fast:.2f} "
+          f"(at least {LIMIT_BEST:g})")  # fmt: skip
+    Path("results").mkdir(exist_ok=True)
+    figures = {"seconds": best, "batches": sizes, "success": success, "plain": plain, "best": fast,
+               "machine": provenance.machine(torch.device("cpu")), "torch": torch.__version__, **vars(args)}  # fmt: skip
+    Path("results", "benchmark-attacks.json").write_text(json.dumps(figures, indent=2, default=str) + "\n")
+    return int(plain < LIMIT_PLAIN or fast < LIMIT_BEST)
+
+
+def fastest_size(run: Run, images: Tensor, labels: Tensor, n: int) -> int:
+    """The batch size that a run is fastest with, tried on a quarter of the images (at least one batch)."""
+    tried: dict[int, float] = {}
+    for size in (size for size in BATCHES if size <= n):
+        few = slice(0, max(size, n // 4))
+        run(images[:size], labels[:size], size)  # warm-up, and compilation
+        started = time.perf_counter()
+        run(images[few], labels[few], size)
+        tried[size] = (time.perf_counter() - started) / len(images[few])
+    return min(tried, key=lambda size: tried[size])
+
+
+def ours(network: Scaled, steps: int, compiled: bool) -> dict[str, Run]:
+    """This package's PGD on the network as it is, in channels_last, and compiled."""
+    forms: dict[str, nn.Module] = {"cnnf-brain": network}
+    forms["cnnf-brain, channels_last"] = Scaled(copy.deepcopy(network.network), torch.channels_last).eval()
+    if compiled:
+        forms["cnnf-brain, compiled"] = torch.compile(copy.deepcopy(network))  # type: ignore[assignment]
+
+    def attack(form: nn.Module) -> Run:
+        threat = Threat("network", form, form)
+        return lambda x, y, size: PGD(steps, STEP, batch_size=size)(threat, x, y, [EPSILON]).clipped[0]
+
+    return {name: attack(form) for name, form in forms.items()}
+
+
+def libraries(network: nn.Module, steps: int) -> dict[str, Run]:
+    """The peers' PGD; those that are not installed are left out, two are needed."""
+    found: dict[str, Run] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foolbox imports what SciPy has moved
+        for name, make in (("foolbox", by_foolbox), ("torchattacks", by_torchattacks), ("toolbox (ART)", by_toolbox)):
+            try:
+                found[name] = make(network, steps)
+            except ImportError as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+    if len(found) < 2:
+        raise SystemExit("error: two libraries are needed: pip install -r benchmarks/requirements.txt")
+    return found
+
+
+def in_batches(attack: Callable[[Tensor, Tensor], Tensor]) -> Run:
+    """Images in batches through a library's attack."""
+    return lambda x, y, size: torch.cat([attack(a, b) for a, b in zip(x.split(size), y.split(size), strict=True)])
+
+
+def by_foolbox(network: nn.Module, steps: int) -> Run:
+    """foolbox's LinfPGD."""
+    import foolbox
+
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=True)
+    return in_batches(lambda x, y: attack(model, x, y, epsilons=EPSILON)[1])
+
+
+def by_torchattacks(network: nn.Module, steps: int) -> Run:
+    """torchattacks' PGD."""
+    import torchattacks
+
+    return in_batches(torchattacks.PGD(network, eps=EPSILON, alpha=STEP, steps=steps, random_start=True))
+
+
+def by_toolbox(network: nn.Module, steps: int) -> Run:
+    """The Adversarial Robustness Toolbox's PGD for PyTorch."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    peer = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu")
+
+    def attack(x: Tensor, y: Tensor, size: int) -> Tensor:
+        options: dict[str, Any] = {"eps": EPSILON, "eps_step": STEP, "max_iter": steps, "num_random_init": 1}
+        made = ProjectedGradientDescentPyTorch(peer, batch_size=size, verbose=False, **options)
+        return torch.as_tensor(made.generate(x.numpy(), np.asarray(y)))
+
+    return attack
+
+
+if __name__ == "__main__":
+    sys.exit(main())
