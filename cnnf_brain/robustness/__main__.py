@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         f"{report.caption(grid)}\n{sum(task.path.exists() for task in todo)} of {len(todo)} files are there; output {folder}"
     )
     with Stop() as stop, Progress() as progress:
-        finished = cells.work(todo, stop, progress.tell)
+        finished = all(task.path.exists() for task in todo) if args.tables else cells.work(todo, stop, progress.tell)
     name = provenance.machine(torch.device(args.device))
-    if not finished:
+    if not finished and not args.tables:
         print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return STOPPED
-    written = report.write(shop, finished=True, seconds=time.monotonic() - started, device_name=name)
+    written = report.write(shop, finished=finished, seconds=time.monotonic() - started, device_name=name)
     print((folder / "shown.csv").read_text(), end="")
     print(f"tables, figure and page: {written.parent}")
     return 0
@@ -108,6 +108,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--images", type=positive(int), metavar="N", help="images that are attacked (default 1000)")
     p.add_argument("--strong-images", type=positive(int), metavar="N", help="of these, for the worst case (default 200)")
     p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
+    p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
     p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
                    help="the networks, which all figures share (default runs/robustness)")  # fmt: skip
