@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 MAX_BYTES = 50_000_000
@@ -160,14 +161,20 @@ def check_rules(zip_: Submission) -> Iterator[Finding]:
 
 
 def taken(name: str) -> str:
-    """The folder of brainscore-vision's models that registers ``name``, or is called so; empty where none does."""
-    for init in sorted(models_folder().glob("*/__init__.py")):
-        if init.parent.name == name:
-            return name
-        text = init.read_text(encoding="utf-8", errors="replace")
-        if name in text and any(match["id"] == name for match in _REGISTERED.finditer(text)):
-            return init.parent.name
-    return ""
+    """The folder of brainscore-vision's models that registers ``name``, or is called so; empty where none does.
+
+    A link there is no shipped model: plugins are linked to score them locally.
+    """
+    folder = models_folder()
+    shipped = tuple(sorted(init.parent.name for init in folder.glob("*/__init__.py") if not init.parent.is_symlink()))
+    return name if name in shipped else _registered(folder, shipped).get(name, "")
+
+
+@lru_cache(maxsize=2)
+def _registered(folder: Path, plugins: tuple[str, ...]) -> dict[str, str]:
+    """Identifier -> the plugin of ``folder`` that registers it."""
+    texts = ((name, (folder / name / "__init__.py").read_text(encoding="utf-8", errors="replace")) for name in plugins)
+    return {match["id"]: name for name, text in texts for match in _REGISTERED.finditer(text)}
 
 
 def models_folder() -> Path:

@@ -157,6 +157,23 @@ def test_an_identifier_that_is_taken(plugin, ask):
     assert taken(plugin.identify(ask()).identifier) == ""
 
 
+def test_an_identifier_that_a_shipped_model_has(plugin, ask, tmp_path, monkeypatch):
+    """As if brainscore-vision shipped this very plugin, under a folder of another name; a link is the user's own."""
+    from cnnf_brain.brainscore import rules
+
+    folder, _ = plugin.write_plugin(plugin.identify(ask()), tmp_path / "written")
+    models = tmp_path / "models"
+    models.mkdir()
+    monkeypatch.setattr(rules, "models_folder", lambda: models)
+    (models / folder.name).symlink_to(folder)
+    assert plugin.identify(ask()).identifier == folder.name
+    shutil.copytree(folder, models / "shipped")
+    with pytest.raises(
+        ValueError, match=f"identifier '{folder.name}' is taken: brainscore-vision ships it in models/shipped"
+    ):
+        plugin.identify(ask())
+
+
 def test_the_folder_and_the_zip(plugin, ask, tmp_path):
     identity = plugin.identify(ask(place=STORED))
     folder, archive = plugin.write_plugin(identity, tmp_path)
