@@ -22,6 +22,7 @@ Output (--output, default runs/imagenet-ARCH-MODEL-seedN):
     model.safetensors     the weights after the last step, with their card: for cnnf_brain.vgg16(weights=...) and
                           python -m cnnf_brain.compare --weights ...
     best.safetensors      those of the best validation top-1 accuracy at the last iteration, with their card
+    report.html           a page that shows the run: accuracy, log, what the run was, what it does not show
     card.json, card.md    command, configuration, commit, versions, time, validation accuracy at every iteration
     config.json           the configuration, written at the start
     log.jsonl             losses by term and iteration, accuracy, images/s, wait for data, memory, learning rate, gradient
@@ -53,6 +54,7 @@ from filelock import FileLock, Timeout
 from cnnf_brain.files import check_writable, sha256
 from cnnf_brain.model.nets import ARCHITECTURES
 from cnnf_brain.model.weights import is_published
+from cnnf_brain.report import page
 from cnnf_brain.trainer.card import save_weights, write_card
 from cnnf_brain.trainer.config import check_same, commit, environment, machine, versions, write_json
 from cnnf_brain.trainer.flags import STOPPED, add_model_flags, feedback_settings, positive, settle_model_flags, weight, whole
@@ -235,7 +237,7 @@ def report(card: dict[str, Any], path: Path) -> None:
     """The result on standard output."""
     for t, (top1, top5) in enumerate(zip(card["validation_accuracy"], card["validation_top5_accuracy"], strict=True)):
         print(f"iteration {t}: validation top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} %")
-    print(f"weights and card: {path}")
+    print(f"weights and card: {path}, page: {page.leave(path.parent)}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

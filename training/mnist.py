@@ -20,6 +20,7 @@ the end, on the weights as they are stored.
 
 Output (--output, default runs/DATASET-MODEL-seedN):
     model.safetensors     the weights; their card is in the metadata
+    report.html           a page that shows the run: accuracy, log, what the run was, what it does not show
     card.json, card.md    command, seed, commit, data hash, versions, time, accuracy at every iteration
     config.json           the configuration, written at the start
     log.jsonl             for each epoch: losses by term and iteration, validation accuracy at every iteration
@@ -41,6 +42,7 @@ from typing import Any
 
 import torch
 
+from cnnf_brain.report import page
 from cnnf_brain.trainer import data, small
 from cnnf_brain.trainer.adversary import ATTACKS, MODES, Adversary
 from cnnf_brain.trainer.flags import (
@@ -114,7 +116,7 @@ def report(card: dict[str, Any], path: Path) -> None:
     """The result on standard output."""
     for t, (valid, test) in enumerate(zip(card["validation_accuracy"], card["test_accuracy"], strict=True)):
         print(f"iteration {t}: validation accuracy {100 * valid:.2f} %, test accuracy {100 * test:.2f} %")
-    print(f"weights and card: {path}")
+    print(f"weights and card: {path}, page: {page.leave(path.parent)}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

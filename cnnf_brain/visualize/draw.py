@@ -44,7 +44,8 @@ def _planes(folder: Path, names: Sequence[str]) -> Any:
             places = np.argwhere(decision == c)
             y, x = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
             if len(places) > side:
-                cells.text(u[y, x], v[y, x], _name(c, names), ha="center", va="center", fontsize=7, color="#222222")
+                near = half / 10 * (np.hypot(u[y, x], v[y, x]) < half / 10)  # not over the cross
+                cells.text(u[y, x], v[y, x] - near, _name(c, names), ha="center", va="center", fontsize=7, color="#222222")
         _arrows(cells, one, side)
         cells.plot(0, 0, "+", color="black", markersize=10, markeredgewidth=2)
         cells.set(
@@ -79,6 +80,10 @@ def _arrows(axis: Any, one: xr.Dataset, side: int, every: int = 4) -> None:
 def _attention(folder: Path, names: Sequence[str]) -> Any:
     data = opened(folder / "examples.nc")
     n, iterations = data.sizes["shown"], data.sizes["iteration"]
+    if n == 0:
+        figure = style.new_figure(5, 1)
+        figure.text(0.5, 0.5, "No image qualifies: feedback corrects none and spoils none.", ha="center", va="center")
+        return figure
     figure = style.new_figure(1.25 * (iterations + 1) + 1.2, 1.45 * n + 0.3)
     axes = figure.subplots(n, iterations + 1, squeeze=False)
     for row in range(n):

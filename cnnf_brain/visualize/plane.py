@@ -54,7 +54,7 @@ def plane_through(image: Tensor, around: Tensor) -> Plane:
         raise ValueError(f"{len(around)} images around are too few for two principal components; give at least 3")
     flat = around.flatten(1).double()
     _, sizes, axes = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
-    if not sizes[1] > 1e-9 * sizes[0].clamp_min(1e-300):
+    if not sizes[1] > 1e-6 * sizes[0].clamp_min(1e-300):
         raise ValueError("the images around lie on one line, so that they span no plane; give others")
     axes = axes[:2]
     signs = torch.sign(axes.gather(1, axes.abs().argmax(1, keepdim=True)))  # the sign of a component is arbitrary

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from tabulate import tabulate
 
 from cnnf_brain.files import whole_file, write_whole
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report.comparison import write_json
+from cnnf_brain.report.of_figure import HOLDS
 
 SCHEMA = 1
 
@@ -64,8 +66,19 @@ def joined(data: Sequence[xr.Dataset], dim: Any) -> xr.Dataset:
 def finish(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Path:
     """run.json, summary.json (which says that the other files are whole and of one run) and the page, whose path it returns."""
     write_json(folder / "run.json", run)
+    text = claims_table(summary)
+    write_whole(folder / "claims.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
     write_json(folder / "summary.json", {"schema": SCHEMA, "kind": "figure", **summary})
     return page.leave(folder)
+
+
+def claims_table(summary: dict[str, Any]) -> str:
+    """The answer and the claims in Markdown."""
+    rows = [(c["claim"], c["measured"], HOLDS[c["holds"]]) for c in summary["claims"]]
+    table = tabulate(
+        rows, ("claim of the paper", "what we measured", "holds or not"), tablefmt="github", disable_numparse=True
+    )
+    return f"# {summary['title']}\n\n{summary['question']} {summary['answer']}\n\n{table}\n"
 
 
 def chart(
