@@ -196,11 +196,11 @@ def memory(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def memory_of_one(args: argparse.Namespace, n: int, again: int) -> float:
-    """Peak GiB of three steps in this process."""
+    """Peak GiB of two steps in this process: the second has the optimizer's momentum beside it."""
     size = args.batch_size or (16 if args.device == "cpu" else 64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step = step_of_cnn(args, size) if n < 0 else step_of(args, n, size, again=bool(again))
-    for _ in range(3):
+    for _ in range(2):
         step()
     if args.device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**30
