@@ -15,7 +15,7 @@ import pytest
 from browser import Opened, launched
 from folders import EVIL, compared, evaluation, figured, run_record, trained
 
-from cnnf_brain.report import PAGE, charts, comparison, of_training, page, readers
+from cnnf_brain.report import PAGE, charts, comparison, of_figure, of_training, page, readers
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart, Mark
 
@@ -211,6 +211,27 @@ def test_a_figures_page(tmp_path):
     assert run.tables[0].rows == (("x rises", "0.1", "holds"),)
     assert run.pictures[0].content.startswith(b"<svg")
     assert 'src="data:image/svg+xml;base64,' in read(tmp_path)[0]
+
+
+def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained():
+    spec = {"title": "t", "caption": "c", "where": {"attack": "PGD"}, "group": ["{model}"],
+            "label": "{model}, {epsilon}", "series": "",
+            "x": "epsilon", "x_name": "epsilon", "y": "mean", "y_name": "accuracy", "low": "", "high": ""}  # fmt: skip
+    rows = [
+        {"attack": attack, "model": model, "trained": trained, "epsilon": epsilon, "mean": mean}
+        for attack in ("PGD", "FGSM")
+        for model, trained in (("CNN", "0"), ("CNN-F-5", "5"))
+        for epsilon, mean in (("0.0", "0.9"), ("0.1", "0.4"))
+    ]
+    made = of_figure.chart(spec, rows)
+    assert not made.bars
+    assert [(name, [m.x for m in marks], {m.series for m in marks}) for name, marks in made.groups] == [
+        ("CNN", [0.0, 0.1], {None}),
+        ("CNN-F-5", [0.0, 0.1], {5}),
+    ]
+    svg = made.svg()
+    assert svg.count("<polyline") == 2
+    assert "<title>CNN-F-5, 0.1: 0.400</title>" in svg
 
 
 # Side by side
