@@ -145,7 +145,9 @@ def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
             ax.set_title(f"{letter}  {panel.title}", loc="left")
             ax.set_ylabel(f"accuracy on {grid.part} images")
             ax.set_ylim(-0.02, 1.02)
-            ax.legend(fontsize="x-small")
+            if ax.has_data():
+                ax.legend(fontsize="x-small")
+            ax.xaxis.get_major_locator().set_params(integer=panel.x != "epsilon")
         for ax in axes[len(grid.panels) :]:
             ax.remove()
         figure.suptitle(grid.title + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
@@ -198,6 +200,8 @@ def _over_training(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame)
 def _by_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, x: str) -> None:
     for i, epsilon in enumerate(grid.epsilons):
         line = rows[rows["epsilon"] == epsilon]
+        if line.empty:
+            continue
         _line(ax, line[x], line, label=f"epsilon {epsilon:g}", color=style.ITERATIONS[i % 6], marker=style.MARKERS[i % 6])
 
 
