@@ -128,8 +128,9 @@ def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> t
         return np.nan, np.nan, np.nan
     if len(values) < 2:
         return float(values[0]), np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)])
+    rng, n, at_once = np.random.default_rng(seed), len(values), max(1, 2_000_000 // len(values))
+    portions = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
+    means = np.concatenate([values[rng.integers(0, n, (portion, n))].mean(1) for portion in portions])
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
