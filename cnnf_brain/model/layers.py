@@ -32,9 +32,11 @@ class Normalised(torch.autograd.Function):
         ctx.bias = bias.shape
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         x, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for gradients of gradients
+            square = x.square().sum(tuple(range(1, x.dim())), keepdim=True) / ctx.n
+            inverse = square.clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
         to_x = to_bias = None
         if ctx.needs_input_grad[0]:
             along = (g * x).sum(tuple(range(1, x.dim())), keepdim=True) * inverse / ctx.n
