@@ -12,7 +12,7 @@ memory  peak of a step over N, with and without --checkpoint-iterations, over th
 data    decoded images a second over numbers of workers, against torchvision's ImageFolder and DataLoader on the same files,
         with the same size, crop and flips, in turn: not slower.
 flops   on a GPU: what a step achieves in bfloat16 and channels_last, as a share of the card's measured matrix-multiply peak:
-        at least 40 % for CNN-F; --profile writes where the time goes.
+        at least 40 % for CNN-F. --profile, here and with step, writes where the time goes.
 
 Prints tables and writes results/benchmark-training.json; the exit code is 1 where a limit is missed.
 """
@@ -155,6 +155,8 @@ def step_times(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     steps = {"CNN": step_of_cnn(args, size), **{f"N = {n}": step_of(args, n, size) for n in args.iterations}}
     seconds = in_turn(steps, args.repeats)
     ratios = {n: seconds[f"N = {n}"] / ((1 + 2 * n) * seconds["CNN"]) for n in args.iterations}
+    for name, step in steps.items() if args.profile else ():
+        profile(step, name, args.device)
     print(f"step: {args.arch}, {size} images, {'compiled, ' if args.compile else ''}{card(args.device)}")
     print(f"  torchvision's CNN {seconds['CNN']:.3f} s")
     for n, ratio in ratios.items():
@@ -301,7 +303,7 @@ def flops(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         seconds = in_turn({name: step}, args.repeats)[name]
         achieved[name] = 3 * (1 + 2 * n) * per_image * size / seconds
         if args.profile:
-            profile(step, name)
+            profile(step, name, args.device)
         del step
     print(f"flops: {args.arch}, {size} images, {card(args.device)}; matrix products reach {peak / 1e12:.0f} TFLOP/s")
     for name, value in achieved.items():
@@ -335,12 +337,11 @@ def matmul_peak(device: str) -> float:
     return best
 
 
-def profile(step: Callable[[], None], name: str) -> None:
+def profile(step: Callable[[], None], name: str, device: str) -> None:
     """Where the time of a step goes, as results/profile-NAME.txt."""
-    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as found:
+    with torch.profiler.profile() as found:  # of all that there is
         step()
-    text = found.key_averages().table(sort_by="cuda_time_total", row_limit=30)
+    text = found.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30)
     Path("results", f"profile-{name.replace(' ', '')}.txt").write_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing over iterations: the memory of training hardly grows with them, for one more forward pass."""
+"""Activation checkpointing over passes: the memory of training hardly grows with iterations, for one more forward pass."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain.model.feedback import CNNF, FeedbackResult
+from cnnf_brain.model.layers import ReLU
+from cnnf_brain.model.state import State
 
 BITS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Signs(NamedTuple):
-    """Signs of a feedback map: all that the next pass reads of it, in a bit an element."""
+class Bits(NamedTuple):
+    """A map of yes and no, in a bit an element."""
 
     bits: Tensor
     shape: torch.Size
     dtype: torch.dtype
+    layout: torch.memory_format
+
+
+Carried = dict[int, Bits | Tensor]
 
 
 def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
     """What ``model(x, keep=Keep(reconstruction=True))`` gives, value and gradient, of less memory.
 
-    Between forward and backward only what passes from one iteration to the next is held (target features, signs of the
-    feedback maps, dropout masks); each iteration is computed again, with the same random numbers, when its gradient is.
+    Between forward and backward only what passes from one pass to the next is held: target features, signs of the feedback
+    maps, latents (in bits, and positions of pooling), dropout masks. Each pass, up or down, is computed again, with the same
+    random numbers, when its gradient is.
 
     Raises
     ------
@@ -36,48 +43,71 @@ def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
     if model.tolerance is not None:
         raise ValueError("recomputing takes every image through all iterations; set tolerance to None")
     clean, _ = model.below_target(x, set())
-    h, carried, sizes = clean, dict[int, Signs | Tensor](), dict[int, Tensor]()
+    h, guides, sizes = clean, Carried(), dict[int, Tensor]()
     logits, reconstructions = [], [clean]
     for _ in range(model.iterations):
-        output, reconstruction, h, carried, sizes = checkpoint(_turn, model, h, carried, sizes, clean, use_reentrant=False)
+        output, latents, inputs, sizes = checkpoint(_up, model, h, guides, sizes, use_reentrant=False)
+        reconstruction, h, guides = checkpoint(_down, model, h, output, latents, inputs, clean, use_reentrant=False)
         logits.append(output)
         reconstructions.append(reconstruction)
-    logits.append(checkpoint(_last, model, h, carried, sizes, use_reentrant=False))
+    logits.append(checkpoint(_last, model, h, guides, sizes, use_reentrant=False))
     return FeedbackResult(logits=torch.stack(logits), layers={}, reconstruction=torch.stack(reconstructions))
 
 
-def _turn(
-    model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor], sizes: dict[int, Tensor], clean: Tensor
-) -> tuple[Tensor, Tensor, Tensor, dict[int, Signs | Tensor], dict[int, Tensor]]:
-    """One iteration and the step to the next: output, reconstruction, the next target features, what guides them, and the
-    norms that layers are held to."""
-    guides = {i: _unpacked(value) for i, value in carried.items()}
+def _up(
+    model: CNNF, h: Tensor, guides: Carried, sizes: dict[int, Tensor]
+) -> tuple[Tensor, Carried, dict[int, torch.Size], dict[int, Tensor]]:
+    """The feedforward pass: output, latents, shapes, and the norms that layers are held to."""
     sizes = dict(sizes)  # filled by the first pass, which may be run again
-    state = model.sweep(h, guides, set(), sizes=sizes)
+    state = model.sweep(h, _signs(guides), set(), sizes=sizes)
+    rules = model.rules
+    latents: Carried = {}
+    for i, z in state.latents.items():
+        positions = z if z.is_floating_point() else z.int()  # dropout's mask, or pooling's positions
+        latents[i] = _packed(z != 0, z.dtype) if isinstance(rules[i], ReLU) else positions
+    return state.output, latents, state.inputs, sizes
+
+
+def _down(
+    model: CNNF, h: Tensor, output: Tensor, latents: Carried, inputs: dict[int, torch.Size], clean: Tensor
+) -> tuple[Tensor, Tensor, Carried]:
+    """The feedback pass and the step to the next iteration: reconstruction, target features, what guides the next pass."""
+    z: dict[int, Tensor] = {}
+    for i, value in latents.items():
+        if isinstance(value, Bits):
+            z[i] = _unpacked(value).to(value.dtype)
+        else:
+            z[i] = value if value.is_floating_point() else value.long()
+    state = State(h, output, z, inputs, {}, {})
     model.generate(state, set())
     reconstruction = model.matched(state.generated, clean)
     every = torch.ones(len(h), dtype=torch.bool, device=h.device)
-    new_h, new_guides = model.step_towards(h, reconstruction, guides, state, every)
-    packed = {i: _packed(value) if model.rules[i].is_gate else value for i, value in new_guides.items()}
-    return state.output, reconstruction, new_h, packed, sizes
+    new_h, guides = model.step_towards(h, reconstruction, {}, state, every)
+    rules, carried = model.rules, Carried()
+    for i, g in guides.items():
+        carried[i] = _packed(~torch.signbit(g), g.dtype) if rules[i].is_gate else g
+    return reconstruction, new_h, carried
 
 
-def _last(model: CNNF, h: Tensor, carried: dict[int, Signs | Tensor], sizes: dict[int, Tensor]) -> Tensor:
-    guides = {i: _unpacked(value) for i, value in carried.items()}
-    return model.sweep(h, guides, set(), sizes=dict(sizes), gates=False).output
+def _last(model: CNNF, h: Tensor, guides: Carried, sizes: dict[int, Tensor]) -> Tensor:
+    return model.sweep(h, _signs(guides), set(), sizes=dict(sizes), gates=False).output
 
 
-def _packed(g: Tensor) -> Signs:
-    sign = torch.signbit(g) if g.is_floating_point() else ~g  # a guide may be g >= 0 as well
-    negative = F.pad(sign.flatten().to(torch.uint8), (0, -g.numel() % 8)).view(-1, 8)
-    bits = (negative * torch.tensor(BITS, dtype=torch.uint8, device=g.device)).sum(1, dtype=torch.uint8)
-    return Signs(bits, g.shape, g.dtype)
+def _signs(guides: Carried) -> dict[int, Tensor]:
+    """1 and -1 in place of the feedback maps: all that a pass reads of them."""
+    return {
+        i: _unpacked(value).to(value.dtype).mul_(2).sub_(1) if isinstance(value, Bits) else value
+        for i, value in guides.items()
+    }
 
 
-def _unpacked(value: Signs | Tensor) -> Tensor:
-    """1 and -1 in place of the map (True and False of a boolean one)."""
-    if isinstance(value, Tensor):
-        return value
-    bits = value.bits[:, None].bitwise_and(torch.tensor(BITS, dtype=torch.uint8, device=value.bits.device)) == 0
-    signs = bits.flatten()[: value.shape.numel()].view(value.shape)
-    return signs if value.dtype == torch.bool else signs.to(value.dtype).mul_(2).sub_(1)
+def _packed(yes: Tensor, dtype: torch.dtype) -> Bits:
+    padded = F.pad(yes.flatten().to(torch.uint8), (0, -yes.numel() % 8)).view(-1, 8)
+    bits = (padded * torch.tensor(BITS, dtype=torch.uint8, device=yes.device)).sum(1, dtype=torch.uint8)
+    last = yes.dim() == 4 and not yes.is_contiguous() and yes.is_contiguous(memory_format=torch.channels_last)
+    return Bits(bits, yes.shape, dtype, torch.channels_last if last else torch.contiguous_format)
+
+
+def _unpacked(value: Bits) -> Tensor:
+    yes = value.bits[:, None].bitwise_and(torch.tensor(BITS, dtype=torch.uint8, device=value.bits.device)) != 0
+    return yes.flatten()[: value.shape.numel()].view(value.shape).contiguous(memory_format=value.layout)

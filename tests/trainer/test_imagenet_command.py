@@ -297,6 +297,7 @@ def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(images, t
     [
         (["--num-classes", "2"], "has 3 classes"),
         (["--checkpoint-iterations", "--norm", "1"], "--checkpoint-iterations gives up the states"),
+        (["--latent", "1"], "--latent takes biases that are the same for each image; give it with --no-match-layers"),
         (["--weights", "there/is/no.safetensors"], "no such file"),
         (["--image-size", "8"], "32 is the least"),
         (["--target", "features.9"], "layer 'features.9' is not known"),
@@ -316,6 +317,7 @@ def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsy
     args = imagenet.arguments(["--data", str(tmp_path), "--model", "cnnf"])
     assert (args.arch, args.weights, args.batch_size, args.steps) == ("vgg16", "IMAGENET1K_V1", 128, 200_000)
     assert (args.lr, args.momentum, args.decay_every, args.decay_factor) == (0.005, 0.9, 100_000, 0.9)
+    assert args.match_layers  # VGG has no layers that normalise
     rates = [Recipe().learning_rate_at(step) for step in (0, 99_999, 100_000, 199_999)]
     assert rates == [0.005, 0.005, pytest.approx(0.0045), pytest.approx(0.0045)]
     with pytest.raises(SystemExit) as caught:
