@@ -20,7 +20,7 @@ PACKAGES = (
 def command() -> str:
     """The command line, as one would type it again."""
     name = getattr(sys.modules["__main__"], "__spec__", None)
-    start = f"-m {name.name}" if name is not None else shlex.quote(sys.argv[0])
+    start = "-m " + name.name.removesuffix(".__main__") if name is not None else shlex.quote(sys.argv[0])
     return f"python {start} {shlex.join(sys.argv[1:])}".strip()
 
 
