@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.layers import Conv, Linear, Matched, Rule, image_norm, plan
+from cnnf_brain.model.gradients import Matched, image_norm
+from cnnf_brain.model.layers import Conv, Linear, Rule, plan
 from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
 

@@ -10,91 +10,11 @@ matrix products) make none; where a zero is multiplied, 0.0 is added.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Normalised(torch.autograd.Function):
-    """x / size(x) + bias with its gradient in three passes over the map, where autograd takes ten."""
-
-    @staticmethod
-    def forward(x: Tensor, bias: Tensor, inverse: Tensor, n: int) -> Tensor:
-        """``inverse`` (B, 1, ...) is 1 / size; size² is the sum of squares over ``n``."""
-        return torch.addcmul(bias, x, inverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        x, bias, inverse, ctx.n = inputs
-        ctx.save_for_backward(x, inverse)
-        ctx.bias = bias.shape
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        x, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for gradients of gradients
-            square = x.square().sum(tuple(range(1, x.dim())), keepdim=True) / ctx.n
-            inverse = square.clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
-        to_x = to_bias = None
-        if ctx.needs_input_grad[0]:
-            along = (g * x).sum(tuple(range(1, x.dim())), keepdim=True) * inverse / ctx.n
-            to_x = torch.addcmul(g * inverse, x, along * inverse * inverse, value=-1)
-        if ctx.needs_input_grad[1]:
-            to_bias = g.sum_to_size(ctx.bias)
-        return to_x, to_bias, None, None
-
-
-class Matched(torch.autograd.Function):
-    """x scaled image by image to the norm ``wish`` (B, 1, ...), with its gradient in three passes over the map."""
-
-    @staticmethod
-    def forward(x: Tensor, wish: Tensor, norm: Tensor) -> Tensor:
-        """``norm`` (B, 1, ...): that of ``x``, which the gradient knows."""
-        return x * (wish / norm).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, wish, norm = ctx.saved_tensors
-        norm = image_norm(x) if torch.is_grad_enabled() else norm  # for gradients of gradients
-        along = inner(g, x).to(norm.dtype) / norm
-        to_x = (g * (wish / norm).to(x.dtype)).addcmul_(x, (along * wish / norm**2).to(x.dtype), value=-1)
-        return to_x, along, None
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> image by image, (B, 1, ...), without a map of products where both lie in memory alike."""
-    if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).view(-1, *[1] * (a.dim() - 1))
-
-
-def image_norm(x: Tensor) -> Tensor:
-    """The L2 norm of each image of ``x`` (B, ...), (B, 1, ...), in float32 or better and never quite zero."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
-    return norm.clamp_min(torch.finfo(dtype).tiny ** 0.5)
-
-
-class Gated(torch.autograd.Function):
-    """AdaReLU: (f + |f| sign g) / 2, which is f where the signs of f and g match, else 0; what passes has the gradient 1."""
-
-    @staticmethod
-    def forward(f: Tensor, g: Tensor) -> Tensor:
-        return torch.copysign(f, g).add_(f).mul_(0.5)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return masked(grad, ctx.saved_tensors[0]), None
+from cnnf_brain.model.gradients import Gated, Normalised, masked
 
 
 class FeatureNorm(nn.Module):
@@ -209,11 +129,6 @@ class Linear(Rule):
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         return g @ self.module.weight
-
-
-def masked(x: Tensor, keep: Tensor) -> Tensor:
-    """``x`` where ``keep`` is not 0, else 0: in one pass over memory, where a product with a boolean mask takes three."""
-    return torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
 
 
 class ReLU(Rule):

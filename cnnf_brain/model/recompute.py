@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ class Bits(NamedTuple):
 
 
 Carried = dict[int, Bits | Tensor]
+
+
+class SignsAlone(dict[int, Any]):
+    """Guides of which the signs alone are kept, as soon as they are given: the maps need not lie beside one another."""
+
+    def __setitem__(self, i: int, g: Tensor) -> None:
+        super().__setitem__(i, _packed(~torch.signbit(g), g.dtype))
 
 
 def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
@@ -75,17 +82,15 @@ def _down(
     z: dict[int, Tensor] = {}
     for i, value in latents.items():
         if isinstance(value, Bits):
-            z[i] = _unpacked(value).to(value.dtype)
+            z[i] = _unpacked(value)
         else:
             z[i] = value if value.is_floating_point() else value.long()
-    state = State(h, output, z, inputs, {}, {})
+    state = State(h, output, z, inputs, {}, {}, guides=SignsAlone())
     model.generate(state, set())
     reconstruction = model.matched(state.generated, clean)
     every = torch.ones(len(h), dtype=torch.bool, device=h.device)
     new_h, guides = model.step_towards(h, reconstruction, {}, state, every)
-    rules, carried = model.rules, Carried()
-    for i, g in guides.items():
-        carried[i] = _packed(~torch.signbit(g), g.dtype) if rules[i].is_gate else g
+    carried: Carried = {**guides}
     return reconstruction, new_h, carried
 
 

@@ -43,6 +43,17 @@ class Ranks:
             dist.barrier(group=self.group)
 
 
+def meeting_point() -> dist.Store:
+    """Where ranks find each other, apart for each attempt of a torchrun on one machine.
+
+    torchrun's store outlives its workers: with --max-restarts a new worker may read the address of a dead one there. Several
+    machines count attempts each for themselves, so that there the store is left as it is.
+    """
+    store, _, _ = next(iter(dist.rendezvous("env://")))
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store) if alone else store
+
+
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun's environment variables tell of; a single one without them.
@@ -68,7 +79,7 @@ def join(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(device=place)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=meeting_point(), rank=rank, world_size=size)
     try:
         yield Ranks(rank, size, place, dist.new_group(backend="gloo"))
     finally:
