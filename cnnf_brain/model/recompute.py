@@ -29,10 +29,15 @@ Carried = dict[int, Bits | Tensor]
 
 
 class SignsAlone(dict[int, Any]):
-    """Guides of which the signs alone are kept, as soon as they are given: the maps need not lie beside one another."""
+    """Guides of which the signs alone are kept: maps need not lie beside one another, neither put in nor taken out."""
 
     def __setitem__(self, i: int, g: Tensor) -> None:
         super().__setitem__(i, _packed(~torch.signbit(g), g.dtype))
+
+    def get(self, i: int, default: Any = None) -> Any:
+        """1 and -1 in place of a feedback map, all that a pass reads of it; a mask of dropout as it is."""
+        value = super().get(i, default)
+        return _unpacked(value).to(value.dtype).mul_(2).sub_(1) if isinstance(value, Bits) else value
 
 
 def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
@@ -66,7 +71,7 @@ def _up(
 ) -> tuple[Tensor, Carried, dict[int, torch.Size], dict[int, Tensor]]:
     """The feedforward pass: output, latents, shapes, and the norms that layers are held to."""
     sizes = dict(sizes)  # filled by the first pass, which may be run again
-    state = model.sweep(h, _signs(guides), set(), sizes=sizes)
+    state = model.sweep(h, SignsAlone(guides), set(), sizes=sizes)
     rules = model.rules
     latents: Carried = {}
     for i, z in state.latents.items():
@@ -95,15 +100,7 @@ def _down(
 
 
 def _last(model: CNNF, h: Tensor, guides: Carried, sizes: dict[int, Tensor]) -> Tensor:
-    return model.sweep(h, _signs(guides), set(), sizes=dict(sizes), gates=False).output
-
-
-def _signs(guides: Carried) -> dict[int, Tensor]:
-    """1 and -1 in place of the feedback maps: all that a pass reads of them."""
-    return {
-        i: _unpacked(value).to(value.dtype).mul_(2).sub_(1) if isinstance(value, Bits) else value
-        for i, value in guides.items()
-    }
+    return model.sweep(h, SignsAlone(guides), set(), sizes=dict(sizes), gates=False).output
 
 
 def _packed(yes: Tensor, dtype: torch.dtype) -> Bits:
