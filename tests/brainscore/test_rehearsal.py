@@ -141,6 +141,7 @@ def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it, and so would this
     )
     end = time.monotonic() + 120
     while not list(folder.glob("cnnf-rehearsal-*/load.log")) and time.monotonic() < end and process.poll() is None:
