@@ -48,7 +48,7 @@ from cnnf_brain.trainer.stream import Objective
 
 STEP_LIMIT, MEMORY_LIMIT, FLOPS_LIMIT = 1.1, 1.6, 0.4
 PARTS = ("step", "memory", "data", "flops")
-FEEDBACK = {"target": "input", "step": 1.0, "match_norm": True, "match_layers": True}
+FEEDBACK = {"target": "input", "step": 1.0, "match_norm": True}
 
 
 def main() -> int:
@@ -87,6 +87,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, help="default 4 on a CPU (16 for memory), 64 on a GPU")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--compile", action="store_true")
+    p.add_argument("--match-layers", action=argparse.BooleanOptionalAction, default=True, help="as the trainer's default")
     p.add_argument("--profile", action="store_true")
     p.add_argument("--data", type=Path, metavar="DIR")
     p.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -101,7 +102,7 @@ def arguments() -> argparse.Namespace:
 
 def step_of(args: argparse.Namespace, n: int, batch_size: int, *, again: bool = False) -> Callable[[], None]:
     """A training step of the CNN-F with ``n`` iterations as the trainer makes it; ``again``: iterations recomputed."""
-    feedback = {"iterations": n, **FEEDBACK}
+    feedback = {"iterations": n, "match_layers": args.match_layers, **FEEDBACK}
     recipe = Recipe(arch=args.arch, weights="none", feedback=feedback, amp=amp(args), checkpoint_iterations=again)
     model, _ = starting_network(args.arch, "none", 1000, feedback)
     objective = Objective(model, recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -86,6 +87,32 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return masked(grad, ctx.saved_tensors[0]), None
+
+
+class PooledBySign(torch.autograd.Function):
+    """AdaPool over windows that tile the map: the maximum where ``sign`` (of each window) is 1, the minimum where it is -1.
+
+    One pooling: the minimum is that of the maximum with the window's sign turned. Held for the gradient are the positions.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, sign: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        turned = x.clone()  # in the memory format of x
+        windows = turned.unflatten(-1, (-1, kernel[1])).unflatten(-3, (-1, kernel[0]))
+        windows.mul_(sign[..., :, None, :, None])
+        top, at = F.max_pool2d(turned, kernel, kernel, return_indices=True)
+        return top * sign, at
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, tuple[int, int]], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.kernel, ctx.size = inputs[2], inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (at,) = ctx.saved_tensors
+        return F.max_unpool2d(g, at, ctx.kernel, ctx.kernel, output_size=list(ctx.size)), None, None
 
 
 class Masked(torch.autograd.Function):

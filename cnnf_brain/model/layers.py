@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.gradients import Gated, Normalised, masked
+from cnnf_brain.model.gradients import Gated, Normalised, PooledBySign, masked
 
 
 class FeatureNorm(nn.Module):
@@ -193,12 +193,8 @@ class MaxPool(Rule):
         if guide is None:
             return self.pool(x)
         sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
-        if self.tiles(x):  # one pooling: the minimum is that of the maximum with the window's sign turned
-            turned = x.clone()  # in the memory format of x
-            windows = turned.unflatten(-1, (-1, self.kernel[1])).unflatten(-3, (-1, self.kernel[0]))
-            windows.mul_(sign[..., :, None, :, None])
-            top, at = self.pool(turned)
-            return top * sign, at
+        if self.tiles(x):
+            return PooledBySign.apply(x, sign, self.kernel)  # type: ignore[no-any-return]
         (top, at_top), (low, at_low) = self.pool(x), self.pool(-x)
         return torch.where(sign > 0, top, -low), torch.where(sign > 0, at_top, at_low)
 
