@@ -38,13 +38,10 @@ LAYERS = ["pool1@0", "pool1@1", "pool1@2"]
 
 
 @pytest.fixture(scope="module")
-def brainscore(tmp_path_factory):
-    """The parts of brainscore-vision used here, with its caches in a folder of this run; they read it when imported."""
-    homes = tmp_path_factory.mktemp("brainscore")
+def brainscore(homes):
+    """The parts of brainscore-vision used here; its caches read where they lie when they are first imported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BS_INSTALL_DEPENDENCIES", "no")
-        for name in ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME", "CNNF_BRAIN_CACHE"):
-            patch.setenv(name, str(homes / name))
+        patch.setenv("CNNF_BRAIN_CACHE", str(homes / "CNNF_BRAIN_CACHE"))
         pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
         from brainscore_core import Score
         from brainscore_core.supported_data_standards.brainio.assemblies import NeuroidAssembly
