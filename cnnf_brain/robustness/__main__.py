@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     grid = grids.grid(
         args.experiment, quick=args.quick, epochs=args.epochs, limit=args.limit, images=args.images,
         seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
-        strong_images=args.strong_images,
+        strong_images=args.strong_images, learning_rate=args.learning_rate, weaker=args.weaker_attacks or None,
     )  # fmt: skip
     folder = args.output or Path("results", f"robustness-{args.experiment}{'-quick' if args.quick else ''}")
     check_writable(folder)
@@ -104,9 +104,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--quick", action="store_true", help="a smaller grid, about ten minutes on two cores, labelled as such")
     p.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="default: the paper's five")
     p.add_argument("--epochs", type=positive(int), help="default: 30, with adversarial training 90")
+    p.add_argument("--learning-rate", type=positive(float), help="default: 1e-3, with adversarial training 1e-4")
     p.add_argument("--limit", type=positive(int), metavar="N", help="training images (default: all)")
     p.add_argument("--images", type=positive(int), metavar="N", help="images that are attacked (default 1000)")
     p.add_argument("--strong-images", type=positive(int), metavar="N", help="of these, for the worst case (default 200)")
+    p.add_argument(
+        "--weaker-attacks", action="store_true", help="for the worst case, with fewer steps and queries; captions say so"
+    )
     p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")

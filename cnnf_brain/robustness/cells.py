@@ -264,7 +264,7 @@ class Examination:
     def settings(self) -> dict[str, Any]:
         """Steps, epsilons and number of images."""
         grid = self.shop.grid
-        if grid.quick:
+        if grid.weaker:
             return {"steps": (1, 5, 20), "epsilons": (0.1, 0.3, 1.0), "images": min(20, grid.images), "slack": 0.05}
         return {
             "steps": (1, 10, 40, 100),

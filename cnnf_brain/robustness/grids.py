@@ -32,14 +32,14 @@ FULL: dict[str, Attack] = {
     "Square": Square(5000),
     "HopSkipJump": HopSkipJump(10, 1000),
 }
-QUICK: dict[str, Attack] = {
+WEAKER: dict[str, Attack] = {
     "FGSM": FGSM(),
     "PGD-7": PGD(7),
     "PGD-40": PGD(40),
-    "PGD-100": PGD(20, relative_step=0.125),
-    "APGD-CE": APGD(20),
-    "APGD-T": TargetedAPGD(20, targets=2),
-    "Square": Square(150),
+    "PGD-100": PGD(50, relative_step=0.05),
+    "APGD-CE": APGD(50),
+    "APGD-T": TargetedAPGD(20, targets=3),
+    "Square": Square(500),
     "HopSkipJump": HopSkipJump(2, 50),
 }
 BLACK_BOX = ("Square", "HopSkipJump")
@@ -113,7 +113,8 @@ class Panel:
 @dataclass(frozen=True)
 class Grid:
     """One figure. ``limit``: training images, None for all; ``images``, ``strong_images``: of ``part``, the first so many;
-    ``epochs``, ``learning_rate``: None for the recipe's; ``strong_epsilons``, ``strong_seeds``: where the worst case is taken."""
+    ``epochs``, ``learning_rate``: None for the recipe's; ``strong_epsilons``, ``strong_seeds``: where the worst case is taken;
+    ``weaker``: with fewer steps and queries."""
 
     name: str
     title: str
@@ -133,12 +134,13 @@ class Grid:
     limit: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    weaker: bool = False
     quick: bool = False
 
     @property
     def attacks(self) -> dict[str, Attack]:
-        """The attacks at full strength, or those of a quick run."""
-        return QUICK if self.quick else FULL
+        """The attacks at full strength, or with fewer steps and queries."""
+        return WEAKER if self.weaker else FULL
 
 
 def _adversarial(attack: str, mode: str, epsilon: float, iterations: tuple[int, ...] = (0, 5)) -> tuple[Model, ...]:
@@ -262,6 +264,7 @@ def smaller(full: Grid) -> Grid:
     return replace(
         full,
         quick=True,
+        weaker=True,
         seeds=full.seeds[:1] if hardened or len(full.models) > 4 else full.seeds[:2],
         epsilons=tuple(dict.fromkeys(epsilons)),
         strong_epsilons=full.strong_epsilons[:1],
@@ -280,7 +283,7 @@ def checked(grid: Grid) -> Grid:
         bad = [value for value in getattr(grid, name) if not 0 <= value <= 1]
         if bad:
             raise ValueError(f"{name}: {bad[0]} is not in [0, 1]; epsilons are given for images in [0, 1]")
-    for name in ("images", "epochs", "limit"):
+    for name in ("images", "strong_images", "epochs", "limit"):
         value = getattr(grid, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more")

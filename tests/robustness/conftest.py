@@ -40,13 +40,13 @@ def tiny_grid() -> Grid:
     panels = (Panel("FGSM", FGSM), Panel("at test", PGD7, "iteration"), Panel("in training", PGD7, "trained"))
     whole = Grid("fig6", "a tiny grid", "does it run?", "mnist", models, (FGSM, PGD7, *END), panels, iterations=2)
     return replace(whole, seeds=(0, 1), epsilons=(0.0, 0.2), strong_epsilons=(0.2,), strong_seeds=(0,), images=6,
-                   strong_images=3, limit=20, epochs=1, quick=True)  # fmt: skip
+                   strong_images=3, limit=20, epochs=1, weaker=True, quick=True)  # fmt: skip
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Grid:
     """``tiny_grid`` with weak attacks."""
-    monkeypatch.setattr(grids, "QUICK", {**grids.QUICK, "PGD-7": PGD(2), "PGD-100": PGD(2, relative_step=0.6)})
+    monkeypatch.setattr(grids, "WEAKER", {**grids.WEAKER, "PGD-7": PGD(2), "PGD-100": PGD(2, relative_step=0.6)})
     return tiny_grid()
 
 

@@ -187,7 +187,9 @@ def test_every_figure_of_the_paper_is_a_grid():
         whole, quick = grids.grid(name), grids.grid(name, quick=True)
         assert len(whole.seeds) >= (3 if name == "ablation" else 4)
         assert not whole.quick
+        assert not whole.weaker
         assert quick.quick
+        assert quick.weaker
         assert whole.limit is None
         assert 0 in whole.epsilons
         assert {panel.against for panel in whole.panels} <= set(whole.against)
@@ -223,11 +225,21 @@ def test_a_quick_grid_fits_ten_minutes_on_two_cores(name, idx_folder, tmp_path):
         ({"seeds": (-1,)}, "whole numbers >= 0"),
         ({"images": 0}, "images is 0"),
         ({"limit": 0}, "limit is 0"),
+        ({"strong_images": 0}, "strong_images is 0"),
     ],
 )
 def test_bad_grids(changes, message):
     with pytest.raises(ValueError, match=message):
         grids.grid("fig6", **changes)
+
+
+def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so():
+    weaker, whole = grids.grid("fig6", weaker=True, learning_rate=2e-3), grids.grid("fig6")
+    assert not weaker.quick
+    assert weaker.attacks["Square"].queries < whole.attacks["Square"].queries  # type: ignore[attr-defined]
+    assert "fewer steps and queries" in report.caption(weaker)
+    assert "learning rate 0.002" in report.caption(weaker)
+    assert "fewer" not in report.caption(whole)
 
 
 def test_an_unknown_experiment():
