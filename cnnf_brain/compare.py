@@ -167,13 +167,10 @@ def load_networks(options: Options) -> tuple[Network, Network]:
     assert options.baseline is not None
     named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
     most = max([*(options.iterations or DEFAULT_ITERATIONS), *named]) if has_feedback(options.model) else 0
-    flags = {"target": "target", "step_size": "step", "match_norm": "match_norm", "match_layers": "match_layers",
-             "ada_relu": "ada_relu"}  # fmt: skip
-    given = {flag: getattr(options, flag) for flag in flags if getattr(options, flag) is not None}
-    feedback = {flags[flag]: value for flag, value in given.items()}
+    feedback = networks.given_feedback(options)
     common: dict[str, Any] = {"image_size": options.image_size, "device": options.device}
     if feedback and not most:
-        named_flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        named_flags = ", ".join(f"--{networks.FEEDBACK_FLAGS[setting].replace('_', '-')}" for setting in feedback)
         raise ValueError(f"{named_flags}: settings of the feedback, and the command runs no feedback iteration of its own")
     model = networks.load_network(options.model, options.weights, iterations=most, feedback=feedback, **common)
     baseline = networks.load_network(options.baseline, options.baseline_weights, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -68,16 +69,41 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a binary file that appears under ``path`` only when it is whole."""
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         write(file)
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 text, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON, whole or not at all; NaN and infinity as null."""
+    write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types; NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
 def check_writable(folder: Path, room: int = 2**20) -> None:
     """An OSError now rather than after hours of work where ``folder`` cannot be written or has no room (bytes) left."""
     probe = Path(folder) / ".write-probe"
-    write_whole(probe, lambda file: file.write(bytes(room)))  # type: ignore[arg-type, return-value]
+    write_whole(probe, lambda file: file.write(bytes(room)))
     probe.unlink()
 
 
@@ -154,9 +180,9 @@ def download(url: str, known_hash: str | None, folder: Path, name: str, check: C
         ) from error
 
 
-def short_hash(content: object) -> str:
-    """Eight hexadecimal digits of the JSON form of ``content``."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+def short_hash(content: object, digits: int = 8) -> str:
+    """Hexadecimal digits of the SHA-256 over the JSON form of ``content``."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:digits]
 
 
 def array_hash(array: np.ndarray) -> str:

@@ -28,7 +28,14 @@ from cnnf_brain.model.nets import ARCHITECTURES, from_torchvision, small_net
 SMALL = "small"
 SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
 PUBLISHED = "IMAGENET1K_V1"
-FEEDBACK_FLAGS = ("target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
+FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
+    "target": "target",
+    "step": "step_size",
+    "match_norm": "match_norm",
+    "match_layers": "match_layers",
+    "ada_relu": "ada_relu",
+}
+FEEDBACK = (*FEEDBACK_FLAGS, "tolerance")
 
 # Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
 # for the small net its one spatial layer after pooling and its hidden fully connected one.
@@ -121,16 +128,22 @@ def load_network(
     return replace(network, module=module, device=place)
 
 
+def given_feedback(flags: object) -> dict[str, Any]:
+    """The settings of the feedback that ``flags`` (attributes named as the command lines' flags) holds; None is not given."""
+    found = {setting: getattr(flags, flag) for setting, flag in FEEDBACK_FLAGS.items()}
+    return {setting: value for setting, value in found.items() if value is not None}
+
+
 def _with_feedback(
     spec: str, weights: str | None, iterations: int, overrides: dict[str, Any], image_size: int | None
 ) -> Network:
-    unknown_flags = set(overrides) - set(FEEDBACK_FLAGS)
+    unknown_flags = set(overrides) - set(FEEDBACK)
     if unknown_flags:
-        raise unknown("feedback setting", sorted(unknown_flags)[0], FEEDBACK_FLAGS)
+        raise unknown("feedback setting", sorted(unknown_flags)[0], FEEDBACK)
     source = weights or (shipped_weights(iterations > 0) if spec == SMALL else PUBLISHED)
     card = {} if weight_files.is_published(source) else weight_files.read_card(source)
     on_card = card.get("feedback")
-    settings = {k: v for k, v in (on_card if isinstance(on_card, dict) else {}).items() if k in FEEDBACK_FLAGS}
+    settings = {k: v for k, v in (on_card if isinstance(on_card, dict) else {}).items() if k in FEEDBACK}
     settings.update(overrides)
     if iterations == 0:
         settings = {}

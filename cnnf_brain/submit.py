@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cnnf_brain import files
+from cnnf_brain import files, networks
 from cnnf_brain.model.weights import read_card
 
 
@@ -44,7 +44,7 @@ def write(args: argparse.Namespace) -> int:
         model=args.model,
         name=args.name,
         regions=dict(args.regions),
-        feedback={name: value for name in FEEDBACK if (value := getattr(args, FEEDBACK[name])) is not None},
+        feedback=networks.given_feedback(args),
         time_bins=tuple(args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
@@ -119,15 +119,6 @@ def check(archive: Path, weights: Path | None) -> int:
             file=sys.stderr,
         )
     return 1 if broken or counts[None] else 0
-
-
-FEEDBACK = {  # setting -> flag
-    "target": "target",
-    "step": "step_size",
-    "match_norm": "match_norm",
-    "match_layers": "match_layers",
-    "ada_relu": "ada_relu",
-}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -51,12 +51,13 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cnnf_brain.files import check_writable, sha256
+from cnnf_brain.files import check_writable, sha256, write_json
 from cnnf_brain.model.nets import ARCHITECTURES
 from cnnf_brain.model.weights import is_published
+from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.report import page
 from cnnf_brain.trainer.card import save_weights, write_card
-from cnnf_brain.trainer.config import check_same, commit, environment, machine, versions, write_json
+from cnnf_brain.trainer.config import check_same, environment
 from cnnf_brain.trainer.flags import STOPPED, add_model_flags, feedback_settings, positive, settle_model_flags, weight, whole
 from cnnf_brain.trainer.image_index import ImageIndex, index_images
 from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Stop

@@ -211,7 +211,7 @@ def write_record(output: Path, weights: Mapping[str, Path]) -> None:
     path = output / RECORD
     known = read_record(output)
     content = json.dumps(known | {name: str(file.resolve()) for name, file in weights.items()}, indent=2) + "\n"
-    files.write_whole(path, lambda file: file.write(content.encode()))  # type: ignore[arg-type, return-value]
+    files.write_text(path, content)
 
 
 def read_record(output: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain import style
-from cnnf_brain.files import whole_file, write_whole
+from cnnf_brain.files import plain, whole_file, write_json, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import (
     PAIRED,
@@ -47,7 +47,7 @@ def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) 
     write_json(folder / "run.json", run)
     write_scores(folder / "scores.nc", evaluations, run)
     text = f"# Neural predictivity\n\n{printed}\n"
-    write_whole(folder / "table.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+    write_text(folder / "table.md", text)
     plot(folder, content)
     write_json(folder / "summary.json", content)
     return printed
@@ -118,7 +118,7 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
             }
             for t in (c.tests if c else ())
         ]
-    return _plain(entry)
+    return plain(entry)
 
 
 def _median(values: np.ndarray) -> float:
@@ -337,24 +337,3 @@ def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
     labels = [f"{_cut(e['network'], WIDEST)}\n{e['layer']}" for e in rows]
     axis.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
     axis.axhline(0, color="#333333", linewidth=0.8)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON, whole or not at all; NaN and infinity as null."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value

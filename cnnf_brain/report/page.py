@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cnnf_brain import style
-from cnnf_brain.files import write_whole
+from cnnf_brain.files import write_text
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.charts import Chart
 from cnnf_brain.report.runs import Picture, Run, Table
@@ -39,7 +39,7 @@ def side_by_side(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+    write_text(path, text)
 
 
 def render(runs: Sequence[Run]) -> str:

@@ -8,7 +8,6 @@ the system releases when a process dies.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import time
@@ -27,14 +26,14 @@ from torch import Tensor
 from cnnf_brain.attacks import suspicion, threats
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack, Logits, Threat, finite
 from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
-from cnnf_brain.files import sha256, whole_file
+from cnnf_brain.files import sha256, short_hash, whole_file, write_json
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.robustness.grids import Against, Grid, Model
 from cnnf_brain.trainer import data, small
-from cnnf_brain.trainer.config import write_json
 from cnnf_brain.trainer.loop import Stop
 
 FORMAT = "cnnf-brain robustness cell 1"
+DIGITS = 12  # of the hashes in names
 POLL = 1.0  # seconds between looks at what other processes do
 
 
@@ -63,7 +62,7 @@ class Workshop:
         """Of the run of one seed; the same for the same configuration, whatever the grid."""
         configuration = model.settings(self.grid, seed).configuration(self.data_hash)
         n = model.iterations
-        name = f"{self.grid.dataset}-{f'cnnf-{n}' if n else 'cnn'}-seed{seed}-{digest(configuration)}"
+        name = f"{self.grid.dataset}-{f'cnnf-{n}' if n else 'cnn'}-seed{seed}-{short_hash(configuration, DIGITS)}"
         return self.models / name
 
 
@@ -200,7 +199,7 @@ class Cell:
     def path(self) -> Path:
         words = f"{self.model.label}-seed{self.seed}-{self.against.attack}-{self.against.threat}"
         name = "".join(c if c.isalnum() or c in ".-" else "_" for c in words.lower())
-        return self.shop.folder / "cells" / f"{name}-{digest(self.identity)}.npz"
+        return self.shop.folder / "cells" / f"{name}-{short_hash(self.identity, DIGITS)}.npz"
 
     @property
     def title(self) -> str:
@@ -276,7 +275,7 @@ class Examination:
     @property
     def path(self) -> Path:
         configuration = self.model.settings(self.shop.grid, self.seed).configuration(self.shop.data_hash)
-        mark = digest([FORMAT, configuration, self.settings, self.epsilon, self.shop.grid.part])
+        mark = short_hash([FORMAT, configuration, self.settings, self.epsilon, self.shop.grid.part], DIGITS)
         return self.shop.folder / "cells" / f"examination-seed{self.seed}-{mark}.json"
 
     @property
@@ -418,8 +417,3 @@ def work_of(attack: Attack, followed: int, whole: int) -> float:
         return 0.5 * whole * attack.queries  # likewise
     assert isinstance(attack, HopSkipJump)
     return float(whole * (100 + attack.rounds * 60))
-
-
-def digest(content: Any) -> str:
-    """Twelve digits of a SHA-256 over JSON values."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

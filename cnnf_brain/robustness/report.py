@@ -16,13 +16,12 @@ import pandas as pd
 import xarray as xr
 
 from cnnf_brain import provenance, style
-from cnnf_brain.files import whole_file, write_whole
+from cnnf_brain.files import whole_file, write_json, write_text
 from cnnf_brain.report import page
 from cnnf_brain.robustness.cells import Training, Workshop
 from cnnf_brain.robustness.claims import Claim, claims
 from cnnf_brain.robustness.grids import Grid, Panel
 from cnnf_brain.robustness.table import WORST, collect, findings, over_seeds, own
-from cnnf_brain.trainer.config import write_json
 
 SCHEMA = 1
 QUICK = "QUICK RUN: few images, epochs and seeds"
@@ -208,4 +207,4 @@ def _by_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, x: str) -> None:
 
 
 def _csv(path: Path, table: pd.DataFrame) -> None:
-    write_whole(path, lambda file: file.write(table.to_csv(index=False).encode()))  # type: ignore[arg-type, return-value]
+    write_text(path, table.to_csv(index=False))

@@ -10,8 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cnnf_brain.files import write_whole
-from cnnf_brain.trainer.config import write_json
+from cnnf_brain.files import write_json, write_text, write_whole
 
 ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
 
@@ -24,13 +23,13 @@ def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torc
         for name, tensor in model.state_dict().items()
     }
     content = safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)})
-    write_whole(path, lambda file: file.write(content))  # type: ignore[arg-type, return-value]
+    write_whole(path, lambda file: file.write(content))
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """``card.md`` and, last, as the sign that the run is finished, ``card.json``."""
     text = markdown(card)
-    write_whole(folder / "card.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+    write_text(folder / "card.md", text)
     write_json(folder / "card.json", card)
 
 

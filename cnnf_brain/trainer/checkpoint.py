@@ -49,7 +49,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     rest = json.dumps(_flatten(state, "", tensors))
     metadata = {"format": FORMAT, "state": rest, "sha256": _digest(rest, tensors)}
     content = safetensors.torch.save(tensors, metadata)
-    write_whole(path, lambda file: file.write(content))  # type: ignore[arg-type, return-value]
+    write_whole(path, lambda file: file.write(content))
 
 
 def load(path: Path) -> dict[str, Any]:

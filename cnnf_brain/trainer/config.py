@@ -1,18 +1,12 @@
-"""What a run was: its configuration compared, its surroundings recorded, its card written."""
+"""What a run was: its configuration and its surroundings, compared."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from cnnf_brain.files import write_whole
-from cnnf_brain.provenance import commit, machine, versions
-
-__all__ = ["check_same", "commit", "differences", "environment", "machine", "versions", "warn_of_change", "write_json"]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -52,9 +46,3 @@ def warn_of_change(old: dict[str, Any], new: dict[str, Any], path: Path) -> None
 def environment(device: torch.device) -> dict[str, Any]:
     """What the bits of a result depend on beside the configuration."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON, whole or not at all."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]

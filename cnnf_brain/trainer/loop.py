@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
-from cnnf_brain.files import write_whole
+from cnnf_brain.files import write_text
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.model.losses import feedback_losses
 from cnnf_brain.model.recompute import recomputed
@@ -165,7 +165,7 @@ class Log:
         self.path = path
         kept = [line for line in self.read() if line[by] <= done]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_whole(path, lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+        write_text(path, text)
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines (a killed process may leave a part of one at the end)."""

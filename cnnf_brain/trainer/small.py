@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cnnf_brain.files import check_writable
+from cnnf_brain.files import check_writable, write_json
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.model.nets import small_net
+from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.trainer import data
 from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.card import save_weights, write_card
-from cnnf_brain.trainer.config import check_same, commit, environment, machine, versions, write_json
+from cnnf_brain.trainer.config import check_same, environment
 from cnnf_brain.trainer.loop import LossWeights, Schedule, Stop, Trainer, accuracy
 
 STANDARD = {"epochs": 30, "learning_rate": 1e-3}  # Appendix B.1

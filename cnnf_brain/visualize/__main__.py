@@ -20,6 +20,7 @@ from cnnf_brain.files import check_writable
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import SMALL, Network, load_network
 from cnnf_brain.trainer import data
+from cnnf_brain.trainer.flags import positive, whole
 from cnnf_brain.visualize import draw, write
 from cnnf_brain.visualize.figures import FIGURES, IMAGES, Given
 from cnnf_brain.visualize.view import View
@@ -137,29 +138,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
     add("--weights", metavar="FILE", help="of a CNN-F by training/mnist.py (default: the shipped CNN-F)")
-    add("--iterations", type=_whole, default=2, metavar="N", help="of feedback (default 2)")
+    add("--iterations", type=whole, default=2, metavar="N", help="of feedback (default 2)")
     add(
         "--images",
-        type=_positive,
+        type=positive(int),
         metavar="N",
         help="validation images to measure (default 9a: 200, 9b: 300, 9c: 500, 9d: all)",
     )
-    add("--seed", type=_whole, default=0, help="of the images, the examples and the noise (default 0)")
+    add("--seed", type=whole, default=0, help="of the images, the examples and the noise (default 0)")
     add("--device", default="cpu")
     add("--output", type=Path, metavar="DIR", help="default results/figure-9a, ...")
     return p.parse_args(argv)
-
-
-def _whole(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from typing import Any
 import xarray as xr
 from tabulate import tabulate
 
-from cnnf_brain.files import whole_file, write_whole
+from cnnf_brain.files import whole_file, write_json, write_text
 from cnnf_brain.report import PAGE, page
-from cnnf_brain.report.comparison import write_json
 from cnnf_brain.report.of_figure import HOLDS
 
 SCHEMA = 1
@@ -35,7 +34,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))  # type: ignore[arg-type, return-value]
+    write_text(path, text.getvalue())
 
 
 def write_dataset(path: Path, data: xr.Dataset) -> None:
@@ -67,7 +66,7 @@ def finish(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Path:
     """run.json, summary.json (which says that the other files are whole and of one run) and the page, whose path it returns."""
     write_json(folder / "run.json", run)
     text = claims_table(summary)
-    write_whole(folder / "claims.md", lambda file: file.write(text.encode()))  # type: ignore[arg-type, return-value]
+    write_text(folder / "claims.md", text)
     write_json(folder / "summary.json", {"schema": SCHEMA, "kind": "figure", **summary})
     return page.leave(folder)
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from cnnf_brain.files import short_hash, write_json
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import claims, grids, report, table
-from cnnf_brain.robustness.cells import cells, digest, open_workshop
+from cnnf_brain.robustness.cells import cells, open_workshop
 from cnnf_brain.robustness.claims import Claim
-from cnnf_brain.trainer.config import write_json
 
 
 @pytest.fixture
@@ -288,9 +288,9 @@ def test_the_time_left_is_that_at_the_rate_so_far():
     assert command.remaining(0, 10, 100, 60) == "about 9 min left"
 
 
-def test_a_digest_depends_on_content_alone():
-    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
-    assert digest({"a": 1}) != digest({"a": 2})
+def test_a_short_hash_depends_on_content_alone():
+    assert short_hash({"a": 1, "b": (1, 2)}) == short_hash({"b": [1, 2], "a": 1})
+    assert short_hash({"a": 1}) != short_hash({"a": 2})
 
 
 def test_checks_of_an_examination_are_in_the_findings(drawn):

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from cnnf_brain import small_net
 from cnnf_brain.model.weights import read_card
+from cnnf_brain.provenance import commit
 from cnnf_brain.trainer import checkpoint, data, small
-from cnnf_brain.trainer.config import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "mnist.py"
