@@ -22,7 +22,7 @@ help:
 	@echo "make lint     ruff: rules and format;  make format: apply them"
 	@echo "make types    mypy"
 	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
-	@echo "make bench    the benchmarks, beside their peers, in .venv-newest"
+	@echo "make bench    the benchmarks, beside their peers, in .venv-newest (all of them take an hour on two cores)"
 	@echo "make lock     resolve constraints.txt anew"
 	@echo "make clean    remove environments, builds and tool caches (results/ and runs/ stay)"
 
@@ -64,6 +64,9 @@ newest:
 bench: .venv-newest/installed
 	$(NEWEST_IN) benchmarks/pls.py
 	$(NEWEST_IN) benchmarks/inference.py
+	-$(NEWEST_IN) benchmarks/small_net.py
+	-$(NEWEST_IN) benchmarks/attacks.py
+	-$(NEWEST_IN) benchmarks/training.py
 
 clean:
 	rm -rf .venv .venv-newest .scratch build dist .pytest_cache .mypy_cache .ruff_cache cnnf_brain.egg-info

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torchvision import models
+from turns import medians
 
 import cnnf_brain
 
@@ -48,7 +47,7 @@ def main() -> int:
         model.to(memory_format=memory_format)
         runs: dict[str, Callable[[], object]] = {"plain": lambda x=x: plain(x)}
         runs.update({str(t): lambda x=x, t=t: model(x, iterations=t) for t in args.iterations})
-        times[name] = measure(runs, args.repeats)
+        times[name] = medians(runs, args.repeats)
         memory[name] = {run: peak_memory(function) for run, function in runs.items()}
     best = {run: min(times[name][run] for name in FORMATS) for run in times["channels_last"]}
     ratios = {t: best[str(t)] / ((1 + 2 * t) * best["plain"]) for t in args.iterations}
@@ -67,18 +66,6 @@ def main() -> int:
 
 
 @torch.inference_mode()
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each run; all are warmed up once, then taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 @torch.inference_mode()
 def peak_memory(run: Callable[[], object]) -> float | None:
     """Megabytes by which resident memory rises at the most while ``run`` runs; None where the system does not tell."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
+from turns import in_turn
 
 from cnnf_brain import provenance, small_net
 from cnnf_brain.trainer.loop import LossWeights, train_step
@@ -34,14 +34,7 @@ def main() -> int:
     images = torch.rand(args.batch_size, 1, 28, 28) * 2 - 1
     labels = torch.arange(args.batch_size) % 10
     steps = {n: step(n, images, labels) for n in (0, *args.iterations)}
-    seconds: dict[int, list[float]] = {n: [] for n in steps}
-    for round_ in range(args.repeats + 1):
-        for n, run in steps.items():
-            started = time.perf_counter()
-            run()
-            if round_:  # the first is a warm-up
-                seconds[n].append(time.perf_counter() - started)
-    best = {n: min(values) for n, values in seconds.items()}
+    best = {n: min(values) for n, values in in_turn(steps, args.repeats).items()}
     ratios = {n: best[n] / ((1 + 2 * n) * best[0]) for n in args.iterations}
     print(f"{args.batch_size} images, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'CNN':>8}: {1000 * best[0]:7.1f} ms")

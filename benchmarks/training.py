@@ -24,7 +24,6 @@ import contextlib
 import json
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision import datasets, models, transforms
+from turns import medians
 
 from cnnf_brain.model.nets import sequential
 from cnnf_brain.trainer.image_data import training_loader
@@ -154,7 +154,7 @@ def step_times(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     torch.manual_seed(0)
     size = args.batch_size or (4 if args.device == "cpu" else 64)
     steps = {"CNN": step_of_cnn(args, size), **{f"N = {n}": step_of(args, n, size) for n in args.iterations}}
-    seconds = in_turn(steps, args.repeats)
+    seconds = medians(steps, args.repeats)
     ratios = {n: seconds[f"N = {n}"] / ((1 + 2 * n) * seconds["CNN"]) for n in args.iterations}
     for name, step in steps.items() if args.profile else ():
         profile(step, name, args.device)
@@ -163,18 +163,6 @@ def step_times(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     for n, ratio in ratios.items():
         print(f"  CNN-F, N = {n}: {seconds[f'N = {n}']:.3f} s, over (1 + 2N) CNN steps {verdict(ratio, STEP_LIMIT)}")
     return {"batch_size": size, "seconds": seconds, "ratios": ratios}, max(ratios.values()) <= STEP_LIMIT
-
-
-def in_turn(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """The median seconds of each; all are warmed up, then taken in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------
@@ -301,7 +289,7 @@ def flops(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     achieved = {}
     for name, n in (("CNN", 0), *((f"N = {n}", n) for n in args.iterations)):
         step = step_of(args, n, size)
-        seconds = in_turn({name: step}, args.repeats)[name]
+        seconds = medians({name: step}, args.repeats)[name]
         achieved[name] = 3 * (1 + 2 * n) * per_image * size / seconds
         if args.profile:
             profile(step, name, args.device)
@@ -334,7 +322,7 @@ def matmul_peak(device: str) -> float:
                 a @ b
             torch.cuda.synchronize()
 
-        best = max(best, 10 * 2 * n**3 / in_turn({"": product}, 5)[""])
+        best = max(best, 10 * 2 * n**3 / medians({"": product}, 5)[""])
     return best
 
 
