@@ -139,6 +139,7 @@ def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
 def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:
     """Layers in groups whose features fit the scratch space together; an OSError where one alone does not.
 
+    In the order of their iterations, so that a group whose layers are of early iterations runs no later ones.
     What interrupted runs left counts as free, so that the groups, and with them the scratch, are found again.
     """
     folder = files.cache_folder("scratch")
@@ -146,7 +147,7 @@ def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> li
     limit = min(scratch_bytes, int((shutil.disk_usage(folder).free + left) * 0.9))
     groups: list[list[LayerAt]] = [[]]
     used = 0
-    for at, count in counts.items():
+    for at, count in sorted(counts.items(), key=lambda item: item[0].iteration):
         size = 4 * count * n_images
         if size > limit:
             raise OSError(

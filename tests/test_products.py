@@ -90,6 +90,13 @@ def test_a_block_may_be_a_single_column(cache, monkeypatch):
     assert_same(compute(network, stimuli, [at])[at].values, expected(network, stimuli, at))
 
 
+def test_groups_are_of_few_iterations(cache):
+    counts = {LayerAt(name, iteration): 10 for name in ("a", "b", "c") for iteration in (0, 1, 2)}
+    groups = products.grouped(counts, 100, 4 * 100 * 30)
+    assert [{at.iteration for at in group} for group in groups] == [{0}, {1}, {2}]
+    assert {at for group in groups for at in group} == set(counts)
+
+
 def test_groups_fill_the_scratch_space(cache):
     counts = {LayerAt(name): count for name, count in (("a", 10), ("b", 20), ("c", 5), ("d", 30))}
     names = [[at.layer for at in group] for group in products.grouped(counts, 100, 4 * 100 * 30)]

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         args.experiment, quick=args.quick, epochs=args.epochs, limit=args.limit, images=args.images,
         seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
         strong_images=args.strong_images, learning_rate=args.learning_rate, weaker=args.weaker_attacks or None,
+        strong_epsilons=tuple(args.strong_epsilons) if args.strong_epsilons else None,
     )  # fmt: skip
     folder = args.output or Path("results", f"robustness-{args.experiment}{'-quick' if args.quick else ''}")
     check_writable(folder)
@@ -112,6 +113,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--weaker-attacks", action="store_true", help="for the worst case, with fewer steps and queries; captions say so"
     )
     p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
+    p.add_argument(
+        "--strong-epsilons", type=share, nargs="+", metavar="E", help="of the worst case (default 0.1 0.3; fig8b 0.3 0.4)"
+    )
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
     p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
