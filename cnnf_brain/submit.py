@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ from cnnf_brain.model.weights import read_card
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where all is written or holds, 1 with one line on stderr where it does not, 2 for its flags."""
     args = parse(argv)
+    ended = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a batch system's end is an interrupt: it is cleaned up
     try:
         return check(args.check, args.weights) if args.check else write(args)
     except (ValueError, OSError, ImportError) as error:
@@ -30,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the installed brainscore-vision is as it was", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, ended)
 
 
 def write(args: argparse.Namespace) -> int:

@@ -31,8 +31,8 @@ def rehearse(path: Path, weights: Path | None = None) -> Iterator[Finding]:
     """Everything that can be checked of the ZIP ``path`` without the website, one finding after the other.
 
     The installed brainscore-vision is read alone: what runs is a copy of its models in a temporary folder with the plugin
-    beside them, in processes of its own, with caches of their own. An interrupt leaves nothing behind but, after a kill, that
-    temporary folder.
+    beside them, in processes of its own, with caches of their own. An interrupt (KeyboardInterrupt; of the
+    command also SIGTERM) leaves nothing behind; kill -9 leaves that temporary folder.
 
     Parameters
     ----------

@@ -128,7 +128,8 @@ def test_weights_that_are_not_there(written, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path):
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path, word):
     folder = tmp_path / "temporary"
     folder.mkdir()
     command = [sys.executable, "-m", "cnnf_brain.submit", "--check", str(written[1]), "--weights", shipped_weights(True)]
@@ -146,7 +147,10 @@ def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path):
     end = time.monotonic() + 120
     while not list(folder.glob("cnnf-rehearsal-*/load.log")) and time.monotonic() < end and process.poll() is None:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: the whole group
+    if word is signal.SIGINT:
+        os.killpg(process.pid, word)  # as Ctrl-C: the whole group
+    else:
+        process.send_signal(word)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted; the installed brainscore-vision is as it was"
