@@ -67,12 +67,12 @@ def decided(difference: np.ndarray) -> bool | None:
     return True if low > 0 else False if high < 0 else None
 
 
-def told(difference: np.ndarray) -> str:
+def told(difference: np.ndarray, unit: str = "points") -> str:
     """``+3.1 points [1.0, 5.2], 5 seeds``."""
     low, high = interval(difference)
     seeds = f"{len(difference)} seed{'s' * (len(difference) > 1)}"
     bounds = f" [{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else ""
-    return f"{difference.mean():+.1f} points{bounds}, {seeds}"
+    return f"{difference.mean():+.1f} {unit}{bounds}, {seeds}"
 
 
 def _rows(table: pd.DataFrame, model: str, attack: str, threat: str = "first_pass", **where: float) -> pd.DataFrame:
@@ -159,6 +159,33 @@ def _loses_less(table: pd.DataFrame) -> list[Claim | None]:
     return [Claim(words, told(difference), decided(difference))] if len(difference) else []
 
 
+def _needs_more(table: pd.DataFrame) -> list[Claim | None]:
+    """The iteration at test with the highest accuracy (the first of several): PGD-40's over FGSM's, large epsilon's over small."""
+    rows = table[(table["model"] == "CNN-F-5") & ~table["strong"] & (table["epsilon"] > 0)]
+    if rows.empty:
+        return []
+    small, large = (rows["epsilon"] == end for end in (rows["epsilon"].min(), rows["epsilon"].max()))
+    attack = {name: rows["attack"] == name for name in ("FGSM", "PGD-40")}
+    pairs = {
+        "Harder attacks need more iterations (best iteration at test under PGD-40 over that under FGSM)":
+            (rows[attack["PGD-40"]], rows[attack["FGSM"]]),
+        "Larger epsilon needs more iterations (best iteration at test at the largest epsilon over that at the smallest, PGD-40)":
+            (rows[attack["PGD-40"] & large], rows[attack["PGD-40"] & small]),
+    }  # fmt: skip
+    found: list[Claim | None] = []
+    for words, (hard, easy) in pairs.items():
+        difference = (_best_iteration(hard) - _best_iteration(easy)).dropna().to_numpy()
+        if len(difference):
+            found.append(Claim(words, told(difference, "iterations"), decided(difference)))
+    return found
+
+
+def _best_iteration(rows: pd.DataFrame) -> pd.Series:
+    """By seed, over the mean of the epsilons."""
+    means = rows.groupby(["seed", "iteration"])["accuracy"].mean().unstack("iteration")
+    return means.idxmax(axis=1) if len(means) else pd.Series(dtype=float)
+
+
 _AUGMENTED, _CNN = "CNN-F-5, clean + adversarial", "CNN, clean + adversarial"
 CLAIMS: dict[str, tuple[Callable[[pd.DataFrame], list[Claim | None]], ...]] = {
     "fig6": (
@@ -189,5 +216,5 @@ CLAIMS: dict[str, tuple[Callable[[pd.DataFrame], list[Claim | None]], ...]] = {
         _better("On MNIST, CNN-F-5 is more robust than CNN, standard training (PGD-40)", "CNN-F-5", "CNN", "PGD-40"),
         _better("On MNIST, trained on PGD-7, CNN-F-5 generalises better to PGD-40 than CNN", _AUGMENTED, _CNN, "PGD-40"),
     ),
-    "fig13": (_more_at_test,),
+    "fig13": (_more_at_test, _needs_more),
 }  # fmt: skip

@@ -161,6 +161,21 @@ def test_seeds_that_one_of_the_two_lacks_do_not_count():
     assert claim.measured == "+10.0 points, 2 seeds"
 
 
+def test_the_iterations_needed_are_those_of_the_highest_accuracy():
+    """Three seeds, best under FGSM at iterations 1, 1, 1; under PGD-40 at 3, 2, 3, at both epsilons alike."""
+    made = []
+    for attack, best in (("FGSM", (1, 1, 1)), ("PGD-40", (3, 2, 3))):
+        for seed, at in enumerate(best):
+            made += [{"model": "CNN-F-5", "attack": attack, "seed": seed, "strong": False, "epsilon": epsilon, "iteration": t,
+                      "threat": "first_pass", "trained": 5, "accuracy": 0.5 - 0.1 * abs(t - at)}
+                     for epsilon in (0.0, 0.1, 0.2) for t in range(5)]  # fmt: skip
+    harder, larger = (c for c in claims.claims(grids.grid("fig13"), pd.DataFrame(made)) if "best iteration" in c.claim)
+    assert harder.measured.startswith("+1.7 iterations [")
+    assert harder.holds is True
+    assert larger.measured == "+0.0 iterations [+0.0, +0.0], 3 seeds"
+    assert larger.holds is None
+
+
 def strong_rows(**shares: float) -> pd.DataFrame:
     """One seed's strong rows of a CNN-F-1 at epsilon 0.1: ``attack__threat`` -> success."""
     made = []
