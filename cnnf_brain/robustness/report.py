@@ -85,14 +85,20 @@ def caption(grid: Grid) -> str:
     settings = [model.settings(grid, 0) for model in grid.models]
     epochs = "/".join(str(n) for n in sorted({s.epochs for s in settings}))
     images = f"{grid.limit:,} training images" if grid.limit else "all 55,000 training images"
-    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
     rates = "/".join(f"{rate:g}" for rate in sorted({s.learning_rate for s in settings}))
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     return (
         f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {epochs} epochs on {images} at learning rate {rates}; {seeds}; "
-        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1]. Crosses: worst case of all attacks, image by image, "
-        f"on {grid.strong_images} images{weaker}."
+        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
+
+
+def crosses(grid: Grid) -> str:
+    """What the crosses of the figure are, where it has any."""
+    if all(not against.strong for against in grid.against):
+        return ""
+    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
+    return f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
 
 
 def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[dict[str, Any]]) -> dict[str, Any]:
