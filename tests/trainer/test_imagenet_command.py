@@ -124,6 +124,29 @@ def test_stopped_and_resumed_equals_uninterrupted_in_every_bit(images, tmp_path,
     assert rates == [0.01 * 0.5 ** (step // 3) for step in range(9)]
 
 
+def test_tensorboard_shows_the_numbers_of_the_log_once_each_after_a_resume(images, tmp_path, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    more = ("--log-every", 1, "--validate-every", 2)
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(3))
+    assert imagenet.main(flags(images, tmp_path, *more)) == 75
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(99))
+    assert imagenet.main(flags(images, tmp_path, *more)) == 0
+    board = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for tag, pick in {
+        "losses/cross_entropy/1": lambda line: line["losses"]["cross_entropy"][1],
+        "gradient_norm": lambda line: line["gradient_norm"],
+        "learning_rate": lambda line: line["learning_rate"],
+        "images_per_second": lambda line: line["images_per_second"],
+    }.items():
+        wanted = [(line["step"], pick(line)) for line in lines if "losses" in line]
+        shown = [(event.step, event.value) for event in board.Scalars(tag)]
+        assert [step for step, _ in shown] == [step for step, _ in wanted] == [1, 2, 3, 4]
+        assert [value for _, value in shown] == pytest.approx([value for _, value in wanted], rel=1e-6)
+    judged = {line["step"]: line["validation"]["top1"][0] for line in lines if "validation" in line}
+    assert {event.step: event.value for event in board.Scalars("validation/top1/0")} == pytest.approx(judged, rel=1e-6)
+
+
 def test_more_steps_continue_and_fewer_or_other_settings_are_refused(images, tmp_path, capsys):
     assert imagenet.main(flags(images, tmp_path / "long", steps=4)) == 0
     output = tmp_path / "out"
