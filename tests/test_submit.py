@@ -17,23 +17,12 @@ from cnnf_brain.networks import shipped_weights
 
 pytestmark = [
     pytest.mark.brainscore,
+    pytest.mark.usefixtures("homes"),
     pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
 ]
 
 SMALL = ["--model", "small", "--neural-only", "--regions", "V1=conv1", "V2=pool2@1", "V4=pool2", "IT=relu3"]
 CNN_REGIONS = ["V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def homes(tmp_path_factory):
-    """Brain-Score without pip, its caches in a folder of these tests."""
-    pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
-    folder = tmp_path_factory.mktemp("homes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BS_INSTALL_DEPENDENCIES", "no")
-        for name in ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME"):
-            patch.setenv(name, str(folder / name))
-        yield
 
 
 @pytest.fixture
