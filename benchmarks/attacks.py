@@ -56,7 +56,7 @@ def main() -> int:
     p.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a C++ compiler)")
     args = p.parse_args()
     torch.manual_seed(0)
-    network = Scaled(small_net(iterations=0)).eval()
+    network = Scaled(small_net(iterations=0)).eval().requires_grad_(False)  # a compiled one would have their gradients too
     images = torch.rand(args.images, 1, 28, 28)
     with torch.no_grad():
         labels = network(images).argmax(1)
