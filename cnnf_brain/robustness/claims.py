@@ -143,7 +143,8 @@ def _spread(table: pd.DataFrame) -> list[Claim | None]:
     if len(means) < 2:
         return []
     words = "Loss weights have no large influence on robustness (largest difference between settings; spread over seeds)"
-    return [Claim(words, f"{means.max() - means.min():.1f} points; standard deviation {sds.mean():.1f}", None)]
+    spread = "one seed" if sds.isna().all() else f"standard deviation {sds.mean():.1f}"
+    return [Claim(words, f"{means.max() - means.min():.1f} points; {spread}", None)]
 
 
 def _loses_less(table: pd.DataFrame) -> list[Claim | None]:
