@@ -47,7 +47,8 @@ def main() -> int:
         model.to(memory_format=memory_format)
         runs: dict[str, Callable[[], object]] = {"plain": lambda x=x: plain(x)}
         runs.update({str(t): lambda x=x, t=t: model(x, iterations=t) for t in args.iterations})
-        times[name] = medians(runs, args.repeats)
+        with torch.inference_mode():
+            times[name] = medians(runs, args.repeats)
         memory[name] = {run: peak_memory(function) for run, function in runs.items()}
     best = {run: min(times[name][run] for name in FORMATS) for run in times["channels_last"]}
     ratios = {t: best[str(t)] / ((1 + 2 * t) * best["plain"]) for t in args.iterations}
@@ -65,7 +66,6 @@ def main() -> int:
     return int(worst > LIMIT)
 
 
-@torch.inference_mode()
 @torch.inference_mode()
 def peak_memory(run: Callable[[], object]) -> float | None:
     """Megabytes by which resident memory rises at the most while ``run`` runs; None where the system does not tell."""

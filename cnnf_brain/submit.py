@@ -23,9 +23,8 @@ from cnnf_brain.model.weights import read_card
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where all is written or holds, 1 with one line on stderr where it does not, 2 for its flags."""
     args = parse(argv)
-    ended = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a batch system's end is an interrupt: it is cleaned up
+    # a batch system's end is an interrupt: what it leaves is cleaned up
+    ended = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return check(args.check, args.weights) if args.check else write(args)
     except (ValueError, OSError, ImportError) as error:

@@ -135,7 +135,7 @@ def plugin_files(identity: Identity, requires: str | None = None, bibtex: str = 
     """Path inside the plugin's folder -> text, of all its files."""
     name = identity.identifier
     regions = json.dumps(identity.regions, indent=2) + "\n"
-    literal = pprint.pformat(_plain(identity.as_dict()), sort_dicts=False, width=116)
+    literal = pprint.pformat(files.plain(identity.as_dict()), sort_dicts=False, width=116)
     return {
         "__init__.py": _INIT.format(identifier=name),
         "model.py": _MODEL.format(title=title(identity), identity=literal, bibtex=_wrapped(bibtex.strip())),
@@ -156,13 +156,6 @@ def title(identity: Identity) -> str:
         f"CNN-F, {identity.iterations} feedback iterations" if identity.iterations else "CNN, the control without feedback"
     )
     return f"{identity.model} as {kind}"
-
-
-def _plain(value: Any) -> Any:
-    """Dicts, lists and plain values alone, as a literal can hold them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_plugin(identity: Identity, output: Path, requires: str | None = None, bibtex: str = BIBTEX) -> tuple[Path, Path]:
@@ -210,8 +203,7 @@ def write_record(output: Path, weights: Mapping[str, Path]) -> None:
     """``submission.json``: identifier -> the weights on this machine, which ``--check`` shows the plugin."""
     path = output / RECORD
     known = read_record(output)
-    content = json.dumps(known | {name: str(file.resolve()) for name, file in weights.items()}, indent=2) + "\n"
-    files.write_text(path, content)
+    files.write_json(path, known | {name: str(file.resolve()) for name, file in weights.items()})
 
 
 def read_record(output: Path) -> dict[str, str]:

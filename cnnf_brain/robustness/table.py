@@ -119,10 +119,10 @@ def between_attacks(rows: pd.DataFrame) -> list[Finding]:
             epsilons = values.index.get_level_values("epsilon")
             found.append(never_falls(f"epsilon ({attack}, {threat})", list(epsilons), list(values), SLACK))
     weak = success.loc[False] if False in success.index.get_level_values("strong") else success.iloc[:0]
-    ways = {way: values for way, values in weak.groupby(level=["attack", "threat"])}
-    for attack, threat in ways:
-        if attack == "FGSM" and ("PGD-40", threat) in ways:
-            one, many = (float(ways[name, threat].mean()) for name in ("FGSM", "PGD-40"))
+    means = weak.groupby(level=["attack", "threat"]).mean()
+    for attack, threat in means.index:
+        if attack == "FGSM" and ("PGD-40", threat) in means.index:
+            one, many = (float(means[name, threat]) for name in ("FGSM", "PGD-40"))
             found.append(not_stronger("FGSM", f"PGD-40 ({threat.replace('_', ' ')})", one, many, SLACK))
     if True in success.index.get_level_values("strong"):
         found += _of_the_worst_case(success.loc[True])
