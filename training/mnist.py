@@ -100,6 +100,7 @@ def settings(args: argparse.Namespace, seed: int) -> small.Settings:
         half=args.half,
         limit=args.limit,
         adversary=adversary,
+        amp=args.amp,
     )
 
 
@@ -146,6 +147,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     which.add_argument("--seed", type=whole, help="of weights, order of the images and random starts (default 0)")
     which.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="several runs; those that are finished stay")
     add("--limit", type=positive(int), metavar="N", help="only N of the training images, evenly spaced (to try things out)")
+    add("--amp", choices=["bfloat16"], help="mixed precision in training; validation and test stay in float32")
     add("--half", action="store_true", help="store the weights in float16, and measure those")
     add("--output", type=Path, metavar="DIR", help="default runs/DATASET-MODEL-seedN")
     add("--save-every", type=positive(int), default=500, metavar="STEPS", help="between checkpoints (default 500)")

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.gradients import Gated, Normalised, PooledBySign, masked
+from cnnf_brain.model.gradients import Convolved, Gated, Normalised, PooledBySign, Scaled, Spread, Unpooled, masked
+
+FEW = 4  # channels of a map that counts as an image
 
 
 class FeatureNorm(nn.Module):
@@ -42,7 +44,7 @@ class FeatureNorm(nn.Module):
         return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.bias.view(-1, *[1] * (x.dim() - 2))
+        bias = self.bias.view(-1, *[1] * (x.dim() - 2)).to(x.dtype)  # under autocast maps stay as small as they come
         return Normalised.apply(x, bias, 1 / self.size(x.detach()), x[0].numel() if self.kind == "rms" else 1)
 
     def extra_repr(self) -> str:
@@ -103,12 +105,23 @@ class Conv(Rule):
             raise ValueError(f"{name}: Conv2d with padding_mode={module.padding_mode!r}; only 'zeros' has a feedback rule")
         super().__init__(name, module)
 
+    def of_images(self, x: Tensor) -> bool:
+        """Whether ``Convolved`` and ``Spread`` do: few channels, stride 1, on a CPU, not compiled (which makes one loop of
+        each shifted sum, each within the next)."""
+        m = self.module
+        plain = m.stride == m.dilation == (1, 1) and m.groups == 1 and not isinstance(m.padding, str)
+        return plain and m.in_channels <= FEW and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
     def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
         m = self.module
+        if x.requires_grad and self.of_images(x):
+            return Convolved.apply(x, m.weight, m.bias, m.padding), None
         return F.conv2d(x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         m = self.module
+        if self.of_images(g):
+            return Spread.apply(g, m.weight, m.padding)  # type: ignore[no-any-return]
         reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
         if m.padding == "same":  # torch pads the odd row or column behind
             full = F.conv_transpose2d(g, m.weight, None, 1, 0, 0, m.groups, m.dilation)
@@ -207,7 +220,7 @@ class MaxPool(Rule):
         assert z is not None
         apart = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
         if apart and self.dilation == (1, 1):  # windows share no element: a plain copy
-            return F.max_unpool2d(g, z, self.kernel, self.stride, self.padding, output_size=list(below))
+            return Unpooled.apply(g, z, self.kernel, self.stride, self.padding, list(below))  # type: ignore[no-any-return]
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
@@ -304,7 +317,7 @@ class Norm(Rule):
     module: FeatureNorm
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
-        return g * self.module.size(g if unmasked is None else unmasked).reciprocal()
+        return Scaled.apply(g, self.module.size(g if unmasked is None else unmasked).reciprocal())  # type: ignore[no-any-return]
 
     def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
         if below.count_nonzero():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain.model.feedback import CNNF, FeedbackResult
+from cnnf_brain.model.gradients import layout
 from cnnf_brain.model.layers import ReLU
 from cnnf_brain.model.state import State
 
@@ -106,8 +107,7 @@ def _last(model: CNNF, h: Tensor, guides: Carried, sizes: dict[int, Tensor]) -> 
 def _packed(yes: Tensor, dtype: torch.dtype) -> Bits:
     padded = F.pad(yes.flatten().to(torch.uint8), (0, -yes.numel() % 8)).view(-1, 8)
     bits = (padded * torch.tensor(BITS, dtype=torch.uint8, device=yes.device)).sum(1, dtype=torch.uint8)
-    last = yes.dim() == 4 and not yes.is_contiguous() and yes.is_contiguous(memory_format=torch.channels_last)
-    return Bits(bits, yes.shape, dtype, torch.channels_last if last else torch.contiguous_format)
+    return Bits(bits, yes.shape, dtype, layout(yes))
 
 
 def _unpacked(value: Bits) -> Tensor:

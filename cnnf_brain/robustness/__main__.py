@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     grid = grids.grid(
         args.experiment, quick=args.quick, epochs=args.epochs, limit=args.limit, images=args.images,
         seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
-        strong_images=args.strong_images, learning_rate=args.learning_rate, weaker=args.weaker_attacks or None,
+        strong_images=args.strong_images, learning_rate=args.learning_rate, amp=args.amp, weaker=args.weaker_attacks or None,
         strong_epsilons=tuple(args.strong_epsilons) if args.strong_epsilons else None,
     )  # fmt: skip
     folder = args.output or Path("results", f"robustness-{args.experiment}{'-quick' if args.quick else ''}")
@@ -106,6 +106,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="default: the paper's five")
     p.add_argument("--epochs", type=positive(int), help="default: 30, with adversarial training 90")
     p.add_argument("--learning-rate", type=positive(float), help="default: 1e-3, with adversarial training 1e-4")
+    p.add_argument(
+        "--amp", choices=["bfloat16"], help="mixed precision in training, named in captions; attacks stay in float32"
+    )
     p.add_argument("--limit", type=positive(int), metavar="N", help="training images (default: all)")
     p.add_argument("--images", type=positive(int), metavar="N", help="images that are attacked (default 1000)")
     p.add_argument("--strong-images", type=positive(int), metavar="N", help="of these, for the worst case (default 200)")

@@ -97,6 +97,7 @@ class Model:
             seed=seed,
             limit=grid.limit,
             adversary=replace(self.adversary, seed=seed) if self.adversary else None,
+            amp=grid.amp,
         )
 
 
@@ -113,8 +114,8 @@ class Panel:
 @dataclass(frozen=True)
 class Grid:
     """One figure. ``limit``: training images, None for all; ``images``, ``strong_images``: of ``part``, the first so many;
-    ``epochs``, ``learning_rate``: None for the recipe's; ``strong_epsilons``, ``strong_seeds``: where the worst case is taken;
-    ``weaker``: with fewer steps and queries."""
+    ``epochs``, ``learning_rate``: None for the recipe's; ``amp``: "bfloat16" for training in mixed precision;
+    ``strong_epsilons``, ``strong_seeds``: where the worst case is taken; ``weaker``: with fewer steps and queries."""
 
     name: str
     title: str
@@ -134,6 +135,7 @@ class Grid:
     limit: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    amp: str | None = None
     weaker: bool = False
     quick: bool = False
 
@@ -207,7 +209,7 @@ def _fig11() -> Grid:
 
 
 def _fig12() -> Grid:
-    models = (Model("CNN", 0), Model("CNN-F-5", 5), *_adversarial("pgd7", "augment", 0.3))
+    models = (*_STANDARD, *_adversarial("pgd7", "augment", 0.3))
     panels = (Panel("FGSM", _FGSM), Panel("PGD-40", _PGD40))
     return Grid("fig12", "MNIST, standard and adversarial training (PGD-7, epsilon 0.3)", "Does the same hold on MNIST?", "mnist",
                 models, (_FGSM, _PGD40, *STRONG), panels, iterations=5)  # fmt: skip

@@ -87,8 +87,9 @@ def caption(grid: Grid) -> str:
     images = f"{grid.limit:,} training images" if grid.limit else "all 55,000 training images"
     rates = "/".join(f"{rate:g}" for rate in sorted({s.learning_rate for s in settings}))
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
+    how = f" in {grid.amp}" if grid.amp else ""
     return (
-        f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {epochs} epochs on {images} at learning rate {rates}; {seeds}; "
+        f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {epochs} epochs on {images} at learning rate {rates}{how}; {seeds}; "
         f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
 

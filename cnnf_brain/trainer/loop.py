@@ -6,6 +6,7 @@ epoch, so that a position in the data is two numbers, and everything else that c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -100,6 +101,11 @@ def losses(
     return total, terms
 
 
+def mixed_precision(device: torch.device, amp: str | None) -> contextlib.AbstractContextManager[Any]:
+    """torch.autocast to the dtype named ``amp`` ("bfloat16"); None: everything as it is."""
+    return torch.autocast(device.type, dtype=getattr(torch, amp)) if amp else contextlib.nullcontext()
+
+
 def train_step(
     model: CNNF,
     optimizer: torch.optim.Optimizer,
@@ -107,8 +113,10 @@ def train_step(
     labels: Tensor,
     weights: dict[str, float],
     clean: Tensor | None = None,
+    amp: str | None = None,
 ) -> dict[str, Tensor]:
-    """One optimizer step; the terms at each iteration (N+1,), detached, as they were before it.
+    """One optimizer step; the terms at each iteration (N+1,), detached, as they were before it. ``amp``: the forward pass in
+    mixed precision.
 
     Raises
     ------
@@ -116,7 +124,8 @@ def train_step(
         Before the weights are touched, where the total is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    total, terms = losses(model, images, labels, weights, clean)
+    with mixed_precision(images.device, amp):
+        total, terms = losses(model, images, labels, weights, clean)
     if not torch.isfinite(total):
         raise NonFiniteLoss(f"the loss is {total.item()}")
     total.backward()
@@ -197,6 +206,8 @@ class Trainer:
         Gets ``checkpoints/`` and ``log.jsonl``. One process at a time.
     adversary
         Makes the images of a step adversarial; None is training on clean images.
+    amp
+        "bfloat16": steps in mixed precision, those of the adversary too; validation stays in float32.
     """
 
     def __init__(
@@ -210,7 +221,9 @@ class Trainer:
         *,
         scheduler: LRScheduler | None = None,
         adversary: Adversary | None = None,
+        amp: str | None = None,
     ) -> None:
+        self.amp = amp
         self.model, self.optimizer, self.scheduler, self.adversary = model, optimizer, scheduler, adversary
         self.weights, self.schedule, self.configuration = weights.active(), schedule, configuration
         self.checkpoints, self.log_path = folder / "checkpoints", folder / "log.jsonl"
@@ -304,10 +317,11 @@ class Trainer:
         images, labels, clean = scale(batch.images), batch.labels, None
         if self.adversary is not None:
             try:
-                images, labels, clean = self.adversary.batch(self.model, images, labels, at.step)
+                with mixed_precision(self.device, self.amp):
+                    images, labels, clean = self.adversary.batch(self.model, images, labels, at.step)
             except NonFiniteOutput as error:
                 raise NonFiniteLoss(str(error)) from error
-        terms = train_step(self.model, self.optimizer, images, labels, self.weights, clean)
+        terms = train_step(self.model, self.optimizer, images, labels, self.weights, clean, self.amp)
         if self.scheduler is not None:
             self.scheduler.step()
         for term, values in terms.items():

@@ -35,7 +35,7 @@ class Settings:
     """All that decides the outcome of a run but the data itself.
 
     ``feedback``: what ``small_net`` takes (iterations 0 is a CNN); ``limit``: train on this many of the training images, evenly
-    spaced; ``adversary``: adversarial training, its random starts seeded by ``seed``.
+    spaced; ``adversary``: adversarial training, its random starts seeded by ``seed``; ``amp``: "bfloat16" for mixed precision.
     """
 
     dataset: str
@@ -49,6 +49,7 @@ class Settings:
     half: bool = False
     limit: int | None = None
     adversary: Adversary | None = None
+    amp: str | None = None
 
     @property
     def title(self) -> str:
@@ -78,6 +79,8 @@ class Settings:
         }
         if self.limit is not None:
             found["limit"] = self.limit
+        if self.amp is not None:
+            found["amp"] = self.amp
         if self.adversary is not None:
             found["adversarial"] = {name: value for name, value in asdict(self.adversary).items() if name != "seed"}
         return found
@@ -145,12 +148,13 @@ def _train(
     train_images, validation = data.split(source.read("train"))
     train_images, validation = limited(train_images, settings.limit), validation[np.arange(len(validation))[:measure]]
     torch.manual_seed(settings.seed)
-    model = small_net(**settings.feedback).to(device)
+    model = small_net(**settings.feedback).to(device).to(memory_format=torch.channels_last)  # on CPUs much faster
     optimizer = torch.optim.Adam(  # L2, as in the paper
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     schedule = Schedule(settings.epochs, settings.batch_size, settings.seed, save_every)
-    trainer = Trainer(model, optimizer, settings.losses, schedule, configuration, output, adversary=settings.adversary)
+    trainer = Trainer(model, optimizer, settings.losses, schedule, configuration, output,
+                      adversary=settings.adversary, amp=settings.amp)  # fmt: skip
     found = trainer.resume()
     if insist and found is None:
         raise ValueError(f"--resume: {output} has no checkpoint; leave --resume out to start there")
@@ -220,6 +224,7 @@ def finished(path: Path, configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[CNNF, dict[str, Any]]:
-    """The network of a finished run, in evaluation mode, and its card."""
+    """The network of a finished run, in evaluation mode and channels_last, and its card."""
     card = json.loads((folder / "card.json").read_text())
-    return small_net(folder / "model.safetensors", **card["configuration"]["feedback"]).eval(), card
+    model = small_net(folder / "model.safetensors", **card["configuration"]["feedback"]).eval()
+    return model.to(memory_format=torch.channels_last), card

@@ -28,7 +28,7 @@ from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
 from cnnf_brain.trainer.image_data import Batch, Feed, normalise, training_loader, validation_loader
 from cnnf_brain.trainer.image_index import ImageIndex
-from cnnf_brain.trainer.loop import NonFiniteLoss, Stop, losses
+from cnnf_brain.trainer.loop import NonFiniteLoss, Stop, losses, mixed_precision
 from cnnf_brain.trainer.ranks import Ranks
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import train_mode
@@ -52,8 +52,7 @@ class Objective(nn.Module):
         if not len(images):
             zero = torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
             return zero, {term: zero.detach().expand(self.model.iterations + 1) for term in self.weights}
-        amp = self.recipe.amp and getattr(torch, self.recipe.amp)
-        with torch.autocast(images.device.type, dtype=amp) if amp else contextlib.nullcontext():
+        with mixed_precision(images.device, self.recipe.amp):
             total, terms = losses(self.model, images, labels, self.weights, recompute=self.recipe.checkpoint_iterations)
         n = len(images)
         return total * n, {term: values.detach().float() * n for term, values in terms.items()}
