@@ -2,7 +2,8 @@
 
     python benchmarks/small_net.py
 
-One step is losses, gradients and Adam's update on the same random images, as training/mnist.py makes it. A CNN-F-k makes
+One step is losses, gradients and Adam's update on the same random images, as training/mnist.py makes it (in channels_last, and in
+bfloat16 with --amp bfloat16). A CNN-F-k makes
 1 + 2k passes where the CNN makes one, so that the ratio of a step's time to (1 + 2k) CNN steps is what feedback itself costs; it
 is to be at most 1.15. The networks take their turns; each counts with its fastest step. Prints a table and writes
 results/benchmark-small-net.json; the exit code is 1 where the limit is missed.
@@ -29,11 +30,12 @@ def main() -> int:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--repeats", type=int, default=10)
+    p.add_argument("--amp", choices=["bfloat16"])
     p.add_argument("--iterations", type=int, nargs="+", default=[1, 2, 3, 5])
     args = p.parse_args()
     images = torch.rand(args.batch_size, 1, 28, 28) * 2 - 1
     labels = torch.arange(args.batch_size) % 10
-    steps = {n: step(n, images, labels) for n in (0, *args.iterations)}
+    steps = {n: step(n, images, labels, args.amp) for n in (0, *args.iterations)}
     best = {n: min(values) for n, values in in_turn(steps, args.repeats).items()}
     ratios = {n: best[n] / ((1 + 2 * n) * best[0]) for n in args.iterations}
     print(f"{args.batch_size} images, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -55,16 +57,16 @@ def main() -> int:
     return int(worst > LIMIT)
 
 
-def step(iterations: int, images: torch.Tensor, labels: torch.Tensor):
+def step(iterations: int, images: torch.Tensor, labels: torch.Tensor, amp: str | None):
     """A function that makes one training step."""
     torch.manual_seed(0)
     feedback = (
         {"iterations": iterations, "target": "input", "step": 0.1, "match_norm": True} if iterations else {"iterations": 0}
     )
-    model = small_net(**feedback)
+    model = small_net(**feedback).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-4)
     weights = (LossWeights() if iterations else LossWeights(0.0, 0.0, 0.0)).active()
-    return lambda: train_step(model, optimizer, images, labels, weights)
+    return lambda: train_step(model, optimizer, images, labels, weights, amp=amp)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 def layout(x: Tensor) -> torch.memory_format:
     """How a map lies in memory: channels_last or contiguous."""
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -117,7 +116,7 @@ class Normalised(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """x times ``scale`` (B, 1, ...), its gradient without a map of products."""
+    """x times ``scale`` (B, 1, ...)."""
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
@@ -155,7 +154,7 @@ class Matched(torch.autograd.Function):
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> image by image, (B, 1, ...), without a map of products."""
+    """<a, b> image by image, (B, 1, ...); both are read as they lie in memory where they lie alike."""
     if layout(a) == torch.channels_last:
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).view(-1, *[1] * (a.dim() - 1))
@@ -206,9 +205,27 @@ class PooledBySign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (at,) = ctx.saved_tensors
-        g = g.contiguous(memory_format=layout(at))
-        return F.max_unpool2d(g, at, ctx.kernel, ctx.kernel, output_size=list(ctx.size)), None, None
+        return Unpooled.apply(g, *ctx.saved_tensors, ctx.kernel, ctx.kernel, (0, 0), list(ctx.size[-2:])), None, None
+
+
+class Pooled(torch.autograd.Function):
+    """Max pooling over windows that share no element; its gradient lies in memory as the map does, which PyTorch's does not."""
+
+    @staticmethod
+    def forward(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
+                ceil_mode: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.windows, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.size = x.shape[-2:]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        return Unpooled.apply(g, *ctx.saved_tensors, *ctx.windows, list(ctx.size)), None, None, None, None
 
 
 class Unpooled(torch.autograd.Function):
@@ -229,7 +246,8 @@ class Unpooled(torch.autograd.Function):
 
 
 def chosen(values: Tensor, at: Tensor) -> Tensor:
-    """The elements of maps ``values`` (B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
+    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
+    values = values.expand(len(at), -1, -1, -1)
     n, channels, *_ = values.shape
     if layout(at) == torch.contiguous_format:
         return values.flatten(2).gather(2, at.flatten(2)).view_as(at)

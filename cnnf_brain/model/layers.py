@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.gradients import Convolved, Gated, Normalised, PooledBySign, Scaled, Spread, Unpooled, masked
+from cnnf_brain.model.gradients import Convolved, Gated, Normalised, Pooled, PooledBySign, Scaled, Spread, Unpooled, masked
 
 FEW = 4  # channels of a map that counts as an image
 
@@ -198,12 +198,19 @@ class MaxPool(Rule):
         self.kernel, self.padding, self.dilation = pair(module.kernel_size), pair(module.padding), pair(module.dilation)
         self.stride = pair(module.stride if module.stride is not None else module.kernel_size)
 
+    @property
+    def apart(self) -> bool:
+        """Whether windows share no element."""
+        return self.dilation == (1, 1) and all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
+
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         m = self.module
         return F.max_pool2d(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
 
     def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
         if guide is None:
+            if x.requires_grad and self.apart:
+                return Pooled.apply(x, self.kernel, self.stride, self.padding, self.module.ceil_mode)  # type: ignore[no-any-return]
             return self.pool(x)
         sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
         if self.tiles(x):
@@ -218,8 +225,7 @@ class MaxPool(Rule):
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
-        apart = all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
-        if apart and self.dilation == (1, 1):  # windows share no element: a plain copy
+        if self.apart:  # a plain copy
             return Unpooled.apply(g, z, self.kernel, self.stride, self.padding, list(below))  # type: ignore[no-any-return]
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])

@@ -280,6 +280,8 @@ def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so():
     assert "fewer steps and queries" in report.caption(weaker)
     assert "learning rate 0.002" in report.caption(weaker)
     assert "fewer" not in report.caption(whole)
+    assert "in bfloat16" in report.caption(grids.grid("fig6", amp="bfloat16"))
+    assert "bfloat16" not in report.caption(whole)
     assert "Crosses" not in report.caption(grids.grid("fig13"))  # no worst case there
 
 

@@ -266,6 +266,15 @@ def test_limit_trains_on_fewer_images_and_says_so(make_folder, tmp_path, capsys)
     assert "expected a number from 1 to the 220 training images" in capsys.readouterr().err
 
 
+def test_mixed_precision_is_another_configuration_and_is_in_the_card(make_folder, tmp_path, capsys):
+    folder, out = make_folder(), tmp_path / "out"
+    words = ["--iterations", "1", "--adversarial", "augment", "--attack", "pgd7", "--limit", "60", "--amp", "bfloat16"]
+    assert mnist.main(flags(folder, out, *words, model="cnnf", epochs=1)) == 0
+    assert json.loads((out / "card.json").read_text())["configuration"]["amp"] == "bfloat16"
+    assert mnist.main(flags(folder, out, *words[:-2], model="cnnf", epochs=1)) == 1
+    assert "amp: bfloat16 there, absent now" in capsys.readouterr().err
+
+
 def test_adversarial_training_has_its_own_defaults():
     given = ["--dataset", "mnist", "--model", "cnn"]
     standard, hardened = mnist.arguments(given), mnist.arguments([*given, "--adversarial", "augment"])

@@ -92,6 +92,40 @@ def test_the_step_is_that_of_the_losses_computed_by_hand():
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_are_not(tmp_path, monkeypatch):
+    seen: list[tuple[torch.dtype, bool]] = []
+    run = trainer(tmp_path, epochs=1)
+    run.amp = "bfloat16"
+    original = CNNF.forward
+
+    def watched(self, x, **options):
+        result = original(self, x, **options)
+        logits = result.logits if hasattr(result, "logits") else result
+        seen.append((logits.dtype, self.training))
+        return result
+
+    monkeypatch.setattr(CNNF, "forward", watched)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    assert run.run(images(), images(30, seed=1))
+    assert {dtype for dtype, training in seen if training} == {torch.bfloat16}
+    assert {dtype for dtype, training in seen if not training} == {torch.float32}
+    for p, was in zip(run.model.parameters(), before, strict=True):
+        assert p.dtype == torch.float32
+        assert not torch.equal(p, was)
+
+
+def test_a_step_in_mixed_precision_is_close_to_one_in_float32():
+    moved = []
+    for amp in (None, "bfloat16"):
+        model, batch = network(iterations=0, dropout=0.0), images(8)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        loop.train_step(model, optimizer, scale(batch.images), batch.labels, {"cross_entropy": 1.0}, amp=amp)
+        moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
+    assert not torch.equal(*moved)
+    assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
+
+
 def test_only_losses_with_a_weight_are_computed():
     assert LossWeights(0.0, 0.0, 0.0).active() == {"cross_entropy": 1.0}
     assert LossWeights(0.1, 0.0, 0.5).active() == {"cross_entropy": 1.0, "reconstruction": 0.1, "norm": 0.5}

@@ -1,0 +1,107 @@
+"""Maps with gradients written by hand, against PyTorch's own operators and numerical differentiation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnf_brain import CNNF, Keep, small_net
+from cnnf_brain.model.gradients import Convolved, Scaled, Spread, Unpooled, chosen, layout
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+KERNELS = [((3, 3), (0, 0)), ((3, 3), (1, 1)), ((5, 2), (2, 0)), ((1, 1), (0, 0))]
+
+
+def drawn(*shape: int, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+    return (values.contiguous(memory_format=memory_format) if len(shape) == 4 else values).requires_grad_()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("kernel", "padding"), KERNELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_spread_is_the_transposed_convolution(memory_format, kernel, padding, channels):
+    g, weight = drawn(2, 6, 7, 5, memory_format=memory_format), drawn(6, channels, *kernel)
+    made, expected = Spread.apply(g, weight, padding), F.conv_transpose2d(g, weight, padding=padding)
+    assert torch.allclose(made, expected, rtol=1e-12, atol=1e-12)
+    along = torch.randn_like(expected)
+    for found, wanted in zip(
+        torch.autograd.grad(made, (g, weight), along), torch.autograd.grad(expected, (g, weight), along), strict=True
+    ):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(("kernel", "padding"), KERNELS)
+def test_a_convolution_of_images_has_the_gradients_of_conv2d(memory_format, kernel, padding):
+    x, weight, bias = drawn(2, 3, 7, 6, memory_format=memory_format), drawn(6, 3, *kernel), drawn(6)
+    made, expected = Convolved.apply(x, weight, bias, padding), F.conv2d(x, weight, bias, padding=padding)
+    assert torch.equal(made, expected)
+    along = torch.randn_like(expected)
+    for found, wanted in zip(
+        torch.autograd.grad(made, (x, weight, bias), along),
+        torch.autograd.grad(expected, (x, weight, bias), along),
+        strict=True,
+    ):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_gradients():
+    x, g, weight = drawn(1, 1, 4, 4), drawn(1, 2, 3, 3), drawn(2, 1, 2, 2)
+    assert torch.autograd.gradgradcheck(lambda x, w: Convolved.apply(x, w, None, (0, 0)), (x, weight))
+    assert torch.autograd.gradgradcheck(lambda g, w: Spread.apply(g, w, (0, 0)), (g, weight))
+    assert torch.autograd.gradgradcheck(Scaled.apply, (g, drawn(1, 1, 1, 1)))
+
+
+def test_no_negative_zeros_reach_the_gates():
+    made = Spread.apply(torch.full((1, 2, 3, 3), -0.0), torch.ones(2, 1, 3, 3), (0, 0))
+    assert not torch.signbit(made).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_half_the_bits_the_sum_over_the_kernel_is_not_rounded_at_each_step(dtype):
+    g, weight = drawn(1, 4, 6, 6).detach().to(dtype), drawn(4, 1, 3, 3).detach().to(dtype)
+    made = Spread.apply(g, weight, (0, 0))
+    exact = F.conv_transpose2d(g.double(), weight.double())
+    assert made.dtype == dtype
+    assert (made.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_what_is_unpooled_is_chosen_again(memory_format):
+    x, g = drawn(2, 3, 6, 4, memory_format=memory_format).detach(), drawn(2, 3, 3, 2, memory_format=memory_format)
+    top, at = F.max_pool2d(x, 2, return_indices=True)
+    assert layout(at) == memory_format
+    assert torch.equal(chosen(x, at), top)
+    made = Unpooled.apply(g, at, (2, 2), (2, 2), (0, 0), [6, 4])
+    assert layout(made) == memory_format
+    assert torch.equal(made, F.max_unpool2d(g, at, 2, output_size=[6, 4]))
+    along = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad(made, g, along)
+    assert torch.equal(found, along.flatten(2).gather(2, at.flatten(2)).view_as(at))
+    assert torch.autograd.gradcheck(lambda g: Unpooled.apply(g, at, (2, 2), (2, 2), (0, 0), [6, 4]), (g,))
+
+
+def test_scaling_image_by_image():
+    assert torch.autograd.gradcheck(Scaled.apply, (drawn(2, 3, 2, 2), drawn(2, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", ["relu1@1:feedback", "norm2@1:feedback", "norm2@1", "pool2@2"])
+def test_the_small_net_keeps_its_layout_in_both_directions(name):
+    """A map that falls back to the other layout costs each pass after it a conversion."""
+    model = small_net(iterations=2).to(memory_format=torch.channels_last)
+    ((_, map_),) = model(torch.randn(2, 1, 28, 28), keep=Keep([name])).layers.items()
+    assert layout(map_) == torch.channels_last
+
+
+def test_the_network_differs_by_rounding_alone_from_one_without_these_forms(monkeypatch):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 4))
+    model, x = CNNF(layers.double(), iterations=2), drawn(2, 3, 8, 8)
+    given = (x, *model.parameters())
+    mine = torch.autograd.grad(model(x).square().sum(), given)
+    monkeypatch.setattr("cnnf_brain.model.layers.FEW", 0)
+    for found, expected in zip(mine, torch.autograd.grad(model(x).square().sum(), given), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
