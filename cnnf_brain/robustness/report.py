@@ -1,7 +1,7 @@
 """The tables of a grid -> its figure in the paper's form, and the files of its folder.
 
 table.csv, table.nc (every network, seed, attack, epsilon, iteration), summary.csv (means over seeds), claims.csv, checks.json,
-figure.svg, figure.png, run.json and, last, summary.json, from which the page is made.
+figure.svg, figure.png, figure.md, run.json and, last, summary.json, from which the page is made.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cnnf_brain.report import page
 from cnnf_brain.robustness.cells import Training, Workshop
 from cnnf_brain.robustness.claims import Claim, claims
 from cnnf_brain.robustness.grids import Grid, Panel
+from cnnf_brain.robustness.section import section
 from cnnf_brain.robustness.table import WORST, collect, findings, over_seeds, own
 
 SCHEMA = 1
@@ -51,6 +52,7 @@ def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -
     draw(grid, means, folder)
     run = record(shop, finished=finished, seconds=seconds, device_name=device_name)
     write_json(folder / "run.json", run)
+    write_text(folder / "figure.md", section(grid, run, means, claimed, checks, caption(grid)))
     write_json(folder / "summary.json", summary(grid, run, claimed, checks))
     return page.leave(folder)
 

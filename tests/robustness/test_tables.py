@@ -92,8 +92,8 @@ def test_the_files_of_a_finished_figure(drawn):
     page = report.write(drawn, finished=True, seconds=1.0, device_name="a machine")
     folder = drawn.folder
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names >= {"table.csv", "table.nc", "summary.csv", "claims.csv", "checks.json", "figure.svg", "figure.png", "run.json",
-                     "summary.json", page.name}  # fmt: skip
+    assert names >= {"table.csv", "table.nc", "summary.csv", "claims.csv", "checks.json", "figure.svg", "figure.png", "figure.md",
+                     "run.json", "summary.json", page.name}  # fmt: skip
     rows = table.collect(drawn)
     written = pd.read_csv(folder / "table.csv")
     pd.testing.assert_frame_equal(written, rows, check_dtype=False)
@@ -112,6 +112,25 @@ def test_the_files_of_a_finished_figure(drawn):
     assert "1 epochs on 20 training images" in summary["pictures"][0]["caption"]
     with open(folder / "shown.csv", newline="") as file:
         assert all(row["iteration"] == row["trained"] for row in csv.DictReader(file))
+
+
+def test_the_section_has_each_mean_in_its_place(drawn):
+    report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    text = (drawn.folder / "figure.md").read_text()
+    assert text.startswith("## a tiny grid\n\n    the command\n\nQUICK")
+    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+              for part in text.split("\n\n")]  # fmt: skip
+    by_network, one_by_one, *_ = [rows for rows in tables if rows]
+    assert by_network[0] == ["network", "clean", "FGSM 0.2", "PGD-7 0.2", "worst case 0.2"]
+    for row, label in zip(by_network[2:], ("CNN", "CNN-F-1"), strict=True):
+        fgsm = [c for seed in (0, 1) for c in cells(drawn, seed) if c.model.label == label and c.against.attack == "FGSM"]
+        values = [c.read()[1, c.model.iterations].mean() for c in fgsm]  # at epsilon 0.2 and the network's own iteration
+        assert row[:1] + row[2:3] == [label, f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"]
+    assert one_by_one[0] == ["attack", "CNN", "CNN-F-1"]
+    (transfer,) = [row for row in one_by_one if row[0] == "PGD-100 (transfer)"]
+    (cell,) = [c for c in cells(drawn, 0) if c.against.label == transfer[0]]
+    assert transfer[1:] == ["", f"{100 * cell.read()[0, 1].mean():.1f}"]  # the CNN has none; one seed has no deviation
+    assert "Checks against a false sense of security:" in text
 
 
 def test_an_interrupted_write_leaves_no_summary(drawn, monkeypatch):
