@@ -225,8 +225,11 @@ class Cell:
         )
         images, labels = self.shop.images[: self.images], self.shop.labels[: self.images]
         threat = stoppable(named_threat(self.against.threat, model, source), stop)
+        attack = self.attack
+        if isinstance(attack, PGD) and images.device.type == "cpu":
+            attack = replace(attack, workers=torch.get_num_threads())  # a CNN-F keeps nothing between calls
         try:
-            made = attacked(self.attack, threat, images, labels, self.epsilons)
+            made = attacked(attack, threat, images, labels, self.epsilons)
         except Interrupted:
             return False
         right = torch.stack([correct(model, x, labels, self.iterations) for x in made]).cpu().numpy()

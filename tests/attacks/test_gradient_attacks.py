@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,48 @@ def small_network() -> tuple[nn.Module, Threat]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 10)).eval()
     return network, Threat("network", network, network)
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_batches_at_once_change_nothing_and_use_one_thread_each(workers):
+    network, _ = small_network()
+    network.double()
+    threads = torch.get_num_threads()
+    seen: set[tuple[str, int]] = set()
+
+    def logits(images):
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return network(images)
+
+    threat = Threat("network", network, logits)
+    images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels = torch.arange(50) % 10
+    alone = PGD(3, step_size=0.02, restarts=2, batch_size=7)(threat, images, labels, [0.05, 0.1])
+    assert {name for name, _ in seen} == {threading.current_thread().name}
+    seen.clear()
+    together = PGD(3, step_size=0.02, restarts=2, batch_size=7, workers=workers)(threat, images, labels, [0.05, 0.1])
+    for a, b in zip(alone.raw, together.raw, strict=True):
+        assert torch.equal(a, b)
+    in_workers = {(name, n) for name, n in seen if name != threading.current_thread().name}
+    assert in_workers
+    assert {n for _, n in in_workers} == {1}
+    assert torch.get_num_threads() == threads
+    assert repr(PGD(workers=workers)) == repr(PGD())  # the same attack, and the same cell of a grid
+
+
+def test_an_error_in_one_of_the_batches_at_once_is_the_error_of_the_attack():
+    network, _ = small_network()
+    images = torch.rand(12, *SHAPE)
+    images[-1] = 1
+
+    def broken(x):
+        return network(x) * (torch.nan if (x == 1).flatten(1).all(1).any() else 1)
+
+    threads = torch.get_num_threads()
+    attack = PGD(2, step_size=0.01, random_start=False, batch_size=3, workers=2)
+    with pytest.raises(NonFiniteOutput, match="3 of 3 images"):
+        attack(Threat("network", network, broken), images, torch.zeros(12, dtype=torch.int64), [0.0, 0.1])
+    assert torch.get_num_threads() == threads
 
 
 def toolbox(network):
@@ -162,6 +206,8 @@ def test_a_network_that_returns_nan_is_an_error_and_not_a_robust_network(attack,
     [
         ({"steps": 0}, "at least 1"),
         ({"restarts": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"workers": 0}, "workers is 0, expected at least 1"),
         ({"step_size": -0.1}, "above 0"),
         ({"relative_step": float("nan")}, "above 0"),
         ({"step_size": 0.1, "relative_step": 0.1}, "not both"),
