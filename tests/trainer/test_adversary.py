@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_the_paper(target):
 def test_both_kinds_of_images_reach_the_step(tmp_path, monkeypatch):
     seen = []
 
-    def spy(_model, _optimizer, batch, labels, _weights, clean):
+    def spy(_model, _optimizer, batch, labels, _weights, clean, _amp):
         seen.append((len(batch), len(labels), len(clean), torch.equal(batch[: len(batch) // 2], clean[: len(batch) // 2])))
         return {"cross_entropy": torch.zeros(2)}
 

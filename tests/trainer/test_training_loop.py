@@ -159,8 +159,8 @@ def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path, monk
     whole, seen = images(), []
     numbers = {image.numpy().tobytes(): number for number, image in enumerate(scale(whole.images))}
 
-    def spy(_model, _optimizer, batch, labels, _weights, _clean):
-        assert _clean is None
+    def spy(_model, _optimizer, batch, labels, _weights, _clean, _amp):
+        assert _clean is _amp is None
         seen.append([numbers[image.numpy().tobytes()] for image in batch])
         assert labels.tolist() == [i % 10 for i in seen[-1]]
         return {"cross_entropy": torch.zeros(2)}
