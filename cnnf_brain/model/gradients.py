@@ -43,7 +43,7 @@ class Convolved(torch.autograd.Function):
 
 class Spread(torch.autograd.Function):
     """The transposed convolution of stride 1 down to few channels: a matrix product, then one shifted sum for each element of
-    the kernel. On CPUs two to seven times as fast as ``conv_transpose2d``, which is made for many channels."""
+    the kernel. On CPUs faster than ``conv_transpose2d``, which is made for many channels."""
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
