@@ -113,9 +113,8 @@ def ours(network: Scaled, steps: int, compiled: bool) -> dict[str, Run]:
 
     def attack(form: nn.Module) -> Run:
         threat = Threat("network", form, form)
-        return lambda x, y, size: PGD(steps, STEP, batch_size=size, workers=torch.get_num_threads())(
-            threat, x, y, [EPSILON]
-        ).clipped[0]
+        workers = torch.get_num_threads()
+        return lambda x, y, size: PGD(steps, STEP, batch_size=size, workers=workers)(threat, x, y, [EPSILON]).clipped[0]
 
     return {name: attack(form) for name, form in forms.items()}
 

@@ -3,10 +3,9 @@
     python benchmarks/small_net.py
 
 One step is losses, gradients and Adam's update on the same random images, as training/mnist.py makes it (in channels_last, and in
-bfloat16 with --amp bfloat16). A CNN-F-k makes
-1 + 2k passes where the CNN makes one, so that the ratio of a step's time to (1 + 2k) CNN steps is what feedback itself costs; it
-is to be at most 1.15. The networks take their turns; each counts with its fastest step. Prints a table and writes
-results/benchmark-small-net.json; the exit code is 1 where the limit is missed.
+bfloat16 with --amp bfloat16). A CNN-F-k makes 1 + 2k passes where the CNN makes one, so that the ratio of a step's time to (1 + 2k)
+CNN steps is what feedback itself costs; it is to be at most 1.15. The networks take their turns; each counts with its fastest step.
+Prints a table and writes results/benchmark-small-net.json; the exit code is 1 where the limit is missed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -132,20 +132,10 @@ class PGD:
                 left = torch.arange(len(images), device=images.device)
                 if restart:
                     left = left[threat.predict(found, self.batch_size) == labels]
-                self.begin_anew(threat, images, labels, epsilon, start, found, left)
+                parts = zip(*(values[left].split(self.batch_size) for values in (images, labels, start)), strict=True)
+                jobs = [(threat, x, y, epsilon, s) for x, y, s in parts]
+                found[left] = torch.cat(at_once(self.perturb, jobs, self.workers))
         return judged(threat, images, labels, epsilons, raw, self.batch_size)
-
-    def begin_anew(
-        self, threat: Threat, images: Tensor, labels: Tensor, epsilon: float, start: Tensor, found: Tensor, left: Tensor
-    ) -> None:
-        """The rows ``left`` of ``found`` made anew from ``start``, at one epsilon."""
-
-        def made(rows: Tensor) -> Tensor:
-            return self.perturb(threat, images[rows], labels[rows], epsilon, start[rows])
-
-        parts = left.split(self.batch_size)
-        for rows, result in zip(parts, at_once(made, parts, self.workers), strict=True):
-            found[rows] = result
 
     def start(self, images: Tensor, restart: int = 0) -> Tensor:
         """Directions of the starting points, in [-1, 1], of the images' shape."""
@@ -164,14 +154,14 @@ class PGD:
         return x
 
 
-def at_once(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], workers: int) -> list[Tensor]:
-    """``work`` of each part, ``workers`` at once, each in a thread of its own and with one of torch's threads."""
-    if min(workers, len(parts)) <= 1:
-        return [work(part) for part in parts]
+def at_once(work: Callable[..., Tensor], jobs: Sequence[tuple[Any, ...]], workers: int) -> list[Tensor]:
+    """``work`` of the arguments of each job, ``workers`` at once, each in a thread of its own and with one of torch's threads."""
+    if min(workers, len(jobs)) <= 1:
+        return [work(*job) for job in jobs]
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, parts))
+            return list(pool.map(work, *zip(*jobs, strict=True)))
     finally:
         torch.set_num_threads(threads)
 

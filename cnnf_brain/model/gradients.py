@@ -116,23 +116,6 @@ class Normalised(torch.autograd.Function):
         return to_x, to_bias, None, None
 
 
-class Scaled(torch.autograd.Function):
-    """x times ``scale`` (B, 1, ...)."""
-
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor) -> Tensor:
-        return x * scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x, scale = ctx.saved_tensors
-        return g * scale, inner(g, x).to(scale.dtype)
-
-
 class Matched(torch.autograd.Function):
     """x scaled image by image to the norm ``wish`` (B, 1, ...), with its gradient in three passes over the map."""
 
@@ -206,7 +189,8 @@ class PooledBySign(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return Unpooled.apply(g, *ctx.saved_tensors, ctx.kernel, ctx.kernel, (0, 0), list(ctx.size[-2:])), None, None
+        (at,) = ctx.saved_tensors
+        return unpooled(g, at, ctx.kernel, ctx.kernel, (0, 0), list(ctx.size[-2:])), None, None
 
 
 class Pooled(torch.autograd.Function):
@@ -226,35 +210,16 @@ class Pooled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
-        return Unpooled.apply(g, *ctx.saved_tensors, *ctx.windows, list(ctx.size)), None, None, None, None
+        (at,), (kernel, stride, padding) = ctx.saved_tensors, ctx.windows
+        return unpooled(g, at, kernel, stride, padding, list(ctx.size)), None, None, None, None
 
 
-class Unpooled(torch.autograd.Function):
-    """``g`` (B, C, h, w) put at the flat positions ``at`` of maps (B, C, H, W) that are 0 elsewhere; no two share a position."""
-
-    @staticmethod
-    def forward(g: Tensor, at: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-                size: list[int]) -> Tensor:  # fmt: skip
-        return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, kernel, stride, padding, output_size=size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[override]
-        return chosen(grad, ctx.saved_tensors[0]), None, None, None, None, None
-
-
-def chosen(values: Tensor, at: Tensor) -> Tensor:
-    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
-    values = values.expand(len(at), -1, -1, -1)
-    n, channels, *_ = values.shape
-    if layout(at) == torch.contiguous_format:
-        return values.flatten(2).gather(2, at.flatten(2)).view_as(at)
-    values = values.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # all maps in one row
-    first = torch.arange(n, device=at.device)[:, None] * values[0].numel() + torch.arange(channels, device=at.device)
-    return values.take(torch.add(first[:, None, None], at.permute(0, 2, 3, 1), alpha=channels)).permute(0, 3, 1, 2)
+def unpooled(
+    g: Tensor, at: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], size: list[int]
+) -> Tensor:
+    """``g`` (B, C, h, w) put at the flat positions ``at`` of maps (B, C, *size) that are 0 elsewhere, no two at one position.
+    The maps lie in memory as ``at`` does."""
+    return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, kernel, stride, padding, output_size=size)
 
 
 class Masked(torch.autograd.Function):

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.model.gradients import chosen
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
 
@@ -45,3 +44,8 @@ def eta(model: CNNF, state: State) -> Tensor:
         g, z = state.feedback[i], rules[i].bits(state.latents[i])
         total = total + (chosen(b, z) * g if isinstance(rules[i], MaxPool) else b * z * g).flatten(1).sum(1)
     return total
+
+
+def chosen(values: Tensor, at: Tensor) -> Tensor:
+    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
+    return values.expand(len(at), -1, -1, -1).flatten(2).gather(2, at.flatten(2)).view_as(at)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.gradients import Convolved, Gated, Normalised, Pooled, PooledBySign, Scaled, Spread, Unpooled, masked
+from cnnf_brain.model.gradients import Convolved, Gated, Normalised, Pooled, PooledBySign, Spread, masked, unpooled
 
 FEW = 4  # channels of a map that counts as an image
 
@@ -226,7 +226,7 @@ class MaxPool(Rule):
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
         if self.apart:  # a plain copy
-            return Unpooled.apply(g, z, self.kernel, self.stride, self.padding, list(below))  # type: ignore[no-any-return]
+            return unpooled(g, z, self.kernel, self.stride, self.padding, list(below[-2:]))
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
@@ -323,7 +323,7 @@ class Norm(Rule):
     module: FeatureNorm
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
-        return Scaled.apply(g, self.module.size(g if unmasked is None else unmasked).reciprocal())  # type: ignore[no-any-return]
+        return g * self.module.size(g if unmasked is None else unmasked).reciprocal()
 
     def bias(self, below: Tensor, z: Tensor | None) -> Tensor:
         if below.count_nonzero():

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnf_brain.model.feedback import CNNF, FeedbackResult
-from cnnf_brain.model.gradients import chosen
-from cnnf_brain.model.latents import gate_biases
+from cnnf_brain.model.latents import chosen, gate_biases
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
 

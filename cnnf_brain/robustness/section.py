@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from cnnf_brain.report.of_figure import HOLDS
 from cnnf_brain.robustness.claims import Claim
-from cnnf_brain.robustness.grids import Grid
+from cnnf_brain.robustness.grids import Against, Grid
 from cnnf_brain.robustness.table import WORST, own
 
 SHOWN_ITERATIONS = (0, 1, 2, 3, 5, 8, 10, 15)
-HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def section(
@@ -103,7 +103,7 @@ def told(checks: list[dict[str, Any]]) -> str:
 
 
 def _name(attack: str, threat: str) -> str:
-    return attack if threat == "first_pass" else f"{attack} ({threat.replace('_', ' ')})"
+    return attack if threat == "first_pass" else Against(attack, threat).label
 
 
 def _share(rows: pd.DataFrame) -> str:

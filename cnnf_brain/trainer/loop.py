@@ -223,8 +223,8 @@ class Trainer:
         adversary: Adversary | None = None,
         amp: str | None = None,
     ) -> None:
-        self.amp = amp
-        self.model, self.optimizer, self.scheduler, self.adversary = model, optimizer, scheduler, adversary
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.adversary, self.amp = adversary, amp
         self.weights, self.schedule, self.configuration = weights.active(), schedule, configuration
         self.checkpoints, self.log_path = folder / "checkpoints", folder / "log.jsonl"
         self.device = next(model.parameters()).device

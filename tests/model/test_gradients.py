@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnf_brain import CNNF, Keep, small_net
-from cnnf_brain.model.gradients import Convolved, Scaled, Spread, Unpooled, chosen, layout
+from cnnf_brain.model.gradients import Convolved, Spread, layout, unpooled
+from cnnf_brain.model.latents import chosen
+from cnnf_brain.model.layers import FeatureNorm, Norm
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 KERNELS = [((3, 3), (0, 0)), ((3, 3), (1, 1)), ((5, 2), (2, 0)), ((1, 1), (0, 0))]
@@ -52,7 +54,7 @@ def test_gradients_of_gradients():
     x, g, weight = drawn(1, 1, 4, 4), drawn(1, 2, 3, 3), drawn(2, 1, 2, 2)
     assert torch.autograd.gradgradcheck(lambda x, w: Convolved.apply(x, w, None, (0, 0)), (x, weight))
     assert torch.autograd.gradgradcheck(lambda g, w: Spread.apply(g, w, (0, 0)), (g, weight))
-    assert torch.autograd.gradgradcheck(Scaled.apply, (g, drawn(1, 1, 1, 1)))
+    assert torch.autograd.gradgradcheck(norm_feedback, (g, drawn(1, 2, 2, 2)))
 
 
 def test_no_negative_zeros_reach_the_gates():
@@ -75,17 +77,21 @@ def test_what_is_unpooled_is_chosen_again(memory_format):
     top, at = F.max_pool2d(x, 2, return_indices=True)
     assert layout(at) == memory_format
     assert torch.equal(chosen(x, at), top)
-    made = Unpooled.apply(g, at, (2, 2), (2, 2), (0, 0), [6, 4])
+    made = unpooled(g, at, (2, 2), (2, 2), (0, 0), [6, 4])
     assert layout(made) == memory_format
     assert torch.equal(made, F.max_unpool2d(g, at, 2, output_size=[6, 4]))
     along = torch.randn(2, 3, 6, 4, dtype=torch.float64)
     (found,) = torch.autograd.grad(made, g, along)
     assert torch.equal(found, along.flatten(2).gather(2, at.flatten(2)).view_as(at))
-    assert torch.autograd.gradcheck(lambda g: Unpooled.apply(g, at, (2, 2), (2, 2), (0, 0), [6, 4]), (g,))
+    assert torch.autograd.gradcheck(lambda g: unpooled(g, at, (2, 2), (2, 2), (0, 0), [6, 4]), (g,))
 
 
-def test_scaling_image_by_image():
-    assert torch.autograd.gradcheck(Scaled.apply, (drawn(2, 3, 2, 2), drawn(2, 1, 1, 1)))
+def norm_feedback(g: torch.Tensor, unmasked: torch.Tensor) -> torch.Tensor:
+    return Norm("norm", FeatureNorm(g.shape[1]).double()).feedback(g, g.shape, None, unmasked)
+
+
+def test_the_feedback_of_the_norm():
+    assert torch.autograd.gradcheck(norm_feedback, (drawn(2, 3, 2, 2), drawn(2, 3, 1, 1)))
 
 
 @pytest.mark.parametrize("name", ["relu1@1:feedback", "norm2@1:feedback", "norm2@1", "pool2@2"])
