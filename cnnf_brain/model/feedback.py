@@ -256,13 +256,19 @@ class CNNF(nn.Module):
         if self.start - 1 in wanted:
             state.maps[self.start - 1] = h
         x, rules = h, self.rules
+        norm: Tensor | None = None  # of the last convolution's or matrix's output, up to the gate above it
         for i, rule in enumerate(rules[self.start :], self.start):
             state.inputs[i] = x.shape
             if inputs and rule.is_gate:
                 state.gate_inputs[i] = x
+                if norm is not None:
+                    state.output_norms[i] = norm
+                norm = None
             # what a convolution or a matrix made is a map of its own, no view of another
             made = i > self.start and isinstance(rules[i - 1], Conv | Linear) and i - 1 not in wanted
             x, z = rule.forward(x, guides.get(i), spare and made)
+            if inputs and isinstance(rule, Conv | Linear):
+                norm = image_norm(x).flatten()
             if self.match_layers and sizes is not None and isinstance(rule, Conv | Linear):
                 if i in sizes:
                     x = Matched.apply(x, sizes[i], image_norm(x.detach()))

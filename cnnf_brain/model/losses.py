@@ -43,19 +43,21 @@ def latent(model: CNNF, result: FeedbackResult) -> Tensor:
 
 
 def norm(result: FeedbackResult) -> Tensor:
-    """Sum over gates of | ||f(l)|| - ||g(l)|| | at every iteration, mean over the batch, (N+1,) (Assumption A.6)."""
-    sizes = torch.linalg.vector_norm
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    (sizes(f.flatten(1), dim=1) - sizes(state.feedback[i].flatten(1), dim=1)).abs().mean()
-                    for i, f in state.gate_inputs.items()
-                ]
-            ).sum()
-            for state in _states(result)
-        ]
-    )
+    """Sum over layers of | ||f(l)|| - ||g(l)|| | at every iteration, mean over the batch, (N+1,) (Assumption A.6, B.1).
+
+    f(l) is the output of a convolution or matrix before any normalisation (FeatureNorm, matched norms), g(l) the feedback map at
+    the gate above it before it is masked. A gate without such a layer between it and the gate below (pooling straight after
+    ReLU) has no f(l) of its own and is left out.
+    """
+    return torch.stack([_norm(state) for state in _states(result)])
+
+
+def _norm(state: State) -> Tensor:
+    gaps = [
+        (norm - torch.linalg.vector_norm(state.feedback[i].flatten(1), dim=1)).abs().mean()
+        for i, norm in state.output_norms.items()
+    ]
+    return torch.stack(gaps).sum() if gaps else state.output.new_zeros(())
 
 
 def feedback_losses(

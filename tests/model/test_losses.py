@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles.feedback import literal, recur
 from torch import nn
 
-from cnnf_brain import CNNF, Keep
+from cnnf_brain import CNNF, FeatureNorm, Keep, LayerAt
 from cnnf_brain.model.losses import feedback_losses
 
 LABELS = torch.tensor([0, 2, 1])
@@ -72,13 +74,52 @@ def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_wind
         assert math.isclose(terms["latent"][t].item(), total / 3 / elements, rel_tol=1e-10)
 
 
-def test_norm_loss(model, x):
-    result, terms = found(model, x)
-    for t, state in enumerate(result.states):
-        expected = sum(
-            abs(state.gate_inputs[i][b].norm() - state.feedback[i][b].norm()) for i in (1, 3, 4) for b in range(3)
-        )
-        assert torch.isclose(terms["norm"][t], expected / 3, rtol=1e-12)
+def normalised_net(kind: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False), FeatureNorm(2, kind), nn.ReLU(), nn.Conv2d(2, 3, 3, bias=False), FeatureNorm(3, kind),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 5), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+def plain_net(kind: str) -> nn.Sequential:  # the pooling straight after ReLU has no f(l) of its own
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 3)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "kind", "pairs"), [
+    (normalised_net, "rms", {0: 2, 3: 5, 7: 8}), (normalised_net, "l2", {0: 2, 3: 5, 7: 8}), (plain_net, "", {0: 1, 3: 4}),
+])  # fmt: skip
+def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(make, kind, pairs):
+    """B.1 and A.6: f(l) is what the convolution or matrix gives; behind FeatureNorm its norm would be constant."""
+    torch.manual_seed(0)
+    network, x = make(kind).double(), torch.randn(2, 1, 10, 10, dtype=torch.float64)
+    model = CNNF(network, iterations=2, step=0.5)
+    result = model(x, keep=Keep(states=True))
+    norm = feedback_losses(model, result, LABELS[:2], terms=("norm",))["norm"]
+    expected = np.zeros(3)
+    for image in x.numpy():
+        layers = list(literal(network, (1, 10, 10)).values())
+        for t, step in enumerate(recur(layers, image.ravel(), 2, step=0.5)):
+            for affine, gate in pairs.items():
+                expected[t] += abs(np.linalg.norm(step.a[affine]) - np.linalg.norm(step.g[gate])) / 2
+    assert norm.detach().numpy() == pytest.approx(expected, rel=1e-10)
+
+
+def test_matched_norms_are_a_normalisation_too():
+    """With match_layers ||f(l)|| would be constant over iterations; the loss takes it before it is matched."""
+    torch.manual_seed(0)
+    model = CNNF(plain_net("").double(), iterations=1, match_layers=True)
+    x = torch.randn(2, 1, 10, 10, dtype=torch.float64)
+    result = model(x, keep=Keep(["1@0:feedback", "4@0:feedback", "1@1:feedback", "4@1:feedback", "2@1"], states=True))
+    outputs = {1: F.conv2d(result.states[1].target, model.get_parameter("0.weight"), model.get_parameter("0.bias"))}
+    outputs[4] = F.conv2d(result.layers[LayerAt("2", 1)], model.get_parameter("3.weight"), model.get_parameter("3.bias"))
+    gaps = [
+        (f.flatten(1).norm(dim=1) - result.layers[LayerAt(str(i), 1, True)].flatten(1).norm(dim=1)).abs().mean()
+        for i, f in outputs.items()
+    ]
+    norm = feedback_losses(model, result, LABELS[:2], terms=("norm",))["norm"]
+    assert torch.isclose(norm[1], torch.stack(gaps).sum(), rtol=1e-10)
 
 
 def test_gradients_reach_every_parameter_but_not_the_target(model, x):
