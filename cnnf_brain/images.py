@@ -15,23 +15,57 @@ from cnnf_brain.types import Images
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Squash to ``size`` x ``size`` (bilinear, no crop, as Brain-Score does), scale to [0, 1], subtract mean, divide by std.
+    """How an image is shown to a network: size, then scaled to [0, 1], the mean subtracted, divided by the standard deviation.
 
-    One mean means one (grey) channel.
+    ``resize`` None: the whole image squashed to ``size`` x ``size`` (bilinear, no crop, as Brain-Score does). A number: the
+    shorter side scaled to it and ``size`` x ``size`` pixels cut from the centre (torchvision: 256 and 224). One mean means one
+    (grey) channel.
+
+    Raises ValueError for sizes below 1, a ``resize`` below ``size``, and means and deviations that are not equally many.
     """
 
     size: int
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"image size is {self.size!r}, expected a whole number of pixels, at least 1")
+        if self.resize is not None and not self.resize >= self.size:
+            raise ValueError(f"resize is {self.resize}, expected at least the image size, {self.size} pixels")
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std}: expected equally many numbers, std above 0")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(C, size, size) float32."""
-        small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
+        rgb = image.convert("RGB")
+        small = rgb.resize((self.size, self.size), Image.Resampling.BILINEAR, box=self._box(rgb.size))
         if len(self.mean) == 1:
             small = small.convert("L")
         pixels = np.asarray(small, dtype=np.float32) / np.float32(255)
-        chw = torch.from_numpy(pixels.reshape(self.size, self.size, -1)).permute(2, 0, 1)
-        return (chw - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        return self.normalise(torch.from_numpy(pixels.reshape(self.size, self.size, -1)).permute(2, 0, 1))
+
+    def _box(self, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The part of an image of ``shape`` (width, height) that is shown: left, top, right, bottom."""
+        width, height = shape
+        if self.resize is None:
+            return 0, 0, width, height
+        side = min(shape) * self.size / self.resize
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], (..., C, H, W), to the network's units."""
+        return (pixels - _channels(self.mean, pixels)) / _channels(self.std, pixels)
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        """The network's units, (..., C, H, W), to those of pixels; what lies outside of [0, 1] stays there."""
+        return x * _channels(self.std, x) + _channels(self.mean, x)
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def batches(images: Images, preprocessing: Preprocessing, batch_size: int, start: int = 0) -> Iterator[Tensor]:

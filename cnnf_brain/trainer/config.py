@@ -8,17 +8,7 @@ from typing import Any
 
 import torch
 
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """``name: old there, new now`` for every entry that differs (nested ones as ``a.b``)."""
-    found = []
-    for name in [*old, *(name for name in new if name not in old)]:
-        a, b = old.get(name, "absent"), new.get(name, "absent")
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{name}.{text}" for text in differences(a, b)]
-        elif a != b:
-            found.append(f"{name}: {a} there, {b} now")
-    return found
+from cnnf_brain.checks import differences
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

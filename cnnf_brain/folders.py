@@ -1,0 +1,130 @@
+"""The folder of a run's results: locked, of one configuration, and old or new as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cnnf_brain.checks import differences
+from cnnf_brain.files import check_writable, plain, write_json
+
+RECORD = "run.json"  # what a run was; says whose folder it is
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` against other processes; an OSError where another one holds it. Nothing is made inside it."""
+    folder = Path(os.path.abspath(folder))
+    made = _make(folder.parent)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who comes now makes a new one
+        lock.release()
+        for path in made:  # nothing stays of a run that failed
+            _remove_if_empty(path)
+
+
+def claim(folder: Path, kind: str, configuration: Mapping[str, Any]) -> None:
+    """A ValueError unless ``folder`` is absent, empty, or holds the results of this very question.
+
+    Parameters
+    ----------
+    folder
+        Where the results are to stand.
+    kind
+        The command, in a word.
+    configuration
+        All that decides the results, as JSON values.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the results")
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        return
+    advice = "choose another output folder, or remove this one"
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        found, belongs = record["kind"], record["configuration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} is not empty and not the results of this command ({RECORD}: {error}); {advice}"
+        ) from error
+    if found != kind:
+        raise ValueError(f"{folder} holds the results of {found}, not of {kind}; {advice}")
+    changed = differences(belongs, plain(configuration))
+    if changed:
+        raise ValueError(f"{folder} holds the results of another question ({'; '.join(changed[:5])}); {advice}")
+
+
+@contextmanager
+def results(folder: Path, kind: str, configuration: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder beside ``folder`` to write into; it takes its place when the block ends well, and is removed when it does not.
+
+    The block writes ``run.json`` there, to which ``kind`` and ``configuration`` are added. Files of the old folder that the new
+    one does not have, and that no run wrote, are kept. Raises what ``locked`` and ``claim`` raise, before the block is entered.
+    """
+    folder = Path(os.path.abspath(folder))
+    with locked(folder):
+        claim(folder, kind, configuration)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            check_writable(staging)
+            yield staging
+            record = json.loads((staging / RECORD).read_text(encoding="utf-8"))
+            written = sorted(path.name for path in staging.iterdir())
+            write_json(staging / RECORD, {"kind": kind, **record, "configuration": plain(configuration), "files": written})
+            umask = os.umask(0)
+            os.umask(umask)
+            staging.chmod(0o777 & ~umask)
+            _swap(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """``new`` in place of ``folder``, whose files that no run wrote move over."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.rename(old / folder.name)
+    new.rename(folder)
+    before = old / folder.name
+    try:
+        written = set(json.loads((before / RECORD).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError):
+        written = set()
+    for path in before.iterdir():
+        if path.name not in written and not (folder / path.name).exists():
+            shutil.move(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make ``folder`` with its parents; those that were made, the deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return

@@ -1,0 +1,79 @@
+"""A run's folder: one configuration, whole or not at all, nothing lost that no run wrote."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from cnnf_brain.files import write_json
+from cnnf_brain.folders import claim, locked, results
+
+
+def fill(folder, number: int, configuration=None) -> None:
+    with results(folder, "compare", {"seed": 0} if configuration is None else configuration) as staging:
+        write_json(staging / "run.json", {"number": number})
+        (staging / f"only{number}.txt").write_text("x")
+
+
+def test_a_folder_changes_as_a_whole(tmp_path):
+    folder = tmp_path / "deep" / "results"
+    fill(folder, 1)
+    (folder / "notes.txt").write_text("mine")
+    fill(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "only2.txt", "run.json"]
+    assert [path.name for path in folder.parent.iterdir()] == ["results"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(RuntimeError), results(tmp_path / "new" / "results", "compare", {}):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+    fill(folder, 1)
+    with pytest.raises(OSError, match="disk is full"):
+        fail_halfway(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["only1.txt", "run.json"]
+
+
+def fail_halfway(folder) -> None:
+    with results(folder, "compare", {"seed": 0}) as staging:
+        (staging / "half").write_text("x")
+        raise OSError("the disk is full")
+
+
+def test_another_question_or_command_is_refused(tmp_path):
+    folder = tmp_path / "results"
+    fill(folder, 1)
+    with pytest.raises(ValueError, match=r"another question \(seed: 0 there, 1 now\); choose another output folder"):
+        fill(folder, 2, {"seed": 1})
+    with pytest.raises(ValueError, match="holds the results of compare, not of visualize"):
+        claim(folder, "visualize", {"seed": 0})
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("x")
+    with pytest.raises(ValueError, match="not empty and not the results of this command"):
+        claim(tmp_path / "photos", "compare", {})
+    with pytest.raises(ValueError, match="is a file"):
+        claim(folder / "run.json", "compare", {})
+    claim(tmp_path / "absent", "compare", {})
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path / "results"):
+            held.set()
+            go.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    for _ in range(2):  # a refusal leaves the other's lock as it is
+        with pytest.raises(OSError, match="another run is writing to"), locked(tmp_path / "results"):
+            pass
+    go.set()
+    thread.join()
+    with locked(tmp_path / "results"):
+        pass
+    assert list(tmp_path.iterdir()) == []
