@@ -19,8 +19,8 @@ MAX_LINES = 450
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"types", "checks", "devices", "files", "folders", "provenance", "style"}),
     frozenset({"model", "predictivity", "recordings", "images"}),
-    frozenset({"activations", "trainer", "attacks"}),
     frozenset({"networks"}),
+    frozenset({"activations", "trainer", "attacks"}),
     frozenset({"products", "brainscore"}),
     frozenset({"report", "evaluate"}),
     frozenset({"compare", "submit", "robustness", "visualize", "training", "benchmarks"}),
