@@ -210,20 +210,23 @@ class Comparison:
     tests: tuple[TestResult, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region.
 
-    ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once for each split).
-    ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, and where r is undefined
-    (constant predictions) for one of the two.
+    ``role``: ``baseline``, ``model``, or ``control`` (the model's own first pass beside its feedback). ``weights`` and ``feedback``
+    (trained or not) are in words. ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once
+    for each split). ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, without a
+    baseline, and where r is undefined (constant predictions) for one of the two.
     """
 
     region: str
     source: str
     simulated: bool
-    role: str  # "model" or "baseline"
+    role: str
     network: str
+    weights: str
+    feedback: str
     layer: str
     scores: Scores
     neuroid_ids: tuple[str, ...]
