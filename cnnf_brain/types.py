@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -222,12 +223,20 @@ class TestResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two sets of Scores over the same sites and splits: estimate, interval and tests."""
+    """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
 
-    difference: float  # median over sites of the per-site difference in r
+    ``difference`` is the median over sites of the per-site difference in r (model minus baseline). ``low`` and
+    ``high`` are its 95% interval for new images, of the swap test: the one to read. ``sites_low`` and ``sites_high``
+    are the bootstrap interval for new sites with these very images, NaN for a single site: it is no interval for new
+    images. ``tests`` begin with those that are valid for new images.
+    """
+
+    difference: float
     low: float
     high: float
     tests: tuple[TestResult, ...]
+    sites_low: float = math.nan
+    sites_high: float = math.nan
 
 
 @dataclass(frozen=True)
