@@ -206,6 +206,11 @@ class Scores:
     pooled: np.ndarray | None
     ceiling: np.ndarray | None
 
+    @property
+    def undefined_folds(self) -> np.ndarray:
+        """(n_neuroids,) number of splits in which a site has no r; they are left out of its mean."""
+        return np.isnan(self.r).sum(axis=0)
+
 
 @dataclass(frozen=True)
 class TestResult:
