@@ -93,17 +93,11 @@ def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict
     Raises
     ------
     ValueError
-        Images that the network cannot take; a layer whose first axis is not the images; features that are not finite.
+        A layer whose first axis is not the images; features that are not finite.
     """
     shaped = batch.to(network.device, memory_format=torch.channels_last)
-    try:
-        with float32_convolutions(network.device):
-            maps = extract(network.module, shaped, layers)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{network.name} cannot be run on images of shape {tuple(batch.shape[1:])} ({str(error).splitlines()[0]}); "
-            "it may need another image size"
-        ) from error
+    with float32_convolutions(network.device):
+        maps = extract(network.module, shaped, layers)
     for at, values in maps.items():
         if values.dim() < 2 or len(values) != len(batch):
             raise ValueError(
@@ -121,8 +115,8 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
     Raises
     ------
     ValueError
-        As ``features``; a network that is not deterministic, stays in training mode after ``eval()``, or whose rows depend on
-        the other images of a batch (batch statistics), with the reason.
+        As ``features``; images that the network cannot take; a network that is not deterministic, stays in training mode after
+        ``eval()``, or whose rows depend on the other images of a batch (batch statistics), with the reason.
     """
     layers = list(dict.fromkeys(layers))
     n = min(PROBED, len(stimuli))
@@ -133,7 +127,13 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
             f"{network.name}: {training[0]} is in training mode; its features would be random: call eval() on it"
         )
     first = [LayerAt(at.layer, 0, at.feedback) for at in layers if at.iteration]
-    rows = features(network, whole, [*layers, *(at for at in dict.fromkeys(first) if at not in layers)])
+    try:
+        rows = features(network, whole, [*layers, *(at for at in dict.fromkeys(first) if at not in layers)])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{network.name} cannot be run on images of shape {tuple(whole.shape[1:])} ({str(error).splitlines()[0]}); "
+            "it may need another image size"
+        ) from error
     again = features(network, whole, layers)
     _same(network, rows, again, "the same images give other features the second time: it is not deterministic (noise, dropout, a "
           "state kept between calls)")  # fmt: skip

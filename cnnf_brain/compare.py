@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain import accuracy, evaluate, files, folders, networks, provenance
+from cnnf_brain import accuracy, devices, evaluate, files, folders, networks, provenance
 from cnnf_brain.activations import Probe
 from cnnf_brain.choice import Choice, choose
 from cnnf_brain.evaluate import RegionAsked, Scoring
 from cnnf_brain.model.weights import published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
-from cnnf_brain.recordings import check_sources, load, public_available
+from cnnf_brain.recordings import load, public_available
+from cnnf_brain.recordings import parse_sources as check_sources
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report import comparison as report
 from cnnf_brain.types import Evaluation, Recordings
@@ -91,6 +92,8 @@ def compare(options: Options) -> list[Evaluation]:
     """Score, compare and write the report; see ``docs/compare.md`` for the files."""
     started = time.time()
     scoring = scoring_of(options)
+    devices.pick(options.device)
+    folders.check_place(Path(options.output or "results/any"))
     options, why = decide(options)
     choice = choose_networks(options)
     regions = check_words(options, choice)  # before anything is downloaded

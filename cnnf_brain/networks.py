@@ -295,8 +295,9 @@ def check_spec(spec: str) -> None:
         if spec.removeprefix(TORCHVISION) not in published:
             raise unknown("torchvision model", spec.removeprefix(TORCHVISION), published)
         return
-    if spec in published or (near(spec, published, n=1) and not near(spec, [SMALL, *ARCHITECTURES], n=1)):
-        raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{near(spec, published, n=1)[0]}?")
+    meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
+    if meant and meant[0] not in (SMALL, *ARCHITECTURES):
+        raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")
     raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
 
 

@@ -143,7 +143,7 @@ def test_features_that_are_not_finite_are_found_with_the_first_image(cache, pass
 
 
 def test_an_image_that_the_network_cannot_take_is_an_error(cache):
-    with pytest.raises(ValueError, match=r"tiny cannot be run on an image of shape \(3, 9, 9\).*--image-size"):
+    with pytest.raises(ValueError, match=r"tiny cannot be run on images of shape \(3, 9, 9\).*another image size"):
         compute(tiny.network(size=9), tiny.images(12))
 
 
@@ -169,7 +169,7 @@ def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
 def test_the_second_time_nothing_is_computed(cache, passes):
     first = compute(tiny.network(), tiny.images(12), batch_size=5)
     assert passes == [*PROBE, 5, 5, 2]
-    again = compute(tiny.network(), tiny.images(12), batch_size=4)
+    again = compute(tiny.network(), tiny.images(12), batch_size=5)
     assert len(passes) == 7
     for at in AT:
         assert np.array_equal(first[at].values, again[at].values)
@@ -319,7 +319,7 @@ def test_a_damaged_cache_file_is_computed_again(cache, damage):
 
 
 def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-    """Let pass number ``after`` (the first counts features) end in ``error``."""
+    """Let pass number ``after`` (the first ones try the network) end in ``error``."""
     extract, seen = activations.extract, []
 
     def fails(model, batch, layers):
@@ -334,7 +334,7 @@ def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInte
 def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, request):
     network, stimuli = tiny.network(), tiny.images(12)
     with monkeypatch.context() as patch:
-        interrupt(patch, after=4)
+        interrupt(patch, after=len(PROBE) + 3)
         with pytest.raises(KeyboardInterrupt):
             compute(network, stimuli, batch_size=2)
     assert len(list((cache / "scratch").iterdir())) == 1
@@ -347,7 +347,7 @@ def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, reque
 
 
 def test_an_error_removes_the_scratch(cache, monkeypatch):
-    interrupt(monkeypatch, after=3, error=RuntimeError)
+    interrupt(monkeypatch, after=len(PROBE) + 2, error=RuntimeError)
     with pytest.raises(RuntimeError, match="enough"):
         compute(tiny.network(), tiny.images(12), batch_size=2)
     assert list((cache / "scratch").iterdir()) == []

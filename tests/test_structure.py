@@ -22,7 +22,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"networks", "identity"}),
     frozenset({"activations", "trainer", "attacks"}),
     frozenset({"products", "brainscore"}),
-    frozenset({"report", "evaluate"}),
+    frozenset({"report", "evaluate", "accuracy", "choice"}),
     frozenset({"compare", "submit", "robustness", "visualize", "training", "benchmarks"}),
 )
 STRANGERS = 1
