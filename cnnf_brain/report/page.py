@@ -1,14 +1,16 @@
 """Runs -> one HTML file that needs nothing else: no network, no script but its own few lines, and works without those.
 
-Question and answer first, then the figure, the table, what the run was, and what it does not show. All text of files is
-escaped by jinja2 and markupsafe; the page's own policy lets no other script run, and no request leave it.
+Question and answer first, then the figure, the table, what the run was (folded), and what it does not show. All text of files
+is escaped by jinja2 and markupsafe; the page's own policy lets no other script run, and no request leave it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,27 @@ from cnnf_brain.report.charts import Chart
 from cnnf_brain.report.runs import Picture, Run, Table
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+LONG_TABLE, FIRST_ROWS = (
+    30,
+    10,
+)  # a table of more rows than the first number shows as many as the second until it is unfolded
 
 
-def leave(folder: Path) -> Path:
-    """Write ``report.html`` into the folder of a run, from the files that lie there; returns its path."""
+def leave(folder: Path, shown_as: Path | None = None) -> Path:
+    """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path.
+
+    ``shown_as`` is the folder that the page names, where the files stand in another one for now.
+    """
     path = Path(folder) / PAGE
-    _write(path, render([readers.read(Path(folder))]))
+    run = readers.read(Path(folder))
+    write_text(path, render([run if shown_as is None else replace(run, folder=Path(shown_as))]))
     return path
 
 
 def side_by_side(folders: Sequence[Path], path: Path) -> Path:
     """Write one page with a row for each run to ``path``, and where they cannot be compared."""
-    _write(path, render([readers.read(Path(folder)) for folder in folders]))
+    write_text(path, render([readers.read(Path(folder)) for folder in folders]))
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -48,6 +54,7 @@ def render(runs: Sequence[Run]) -> str:
         raise ValueError("no runs; name one folder or more")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(picture_source=picture_source, colours=Markup(colours()))
+    environment.globals.update(long_table=LONG_TABLE, first_rows=FIRST_ROWS)
     here = resources.files("cnnf_brain.report")
     script = (here / "page.js").read_text(encoding="utf-8")
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
@@ -85,13 +92,14 @@ def picture_source(picture: Picture) -> str:
 
 
 def short_folders(folders: Sequence[Path]) -> list[str]:
-    """Each folder by the end of its path, as much of it as tells it from the others."""
-    whole = [folder.absolute() for folder in folders]
-    for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        short = ["/".join(path.parts[-depth:]) for path in whole]
+    """Each folder by the end of its path, as much of it as tells it from the others; never an absolute path."""
+    whole = [Path(os.path.abspath(folder)).parts[1:] for folder in folders]
+    short: list[str] = []
+    for depth in range(1, max(map(len, whole)) + 1):
+        short = ["/".join(parts[-depth:]) for parts in whole]
         if len(set(short)) == len(set(whole)):
-            return short
-    return [str(path) for path in whole]
+            break
+    return short
 
 
 def overview(runs: Sequence[Run], names: Sequence[str]) -> Table:
