@@ -17,7 +17,7 @@ from cnnf_brain.report.runs import Picture, Run, Table, about_the_code, flat, ve
 
 HOLDS = {True: "holds", False: "does not hold", None: "not decided by this"}
 LONGEST = 2000  # rows of a table on a page; the file has all
-RECORDED = ("kind", "configuration", "files", "same")  # entries of run.json that say again what others say
+RECORDED = ("kind", "files", "same")  # entries of run.json that are not shown: they say again what others say
 
 
 def read(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Run:
