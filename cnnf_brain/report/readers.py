@@ -30,7 +30,7 @@ def read(folder: Path) -> Run:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name the folder that it lies in")
+        raise ValueError(f"{folder} is a file; name the folder that it is in")
     try:
         return _read(folder)
     except (KeyError, TypeError, IndexError, AttributeError) as error:

@@ -62,7 +62,7 @@ class View:
         return self.network.preprocessing.normalise(images.to(self.network.device))
 
     def leave(self, seen: Tensor) -> Tensor:
-        """The network's units to those of images; what lay outside of [0, 1] stays there."""
+        """The network's units to those of images, not clipped to [0, 1]."""
         return self.network.preprocessing.denormalise(seen)
 
     def check(self, images: Tensor, labels: Tensor | None = None, *, restores: bool = False) -> None:

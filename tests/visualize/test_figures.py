@@ -179,7 +179,8 @@ def test_9a_says_no_where_more_points_leave():
         "After 2 iterations fewer points have changed to the centre's class (2.0 % [1.0, 3.0])"
     )
     assert [c["holds"] for c in found["claims"]] == [False, True]
-    assert found["caveats"] == about._one_network()
+    assert not any("Too few" in caveat for caveat in found["caveats"])
+    assert any("One network" in caveat for caveat in found["caveats"])
 
 
 def test_examples_are_the_images_of_their_group():
