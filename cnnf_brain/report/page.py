@@ -21,7 +21,6 @@ from markupsafe import Markup
 from cnnf_brain import style
 from cnnf_brain.files import write_text
 from cnnf_brain.report import PAGE, readers
-from cnnf_brain.report.charts import Chart
 from cnnf_brain.report.runs import Picture, Run, Table
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -120,10 +119,23 @@ def differences(runs: Sequence[Run], names: Sequence[str]) -> Table:
     return Table("Where they are not comparable", ("", *names), rows)
 
 
-def merged(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[Chart | None, Table]]:
-    """Tables that several runs have under one title with one head, as one table with the run as its first column."""
-    found: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+def merged(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
+    """Tables that several runs have under one title with one head, as one table with the run as its first column.
+
+    A note that not all of these runs have begins with the names of those that have it.
+    """
+    rows: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+    notes: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
     for name, run in zip(names, runs, strict=True):
         for table in run.tables:
-            found.setdefault((table.title, table.head), []).extend((name, *row) for row in table.rows)
-    return [(None, Table(title, ("run", *head), tuple(rows))) for (title, head), rows in found.items() if title != "Log"]
+            key = table.title, table.head
+            rows.setdefault(key, []).extend((name, *row) for row in table.rows)
+            of_table = notes.setdefault(key, {})
+            for note in table.notes:
+                of_table.setdefault(note, []).append(name)
+    found = []
+    for (title, head), of_table in notes.items():
+        if title != "Log":
+            shown = [note if len(have) == len(runs) else f"{', '.join(have)}: {note}" for note, have in of_table.items()]
+            found.append(Table(title, ("run", *head), tuple(rows[title, head]), tuple(shown)))
+    return found

@@ -105,5 +105,7 @@ def claim(words: str, measured: str, low: float, high: float) -> dict[str, Any]:
 
 
 def percent(row: Mapping[str, Any], name: str, low: str, high: str) -> str:
-    """``12.3 % [11.0, 13.5]``."""
+    """``12.3 % [11.0, 13.5]``, or ``12.3 % (no interval)`` where there are too few values for one."""
+    if not (math.isfinite(row[low]) and math.isfinite(row[high])):
+        return f"{100 * row[name]:.1f} % (no interval)"
     return f"{100 * row[name]:.1f} % [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"

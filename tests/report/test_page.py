@@ -302,6 +302,18 @@ def test_runs_of_the_same_recordings_agree(tmp_path):
     assert [row[0] for row in page.overview([readers.read(f) for f in folders], ["a", "b"]).rows] == ["a", "b"]
 
 
+def test_merged_tables_keep_their_notes(tmp_path):
+    entry = {"file": "table.csv", "title": "Shares"}
+    folders = [
+        figured(tmp_path / "a", tables=[{**entry, "notes": ["of both", "of the first"]}]),
+        figured(tmp_path / "b", tables=[{**entry, "notes": ["of both"]}]),
+    ]
+    _, table = page.merged([readers.read(f) for f in folders], ["a", "b"])
+    assert [row[0] for row in table.rows] == ["a"] * 4 + ["b"] * 4
+    assert table.notes == ("of both", "a: of the first")
+    assert "<li>a: of the first</li>" in page.side_by_side(folders, tmp_path / "both.html").read_text()
+
+
 def test_runs_that_are_not_comparable_say_where(tmp_path):
     options = {**run_record()["options"], "splits": "brainscore"}
     a = compared(tmp_path / "a")

@@ -160,6 +160,11 @@ def test_claims_follow_the_intervals():
     assert write.claim("c", "m", np.nan, np.nan)["holds"] is None
 
 
+def test_an_interval_that_does_not_exist_is_not_shown_as_nan():
+    assert write.percent({"x": 0.123, "a": 0.11, "b": 0.135}, "x", "a", "b") == "12.3 % [11.0, 13.5]"
+    assert write.percent({"x": 0.123, "a": np.nan, "b": np.nan}, "x", "a", "b") == "12.3 % (no interval)"
+
+
 def test_9a_says_no_where_more_points_leave():
     def row(measure: str, mean: float, low: float, high: float) -> dict:
         return {"iteration": 2, "measure": measure, "mean": mean, "low": low, "high": high, "images": 200}
