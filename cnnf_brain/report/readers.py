@@ -30,7 +30,7 @@ def read(folder: Path) -> Run:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name the folder that it lies in")
+        raise ValueError(f"{folder} is a file; name the folder that it is in")
     try:
         return _read(folder)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -73,7 +73,7 @@ def load(path: Path) -> Any:
     """A JSON object; a ValueError where the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); do the run again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; it is not of cnnf-brain")
@@ -86,7 +86,7 @@ def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if isinstance(content, dict):
             found.append(content)

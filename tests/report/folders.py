@@ -93,12 +93,12 @@ def trained(folder: Path, *, finished: bool = True, accuracy: tuple[float, ...] 
     return folder
 
 
-def figured(folder: Path, **more: Any) -> Path:
-    """A folder as ``visualize`` leaves it."""
+def figured(folder: Path, *, iterations: int = 3, **more: Any) -> Path:
+    """A folder as ``visualize`` leaves it; its table has a row for each iteration and one more."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"group": "noise", "iteration": t, "mean": 0.5 + 0.1 * t, "low": 0.45 + 0.1 * t, "high": 0.55 + 0.1 * t}
-        for t in range(3)
+        for t in range(iterations)
     ]
     write_csv(
         folder / "table.csv", [*rows, {"group": "blur", "iteration": 0, "mean": np.nan, "low": np.nan, "high": np.nan}]
