@@ -347,8 +347,8 @@ def test_a_baseline_of_another_architecture(world, capsys):
         ("4@0", "second@0"),
         ("4@1", "second@0"),
     ]
-    assert world.run(*baseline, "--baseline-layers", "V4=act", "IT=act") == 0
-    assert {e["layer"] for e in world.entries() if e["role"] == "baseline"} == {"act@0"}
+    assert world.run(*baseline, "--baseline-layers", "V4=act", "IT=act", "--output", world.folder / "act") == 0
+    assert {e["layer"] for e in world.entries("act") if e["role"] == "baseline"} == {"act@0"}
     assert world.run(*baseline, "--layers", "V4=0", "--recordings", world.v4, "--baseline-layers", "V4=conv") == 1
     assert "layer 'conv' is not known in Net" in capsys.readouterr().err
 
