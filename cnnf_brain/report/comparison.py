@@ -27,7 +27,7 @@ from cnnf_brain.predictivity.statistics import (
 )
 from cnnf_brain.types import Evaluation, LayerAt
 
-SCHEMA = 1
+SCHEMA = 2
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
 SHOWN = {RESAMPLED: "resampled t", SWAP: "swap", WELCH: "Welch"}  # tests in the table, valid ones first; the files have all
 WIDEST = 28  # letters of a name in the table
