@@ -13,7 +13,6 @@ import numpy as np
 import xarray as xr
 from tabulate import tabulate
 
-from cnnf_brain import style
 from cnnf_brain.files import plain, whole_file, write_json, write_text
 from cnnf_brain.networks import CHANGED, UNTRAINED
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
@@ -25,13 +24,13 @@ from cnnf_brain.predictivity.statistics import (
     bootstrap_median_difference,
     holm,
 )
-from cnnf_brain.types import Evaluation, LayerAt
+from cnnf_brain.report.comparison_figure import draw
+from cnnf_brain.report.comparison_names import WIDEST, cut, layer_and_iteration, short_names
+from cnnf_brain.types import Evaluation
 
 SCHEMA = 2
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
 SHOWN = {RESAMPLED: "resampled t", SWAP: "swap", WELCH: "Welch"}  # tests in the table, valid ones first; the files have all
-WIDEST = 28  # letters of a name in the table
-LONGEST = 40  # and in the figure
 
 
 def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> str:
@@ -42,7 +41,7 @@ def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) 
     write_scores(folder / "scores.nc", evaluations, run)
     text = f"# Neural predictivity\n\n{printed}\n"
     write_text(folder / "table.md", text)
-    plot(folder, content)
+    draw(folder, content)
     write_json(folder / "summary.json", content)
     return printed
 
@@ -173,20 +172,6 @@ def _test_head(name: str) -> str:
     return f"{SHOWN.get(name, name)} p" + ("" if TESTS[name].valid else " ⚠")
 
 
-def short_names(sources: Sequence[str]) -> dict[str, str]:
-    """Each source by the end of its path, as much of it as tells it from the others."""
-    distinct = list(dict.fromkeys(sources))
-    for depth in range(1, max(source.count("/") for source in distinct) + 2):
-        found = {source: _cut("/".join(source.rstrip("/").split("/")[-depth:]), WIDEST * depth) for source in distinct}
-        if len(set(found.values())) == len(distinct):
-            return found
-    return {source: source for source in distinct}
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else "…" + text[1 - longest :]
-
-
 def _row(
     e: dict[str, Any],
     source: str,
@@ -197,7 +182,7 @@ def _row(
     source += " (simulated)" if e["simulated"] and "simulated" not in source else ""
     layer, iteration = layer_and_iteration(e["layer"])
     name = f"{e['network']}, control" if e["role"] == "control" else e["network"]
-    row = [e["region"], source, name, _cut(e["weights"], WIDEST), layer, iteration]
+    row = [e["region"], source, name, cut(e["weights"], WIDEST), layer, iteration]
     row.append((_number(e["median_r"]) or "undefined") + _interval(e["median_r_interval"]))
     share = top1.get((e["network"], e["weights"], iteration))
     cells = {
@@ -227,14 +212,6 @@ def _shown_test(test: dict[str, Any] | None) -> str:
     if test["name"] != WELCH or test["statistic"] is None or test["df"] is None:
         return p
     return f"{p}; t({test['df']:.1f}) = {test['statistic']:.2f}"
-
-
-def layer_and_iteration(layer: str) -> tuple[str, str]:
-    """A layer's name and its iteration as the table shows them; no iteration where it was chosen on training folds."""
-    if "@" not in layer:
-        return layer, ""
-    at = LayerAt.parse(layer)
-    return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)
 
 
 def _number(value: float | None, sign: str = "") -> str:
@@ -374,67 +351,3 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
             data.to_netcdf(temporary, engine="netcdf4")
         except RuntimeError as error:  # how the NetCDF library says that the disk is full
             raise OSError(errno.EIO, str(error)) from error
-
-
-def plot(folder: Path, content: dict[str, Any]) -> None:
-    """The figure (after Figure 5 of the paper) from the summary: median r of every row by region and source, and top-1."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for e in content["evaluations"]:
-        groups.setdefault((e["region"], e["source"]), []).append(e)
-    sources = short_names([e["source"] for e in content["evaluations"]])
-    panels = len(groups) + bool(content["accuracy"])
-    widest = max(len(rows) for rows in [*groups.values(), content["accuracy"]])
-    with style.styled():
-        figure = style.new_figure(max(4.0, (1.2 + 0.55 * widest) * panels), 4.6)
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        for axis, ((region, source), rows) in zip(axes, groups.items(), strict=False):
-            axis.sharey(axes[0])
-            _bars(axis, rows)
-            label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
-            axis.set_title(f"{region}\n{label}")
-        if content["accuracy"]:
-            _top1_bars(axes[-1], content["accuracy"])
-        ceilings = any(e["ceiling"] is not None for e in content["evaluations"])
-        dashed = "\ndashed: √ceiling, the highest r that noise leaves" if ceilings else ""
-        axes[0].set_ylabel(f"median Pearson's r (95% bootstrap over sites){dashed}")
-        if content["simulated"]:
-            figure.suptitle("SIMULATED recordings", color=style.WARNING, fontsize=11)
-    style.save(figure, folder)
-
-
-def series_of(entry: dict[str, Any]) -> int | None:
-    """How an entry of the summary is drawn, as ``style.series`` takes it: None for the baseline, else its iteration.
-
-    What was chosen on training folds has no iteration of its own and is drawn as iteration 1.
-    """
-    return None if entry["role"] == "baseline" else int(layer_and_iteration(entry["layer"])[1] or 1)
-
-
-def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Bars of one region and source, in the colours of ``style``.
-
-    Dashed: what noise leaves of a perfect prediction's r, the root of the ceiling (a reliability, which bounds r²).
-    """
-    for x, e in enumerate(rows):
-        height = math.nan if e["median_r"] is None else e["median_r"]
-        low, high = e["median_r_interval"]
-        errors = None if low is None else [[max(0.0, height - low)], [max(0.0, high - height)]]
-        axis.bar(x, height, width=0.75, color=style.colour(series_of(e)), yerr=errors, ecolor=style.INK)
-        if e["ceiling"] is not None:
-            axis.hlines(
-                math.sqrt(max(0.0, e["ceiling"])), x - 0.45, x + 0.45, colors=style.INK, linestyles="dashed", linewidth=1
-            )
-    _named(axis, [f"{_cut(e['network'], LONGEST)}\n{_cut(e['weights'], LONGEST)} {e['layer']}" for e in rows])
-
-
-def _top1_bars(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """The paper's third panel: top-1 accuracy of each network at each iteration."""
-    for x, row in enumerate(rows):
-        axis.bar(x, row["top1"], width=0.75, color=style.colour(row["iteration"] if row["feedback"] else None))
-    _named(axis, [f"{_cut(row['network'], LONGEST)}\n{_cut(row['weights'], LONGEST)} @{row['iteration']}" for row in rows])
-    axis.set_title("top-1 accuracy")
-
-
-def _named(axis: Any, labels: list[str]) -> None:
-    axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
-    axis.axhline(0, color=style.INK, linewidth=0.8)

@@ -10,6 +10,8 @@ from cnnf_brain.predictivity.scores import SMALL_FOLD
 from cnnf_brain.predictivity.statistics import TESTS
 from cnnf_brain.report import comparison
 from cnnf_brain.report.charts import Chart, Mark
+from cnnf_brain.report.comparison_figure import series_of
+from cnnf_brain.report.comparison_names import short_names
 from cnnf_brain.report.runs import Run, Table, about_the_code, flat, join, version_keys
 
 LEVEL = 0.05
@@ -87,15 +89,13 @@ def _difference(e: dict[str, Any]) -> str:
 
 
 def _groups(entries: list[dict[str, Any]]) -> tuple[tuple[str, tuple[Mark, ...]], ...]:
-    sources = comparison.short_names([e["source"] for e in entries])
+    sources = short_names([e["source"] for e in entries])
     groups: dict[str, list[Mark]] = {}
     for e in entries:
         simulated = " (simulated)" if e["simulated"] and "simulated" not in e["source"] else ""
         low, high = e["median_r_interval"]
         bound = None if e["ceiling"] is None else math.sqrt(max(0.0, e["ceiling"]))
-        mark = Mark(
-            f"{e['network']} [{e['weights']}] {e['layer']}", e["median_r"], low, high, comparison.series_of(e), bound=bound
-        )
+        mark = Mark(f"{e['network']} [{e['weights']}] {e['layer']}", e["median_r"], low, high, series_of(e), bound=bound)
         groups.setdefault(f"{e['region']}: {sources[e['source']]}{simulated}", []).append(mark)
     return tuple((name, tuple(marks)) for name, marks in groups.items())
 
@@ -153,13 +153,17 @@ def caveats(summary: dict[str, Any], run: dict[str, Any]) -> list[str]:
 
 
 def _facts_first(run: dict[str, Any]) -> list[str]:
-    first, twice = ["command", "commit", "machine", "seconds", "chosen"], ["configuration", "files", "accuracy", "notes"]
+    first = ["command", "commit", "machine", "seconds", "chosen"]
+    twice = ["kind", "configuration", "files", "accuracy", "notes"]
     return [name for name in first if name in run] + [name for name in run if name not in (*first, *twice)]
 
 
 def _same(summary: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
     options = run["options"]
-    same = {name: str(options[name]) for name in ("splits", "seed", "components", "per_site", "pca", "select")}
+    same = {
+        name: "none" if options[name] is None else str(options[name])
+        for name in ("splits", "seed", "components", "per_site", "pca", "select")
+    }
     for name, key in (("images", "images_sha256"), ("responses", "responses_sha256")):
         for region in dict.fromkeys(r["region"] for r in run["recordings"]):
             hashes = [f"{r['source']} {r[key][:12]}" for r in run["recordings"] if r["region"] == region]

@@ -12,7 +12,7 @@ from typing import Any
 from cnnf_brain.report import of_comparison, of_figure, of_training
 from cnnf_brain.report.runs import Run
 
-SCHEMA = 1  # the newest form of summary.json that is understood here
+SCHEMAS = {"comparison": 2, "figure": 1}  # the form of summary.json that is understood here, by kind
 KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a trainer (config.json, log.jsonl, card.json)"
 
 
@@ -97,10 +97,10 @@ def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def check_schema(folder: Path, summary: dict[str, Any]) -> None:
     """A ValueError where summary.json is of a form that is not understood here."""
-    schema = summary.get("schema")
-    if schema != SCHEMA:
-        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "another"
+    schema, expected = summary.get("schema"), SCHEMAS["comparison" if "evaluations" in summary else "figure"]
+    if schema != expected:
+        age = "a newer" if isinstance(schema, int) and schema > expected else "another"
         raise ValueError(
-            f"{folder}/summary.json has schema {schema!r}, expected {SCHEMA}: written by {age} version of cnnf-brain; "
+            f"{folder}/summary.json has schema {schema!r}, expected {expected}: written by {age} version of cnnf-brain; "
             "update, or do the run again"
         )

@@ -36,8 +36,8 @@ def test_a_folder_that_is_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 2}, "schema 2, expected 1: written by a newer version"),
-        ({"schema": None}, "schema None, expected 1: written by another version"),
+        ({"schema": 3}, "schema 3, expected 2: written by a newer version"),
+        ({"schema": None}, "schema None, expected 2: written by another version"),
         ({"evaluations": [{"region": "V4"}]}, "lack what this version expects .*: written by another version"),
         ({"options": None}, "lack what this version expects"),
     ],

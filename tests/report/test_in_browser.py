@@ -28,7 +28,7 @@ def test_it_opens_without_an_error_or_a_request(browser, written):
 
 def test_columns_sort_by_number_both_ways(browser, written):
     sheet = Opened(browser, written).page
-    column = "td:nth-child(6)"  # median r, as "0.320 [0.300, 0.340]"
+    column = "td:nth-child(7)"  # median r, as "0.320 [0.300, 0.340]"
 
     def shown() -> list[float]:
         return [float(text.split()[0]) for text in sheet.locator(f"#table tbody tr {column}").all_inner_texts()]
@@ -37,7 +37,7 @@ def test_columns_sort_by_number_both_ways(browser, written):
     assert before == sorted(before, key=lambda v: [0.32, 0.44, 0.12].index(v)), (
         "as written: the baseline, iterations 1 and 2"
     )
-    head = sheet.locator("#table th:nth-child(6)")
+    head = sheet.locator("#table th:nth-child(7)")
     head.locator("button").click()
     assert shown() == sorted(before)
     assert head.get_attribute("aria-sort") == "ascending"
@@ -51,8 +51,8 @@ def test_columns_sort_by_number_both_ways(browser, written):
 
 def test_cells_without_a_number_come_last(browser, written):
     sheet = Opened(browser, written).page
-    head = sheet.locator("#table th", has_text="resampled t")
-    cells = f"#table tbody tr td:nth-child({[*sheet.locator('#table th').all_inner_texts()].index('resampled t') + 1})"
+    head = sheet.locator("#table th", has_text="resampled t p")
+    cells = f"#table tbody tr td:nth-child({[*sheet.locator('#table th').all_inner_texts()].index('resampled t p') + 1})"
     for _ in range(2):
         head.locator("button").click()
         assert sheet.locator(cells).all_inner_texts()[-1] == "", "the baseline has no test"
@@ -64,7 +64,7 @@ def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
     assert not tip.is_visible()
     sheet.locator("svg .mark .bar").nth(1).hover()
     assert tip.is_visible()
-    assert re.fullmatch(r"net CNN-F pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
+    assert re.fullmatch(r"net CNN-F \[w.safetensors\] pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
     sheet.mouse.move(1, 1)
     assert not tip.is_visible()
     sheet.locator("svg .mark").nth(0).focus()
@@ -77,7 +77,7 @@ def test_without_javascript_figure_and_table_are_there(browser, written):
     assert sheet.locator("svg .bar").count() == 3
     assert sheet.locator("svg .bar").first.is_visible()
     assert sheet.locator("#table tbody tr").count() == 3
-    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F pool@1: 0.440")
+    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F [w.safetensors] pool@1: 0.440")
     assert sheet.locator("th button").count() == 0, "nothing that does nothing"
 
 
