@@ -68,7 +68,7 @@ def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
     sheet.mouse.move(1, 1)
     assert not tip.is_visible()
     sheet.locator("svg .mark").nth(0).focus()
-    assert "net CNN pool@0: 0.320" in tip.inner_text()
+    assert "net CNN [w.safetensors] pool@0: 0.320" in tip.inner_text()
     assert "at most 0.800" in tip.inner_text()
 
 

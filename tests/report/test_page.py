@@ -58,7 +58,9 @@ def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path):
     order = ['class="question"', 'class="answer"', 'id="figure"', "<svg", 'id="table"', "<table", 'id="run"', 'id="caveats"']
     places = [text.index(words) for words in order]
     assert places == sorted(places)
-    assert "Do the features of net CNN-F [w.safetensors] predict V4 sites better than those of net CNN [w.safetensors]?" in text
+    assert (
+        "Do the features of net CNN-F [w.safetensors] predict V4 sites better than those of net CNN [w.safetensors]?" in text
+    )
     assert "python -m cnnf_brain.compare" in text
     assert "d" * 40 in text
     assert "c" * 64 in text
