@@ -619,7 +619,7 @@ def spoiled_image(world: World) -> list[object]:
 
 
 def few_images(world: World) -> list[object]:
-    path = tiny.recordings(world.folder / "few", n_images=9)
+    path = tiny.recordings(world.folder / "few", n_images=11)
     return ["--layers", "V4", "--recordings", path]
 
 
@@ -670,7 +670,7 @@ def eleven_images(world: World) -> list[object]:
 ON_V4 = ["--recordings", "V4=V4"]
 BAD = {
     "image": (spoiled_image, r"image 'picture007' cannot be decoded"),
-    "few images": (few_images, r"9 images are fewer than the 10 folds"),
+    "few images": (few_images, r"11 images are too few .*: at least 40 are needed"),
     "constant": (all_constant, r"no site is left, all 3 are constant or have NaN responses"),
     "pickle": (malicious, r"was not loaded, since loading such a file could run code"),
     "weights": (other_weights, r"does not fit the network. missing: features.0.weight"),
