@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cnnf_brain.model.weights import is_published, published_entry
 from cnnf_brain.networks import CHANGED, TORCHVISION, Network
-from cnnf_brain.trainer.image_index import ImageIndex
+from cnnf_brain.trainer.evaluation import evaluate_network
+from cnnf_brain.trainer.image_index import ImageIndex, index_validation
 
 PUBLISHED_ON = "ImageNet-1K"
 
@@ -26,11 +27,7 @@ class Accuracy:
 
 def validation_images(folder: str | None) -> ImageIndex | None:
     """The images of the validation part of a folder; None where none is named. Raises what ``index_validation`` raises."""
-    if folder is None:
-        return None
-    from cnnf_brain.trainer.image_index import index_validation
-
-    return index_validation(Path(folder))
+    return None if folder is None else index_validation(Path(folder))
 
 
 def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accuracy]:
@@ -39,8 +36,6 @@ def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accu
     A card's numbers are taken only where the network runs as it was trained, torchvision's at the image size that it states.
     """
     if index is not None and not network.headless:
-        from cnnf_brain.trainer.evaluation import evaluate_network
-
         found = evaluate_network(network, index, batch_size=batch_size)
         return _rows(network, found.top1, f"measured on {found.images} validation images of {index.root.name}")
     card = network.card

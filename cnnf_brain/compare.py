@@ -25,8 +25,7 @@ from cnnf_brain.evaluate import RegionAsked, Scoring
 from cnnf_brain.model.weights import published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
-from cnnf_brain.recordings import load, public_available
-from cnnf_brain.recordings import parse_sources as check_sources
+from cnnf_brain.recordings import check_sources, load, public_available
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report import comparison as report
 from cnnf_brain.types import Evaluation, Recordings

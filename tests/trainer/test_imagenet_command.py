@@ -15,7 +15,7 @@ from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, w
 from cnnf_brain import CNNF
 from cnnf_brain.files import sha256
 from cnnf_brain.model import nets
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.card import read_card
 from cnnf_brain.networks import load_network
 from cnnf_brain.trainer import checkpoint, start, stream
 from cnnf_brain.trainer.image_data import ShownImages, normalise, training_loader
@@ -79,7 +79,7 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, t
     assert "7 images a step = 1 ranks x 1 portions x 7 images" in printed.out
     card = json.loads((output / "card.json").read_text())
     assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
-    assert read_card(output / "model.safetensors") == card
+    assert read_card(output / "model.safetensors").content == card
     train, validation = index_images(images)
     assert card["configuration"]["data"] == {"train": train.digest(), "validation": validation.digest()}
     assert (card["step"], card["n_validation"], card["configuration"]["seed"]) == (4, 11, 3)
@@ -103,7 +103,7 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, t
     assert [found["images"] for found in judged.values()] == [11, 11, 11]
     assert list(judged) == [0, 2, 4]
     assert judged[4]["top1"] == card["validation_accuracy"]
-    best = read_card(output / "best.safetensors")
+    best = read_card(output / "best.safetensors").content
     assert best["validation_accuracy"][-1] == max(judged[step]["top1"][-1] for step in (2, 4))
 
 

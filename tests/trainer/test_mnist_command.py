@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from cnnf_brain import small_net
 from cnnf_brain.files import sha256
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.card import read_card
 from cnnf_brain.provenance import commit
 from cnnf_brain.trainer import checkpoint, data, small
 
@@ -58,7 +58,7 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
     printed = capsys.readouterr()
     card = json.loads((output / "card.json").read_text())
     assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
-    assert read_card(output / "model.safetensors") == card
+    assert read_card(output / "model.safetensors").content == card
     assert card["command"].startswith("python training/mnist.py --dataset mnist --data")
     assert card["configuration"]["seed"] == 3
     assert card["configuration"]["data_hash"] == data.find("mnist", folder).check()
