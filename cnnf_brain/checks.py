@@ -13,8 +13,11 @@ CONSTANT = 1e-12  # of the largest absolute value; rounding stays below, a respo
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known names nearest to ``name``."""
-    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
+    """The known names nearest to ``name``: by letters, whatever their case, or else those that begin with it."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.4)
+    found = found or [other for other in by_lower if other.startswith(name.lower())][:n]
+    return [by_lower[other] for other in found]
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> ValueError:

@@ -669,7 +669,7 @@ def eleven_images(world: World) -> list[object]:
 
 ON_V4 = ["--recordings", "V4=V4"]
 BAD = {
-    "image": (spoiled_image, r"image 'picture007' cannot be decoded"),
+    "image": (spoiled_image, r"V4.nc: 1 of 40 images are not those that it was written with: picture007.png"),
     "few images": (few_images, r"11 images are too few .*: at least 40 are needed"),
     "constant": (all_constant, r"no site is left, all 3 are constant or have NaN responses"),
     "pickle": (malicious, r"was not loaded, since loading such a file could run code"),
@@ -679,8 +679,8 @@ BAD = {
     "region": (["--layers", "V5=2", "--recordings", "V5=V4"], r"V5=V4|region 'V5' is not known in .*V4.nc.*Known: V4"),
     "no recordings": (["--layers", "V4", "IT", "--recordings", "V4=V4"], r"no recordings are given for region IT"),
     "region not asked": (["--layers", "V4", "--recordings", "IT=V4"], r"region 'IT' is not known.*regions asked for"),
-    "no such file": (["--recordings", "nowhere.nc"], r"nowhere.nc.*there is no such file or folder"),
-    "session of none": (["--session", "x"], r"session x applies to sources in the layout of V4_compact_models"),
+    "no such file": (["--recordings", "nowhere.nc"], r"recordings 'nowhere.nc': there is no such file or folder"),
+    "session of none": (["--session", "x"], r"session x applies to recordings in the layout of V4_compact_models"),
     "features": (["--components", 20], r"feedback .* 4@0: 12 features are fewer than 20 components; use fewer components"),
     "components": (["--components", 36], r"36 components need more than 36 training images, a split has 36; use fewer"),
     "nested": (

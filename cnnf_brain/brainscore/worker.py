@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -283,6 +284,12 @@ def stimulus_set(folder: Path, n: int) -> Any:
     return stimuli
 
 
+def told(error: Exception, scratch: Path) -> str:
+    """An error for the reader of the findings, who cannot place a file in the scratch folder: it is gone by then."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check (--weights FILE)", text)
+
+
 def main() -> int:
     """Run one stage: 0 where it came to its end, 1 with a finding where it did not."""
     stage, scratch = sys.argv[1], Path(sys.argv[2])
@@ -299,7 +306,7 @@ def main() -> int:
             traceback.print_exc()
             from cnnf_brain.brainscore.rehearsal import STAGES
 
-            finding = Finding(STAGES[stage], False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            finding = Finding(STAGES[stage], False, told(error, scratch))
             print(json.dumps(asdict(finding)), file=results, flush=True)
             return 1
         finally:
