@@ -10,7 +10,8 @@ decays every 100,000 steps, 128 images a step over all devices, 200,000 steps, h
 is --decay-factor 0.9 read literally (the default), and --decay-factor 0.1 where it means what is usual on ImageNet. The
 paper states neither iterations, target, step size nor loss weights; --model cnn trains as long without feedback. VGG and
 AlexNet have no layers that normalise: their maps, and with them the loss, grow a thousandfold with every iteration and
-training diverges, unless each layer is held to its norm of the first pass (--match-layers, here the default).
+training diverges, unless each layer is held to its norm of the first pass (--match-layers, here the default). The
+reconstruction loss is the mean over the elements; Table 1 prints their sum (--reconstruction-reduction sum).
 
 Data: --data DIR with train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or with tar shards train-*.tar and
 val-*.tar with members <wnid>/<file>. Images are seen once an epoch, in an order that depends on --seed alone. Each is shown as

@@ -356,3 +356,35 @@ def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsy
         imagenet.arguments(["--data", str(tmp_path), "--model", "cnn", "--iterations", "2"])
     assert caught.value.code == 2
     assert "--iterations is for --model cnnf" in capsys.readouterr().err
+
+
+def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, monkeypatch):
+    """Stopped before the first step, which saves; and killed before anything was saved, which leaves a line in the log."""
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(0))
+    assert imagenet.main(flags(images, tmp_path / "out")) == 75
+    assert [line["step"] for line in log_lines(tmp_path / "out")] == [0]
+    assert not (tmp_path / "out" / "best.safetensors").exists()
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(99))
+    calls, real = [], stream.validate
+    monkeypatch.setattr(stream, "validate", lambda *args: calls.append(args) or real(*args))
+    assert imagenet.main(flags(images, tmp_path / "out")) == 0
+    assert len(calls) == 1  # at the end
+    assert [line["step"] for line in log_lines(tmp_path / "out") if "validation" in line] == [0, 4]
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    (tmp_path / "killed" / "card.json").unlink()
+    assert imagenet.main(flags(images, tmp_path / "killed")) == 0
+    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "out")
+    assert_same_weights(tmp_path / "killed", tmp_path / "out")
+
+
+def test_resized_and_fewer_validation_images_are_another_configuration(images, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert imagenet.main(flags(images, output, "--limit-validation", 7, steps=1)) == 0
+    card = json.loads((output / "card.json").read_text())
+    assert (card["n_validation"], card["resize"]) == (7, None)
+    assert "resize" not in card["configuration"]  # as before the flag, so that older runs go on
+    assert imagenet.main(flags(images, output, "--limit-validation", 7, "--resize", 36, steps=1)) == 1
+    assert "resize: absent there, 36 now" in capsys.readouterr().err
+    assert imagenet.main(flags(images, output, steps=1)) == 1
+    assert "data.validation: " in capsys.readouterr().err
