@@ -183,10 +183,9 @@ class Identity:
                 f"{self.model} made other weights than when the plugin was written, so its features are others; save them in a "
                 "file and write the plugin with that"
             )
-        about = {
-            key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in self.preprocessing.items()
-        }
-        return replace(network, preprocessing=Preprocessing(**about))
+        shown = dict(self.preprocessing)
+        preprocessing = Preprocessing(shown["size"], tuple(shown["mean"]), tuple(shown["std"]), shown["resize"])
+        return replace(network, preprocessing=preprocessing)
 
 
 def is_own_code(model: str) -> bool:

@@ -153,7 +153,7 @@ def _load(request: Request, source: str | None) -> Network:
         where = "the function itself sets them" if is_own_code(model) else "it runs no feedback iteration"
         raise ValueError(f"model {model}: settings of the feedback are given ({', '.join(request.feedback)}), and {where}")
     if not is_own_code(model):
-        settings = {"feedback": request.feedback, "image_size": request.image_size, "device": "cpu"}
+        settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": "cpu"}
         return load_network(model, source, iterations=iterations, **settings)
     network = load_network(model, source, image_size=request.image_size, device="cpu")
     if isinstance(network.module, CNNF):
