@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import metadata
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
 
@@ -101,24 +100,22 @@ def requirements_of(modules: Iterable[str]) -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-class AsOnBrainScore(MetaPathFinder):
-    """From its ``install`` on, modules that Brain-Score's machines lack cannot be imported."""
+def forget(modules: frozenset[str]) -> None:
+    """From here on these top-level modules cannot be imported in this process, as if they were not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
+        del sys.modules[name]
+    sys.meta_path[:] = [_Without(finder, modules) for finder in sys.meta_path]
 
-    def __init__(self, requirements: Iterable[str]) -> None:
-        self._absent = absent(requirements)
 
-    def install(self) -> None:
-        """Stand before all other finders; what was imported of these modules is forgotten."""
-        for name in [name for name in sys.modules if name.partition(".")[0] in self._absent]:
-            del sys.modules[name]
-        sys.meta_path.insert(0, self)
+class _Without:
+    """A finder that does not find some modules."""
+
+    def __init__(self, finder: Any, modules: frozenset[str]) -> None:
+        self._finder, self._modules = finder, modules
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
-        """None, or a ModuleNotFoundError for what is absent."""
-        top = fullname.partition(".")[0]
-        if top in self._absent:
-            raise ModuleNotFoundError(
-                f"No module named {fullname!r}: Brain-Score's machines do not have {top}, and requirements.txt does not name it",
-                name=fullname,
-            )
-        return None
+        """As the finder's own; None for these modules."""
+        return None if fullname.partition(".")[0] in self._modules else self._finder.find_spec(fullname, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)

@@ -135,7 +135,7 @@ def read_record(output: Path) -> dict[str, str | None]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return dict(record["weights"]) if record["kind"] == KIND else {}
+        return dict(record["weights"]) if record.get("kind") == KIND else {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and name the weights where the plugin is checked"

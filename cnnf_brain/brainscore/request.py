@@ -123,23 +123,21 @@ def identify(request: Request) -> Plugin:
 
 
 def _with_model(request: Request) -> Request:
-    """The request with its model and iterations settled by the weights' card where they are left open."""
+    """The request with its model, iterations and image size settled by the weights' card where they are left open."""
     given = request.weights
+    if str(given) == "none":
+        raise ValueError("random weights cannot be loaded by Brain-Score; save them in a file, and give that")
     card = Card() if given is None or weight_files.is_published(str(given)) else read_card(given)
     model = request.model or card.arch or DEFAULT_MODEL
     iterations = request.iterations
     if iterations is None and (model == SMALL or model in ARCHITECTURES):
         iterations = DEFAULT_ITERATIONS if card.iterations is None else card.iterations
-    return replace(request, model=model, iterations=iterations)
+    return replace(request, model=model, iterations=iterations, image_size=request.image_size or card.image_size)
 
 
 def _source(request: Request) -> str | None:
     """The file or published name of the weights; None where the network's own code makes them."""
     model = str(request.model)
-    if str(request.weights) == "none":
-        raise ValueError(
-            f"model {model}: random weights cannot be loaded by Brain-Score; save them in a file, and give that"
-        )
     if request.weights is not None:
         return str(request.weights)
     if is_own_code(model):

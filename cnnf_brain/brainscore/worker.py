@@ -30,7 +30,7 @@ from PIL import Image
 
 from cnnf_brain import files
 from cnnf_brain.brainscore.commitment import local_file, weights_file
-from cnnf_brain.brainscore.dependencies import AsOnBrainScore
+from cnnf_brain.brainscore.dependencies import absent, forget
 from cnnf_brain.brainscore.identity import Weights
 from cnnf_brain.brainscore.offline import shut
 from cnnf_brain.brainscore.rehearsal import STAGES
@@ -311,7 +311,7 @@ def main() -> int:
         for stage in STAGES:
             if stage.name == "load":  # the plugin's code is run from here on
                 shut()
-                AsOnBrainScore(run.task["requirements"]).install()
+                forget(absent(run.task["requirements"]))
             perform(stage.name, stage.text, stages[stage.name], run, results)
     shutil.rmtree(scratch / "homes" / "RESULTCACHING_HOME", ignore_errors=True)
     return 0
@@ -333,7 +333,9 @@ def perform(name: str, text: str, stage: Callable[[Rehearsal], Iterator[Finding]
                 write(asdict(finding))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        write(asdict(Finding(text, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}")))
+        lacking = isinstance(error, ModuleNotFoundError)
+        why = "; Brain-Score's machines lack it, and requirements.txt does not name it" if lacking else ""
+        write(asdict(Finding(text, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}{why}")))
         if name == "scoring":
             run.blocked = "no image was run to its end"
     write({"end": name, "seconds": time.time() - started})
