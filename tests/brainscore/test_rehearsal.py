@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -95,13 +96,13 @@ def scratch(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("local", [True, False], ids=["weights here", "weights fetched"])
-def test_everything_that_can_be_checked(written, installed, scratch, local):
+def test_everything_that_can_be_checked(written, installed, scratch):
+    """Without the weights here: they are fetched."""
     from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
 
     _, archive = written
     told: list[str] = []
-    found = list(rehearse(archive, Path(shipped_weights(True)) if local else None, told.append))
+    found = list(rehearse(archive, None, told.append))
     said = {finding.rule: finding.detail for finding in found}
     assert [f"{f.rule}: {f.detail}" for f in found if f.status != "ok"] == []
     assert len(found) == 11 + 1 + 2 + 5 + 2 + 4 + 5
@@ -111,11 +112,7 @@ def test_everything_that_can_be_checked(written, installed, scratch, local):
     assert "SIMULATED" in said["a toy benchmark scores IT end to end"]
     assert said["recorded from in several time bins, every iteration answers its own"] == "70-120, 120-170, 170-220 ms"
     size = Path(shipped_weights(True)).stat().st_size
-    if local:
-        place = said["Brain-Score's machines can load the weights from the place that the plugin names"]
-        assert f"small.safetensors has {size} bytes, the file here {size}" in place
-    else:
-        assert said["the fetched weights have the plugin's SHA-256"] == f"{size} bytes"
+    assert said["the fetched weights have the plugin's SHA-256"] == f"{size} bytes"
     assert "V4 9216 features" in said["16 images are run at all layers"]  # 64 maps of 12 x 12
     estimate = said["estimate for MajajHong2015.V4-pls, 2560 images"]
     assert estimate.startswith(f"about {7 * 4 * 2560 * 9216 / 2**30:.1f} GiB")
@@ -124,9 +121,7 @@ def test_everything_that_can_be_checked(written, installed, scratch, local):
 
 
 BROKEN = {  # what is written in the plugin -> the stage that fails, and what is said of it
-    "settings changed by hand": ("'step': 0.1", "'step': 0.2", "load", "stands for other weights, settings or software"),
     "ends the process": ("IDENTITY =", "import os; os._exit(0)\nIDENTITY =", "load", "the process ended early, with 0"),
-    "exits": ("IDENTITY =", "import sys; sys.exit(0)\nIDENTITY =", "load", "SystemExit: 0"),
     "takes cnnf-brain": (
         "IDENTITY =",
         "import cnnf_brain\nIDENTITY =",
@@ -177,12 +172,12 @@ def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp
 
 @pytest.fixture(scope="module")
 def ask_place():
-    """(address, file here) -> the finding about the place of the weights."""
+    """(address, whether the weights are here) -> the finding about the place of the weights."""
     from cnnf_brain.brainscore.identity import Weights
     from cnnf_brain.brainscore.worker import ask
 
-    def ask_place(url: str, here: Path | None = Path(shipped_weights(True))):
-        return ask(Weights("small.safetensors", "0" * 64, url=url), here)
+    def ask_place(url: str, here: bool = True):
+        return ask(Weights("small.safetensors", "0" * 64, url=url), Path(shipped_weights(True)) if here else None)
 
     return ask_place
 
@@ -191,7 +186,7 @@ def test_an_address_is_asked(ask_place, hub):
     there = ask_place(f"{hub}/small.safetensors")
     assert there.status == "ok"
     assert "its content is compared when the weights are not on this machine" in there.detail
-    assert ask_place(f"{hub}/small.safetensors", None).status == "ok"
+    assert ask_place(f"{hub}/small.safetensors", here=False).status == "ok"
     other = ask_place(f"{hub}/short.safetensors")
     assert other.status == "failed"
     assert "short.safetensors has 5 bytes, the file here" in other.detail
@@ -237,6 +232,29 @@ def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch
     found = list(rehearsal.rehearse(other))
     assert [finding.status for finding in found] == ["ok"] * 11 + ["failed"]
     assert "no-such-package is not installed here" in found[-1].detail
+
+
+def test_a_stage_that_raises_or_exits_says_so(tmp_path):
+    from cnnf_brain.brainscore.worker import Rehearsal, perform
+
+    def exits(run):
+        raise SystemExit(0)
+        yield
+
+    run = Rehearsal({}, tmp_path)
+    with open(tmp_path / "results", "w") as results:
+        perform("load", "the words", exits, run, results)
+        run.blocked = "the model cannot be loaded"
+        perform("tests", "other words", exits, run, results)
+    events = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
+    assert [event.get("begin") or event.get("end") or event["status"] for event in events] == [
+        *("load", "failed", "load"),
+        *("tests", "not run", "tests"),
+    ]
+    assert [event["detail"] for event in events if "detail" in event] == [
+        "SystemExit: 0",
+        "since the model cannot be loaded",
+    ]
 
 
 def test_every_stage_is_heard_of():
