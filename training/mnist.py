@@ -40,23 +40,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cnnf_brain.report import page
 from cnnf_brain.trainer import data, small
 from cnnf_brain.trainer.adversary import ATTACKS, MODES, Adversary
 from cnnf_brain.trainer.flags import (
-    LOSSES,
     STOPPED,
     add_model_flags,
     feedback_settings,
+    loss_weights,
     positive,
     settle_model_flags,
     share,
     weight,
     whole,
 )
-from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +89,7 @@ def settings(args: argparse.Namespace, seed: int) -> small.Settings:
     return small.Settings(
         dataset=args.dataset,
         feedback=feedback,
-        losses=LossWeights(**{name: getattr(args, name) for name in LOSSES}),
+        losses=loss_weights(args),
         epochs=args.epochs,
         learning_rate=args.lr,
         weight_decay=args.weight_decay,
@@ -152,7 +150,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help="default runs/DATASET-MODEL-seedN")
     add("--save-every", type=positive(int), default=500, metavar="STEPS", help="between checkpoints (default 500)")
     add("--resume", action="store_true", help="insist on a checkpoint to continue (one is continued in any case)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one")
+    add("--device", default="auto", help="auto (the default): cuda where there is one, else cpu")
     args = parser.parse_args(argv)
     settle_model_flags(parser, args)
     settle_training_flags(parser, args)

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import cnnf_brain
-
 PACKAGE = "cnnf_brain"  # its name, and that of the folder in the plugin
-ROOT = Path(cnnf_brain.__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 START = f"{PACKAGE}.brainscore.commitment"  # all that a plugin calls
 OWN = "network_code"  # folder of the user's own code in the plugin
 ADDRESS = "brainscore_vision.models.{identifier}"  # a plugin's package

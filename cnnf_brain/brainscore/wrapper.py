@@ -16,7 +16,6 @@ from cnnf_brain import activations
 from cnnf_brain.files import short_hash
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.products import as_rows, float32_convolutions
 from cnnf_brain.types import Images, LayerAt
 
 try:
@@ -72,11 +71,13 @@ class IterationWrapper(PytorchWrapper):
         rows = np.minimum(np.arange(len(pixels)), n_different(pixels) - 1)
         batch = torch.from_numpy(pixels[: rows[-1] + 1])
         self._model.eval()
-        with torch.inference_mode(), float32_convolutions(self._device):
+        with torch.inference_mode(), activations.float32_convolutions(self._device):
             shaped = batch.to(self._device, memory_format=torch.channels_last)
             maps = activations.extract(self._model, shaped, list(dict.fromkeys(places.values())))
             found = ((name, at, maps[at]) for name, at in places.items())
-            return OrderedDict((name, np.array(as_rows(map_, at).reshape(map_.shape)[rows])) for name, at, map_ in found)
+            return OrderedDict(
+                (name, np.array(activations.as_rows(map_, at).reshape(map_.shape)[rows])) for name, at, map_ in found
+            )
 
     def get_layer(self, layer_name: str) -> nn.Module:
         """The module that computes ``layer_name``."""

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import is_constant, unknown
 from cnnf_brain.files import whole_file
 from cnnf_brain.types import Images, Recordings
 
 FORMAT = "cnnf-brain assembly 1"
 Labels = Sequence[Any] | np.ndarray  # one for each stimulus or neuroid, taken as text
-_CONSTANT = 1e-12  # relative range below which a site counts as constant
 
 
 def recordings_from_arrays(
@@ -260,9 +259,7 @@ def _labels(what: str, given: Labels, n: int, source: str, unique: bool = False)
 def _good_sites(responses: np.ndarray, names: Sequence[str], source: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Numbers of the sites that can be scored, and the others with the reason."""
     bad = np.sum(~np.isfinite(responses), axis=0)
-    with np.errstate(invalid="ignore"):
-        spread = responses.max(axis=0) - responses.min(axis=0)
-        constant = spread <= _CONSTANT * np.abs(responses).max(axis=0)
+    constant = is_constant(responses)
     excluded = [
         f"{name} ({f'NaN or infinite for {n} of {len(responses)} stimuli' if n else 'constant'})"
         for name, n, same in zip(names, bad, constant, strict=True)
