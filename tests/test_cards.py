@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cnnf_brain.activations import features
 from cnnf_brain.model import nets
 from cnnf_brain.model.card import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
+from cnnf_brain.trainer import card as card_files
 from cnnf_brain.trainer import small, start
 from cnnf_brain.types import LayerAt
 
@@ -40,6 +42,20 @@ def outputs(model: CNNF, x: Tensor) -> Tensor:
         found = model.eval()(x, keep=Keep()).logits
     model.train(training)
     return found
+
+
+def note_outputs(monkeypatch: pytest.MonkeyPatch, shown: Callable[[dict[str, Any]], Tensor]) -> list[Tensor]:
+    """What the trainers' networks give for the images ``shown(card)`` when their weights are stored, run by run."""
+    seen: list[Tensor] = []
+    save = card_files.save_weights
+
+    def noted(path: Path, model: CNNF, card: dict[str, Any], *rest: Any) -> None:
+        if path.name == card_files.WEIGHTS:
+            seen.append(outputs(model, shown(card)))
+        save(path, model, card, *rest)
+
+    monkeypatch.setattr(card_files, "save_weights", noted)
+    return seen
 
 
 def small_images() -> Tensor:
@@ -79,17 +95,7 @@ SMALL = {
 @pytest.fixture(params=SMALL)
 def trained_small(request, tmp_path, idx_folder, monkeypatch) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
-    seen: list[Tensor] = []
-    finish = small.finish
-
-    def noted(output, model, record, *rest, **more):
-        dtype = getattr(torch, record["configuration"]["dtype"])  # the weights are those that are stored
-        stored = {name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(stored)
-        seen.append(outputs(model, small_images()))
-        return finish(output, model, record, *rest, **more)
-
-    monkeypatch.setattr(small, "finish", noted)
+    seen = note_outputs(monkeypatch, lambda card: small_images())
     words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64",
              "--device", "cpu", "--output", str(tmp_path / "run"), *SMALL[request.param]]  # fmt: skip
     assert mnist.main(words) == 0
@@ -152,15 +158,7 @@ def pictures(tmp_path) -> Path:
 
 
 def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tensor:
-    seen: list[Tensor] = []
-    save = imagenet.save_weights
-
-    def noted(path, model, card, *rest):
-        if path.name == "model.safetensors":
-            seen.append(outputs(model, imagenet_images(card["image_size"])))
-        return save(path, model, card, *rest)
-
-    monkeypatch.setattr(imagenet, "save_weights", noted)
+    seen = note_outputs(monkeypatch, lambda card: imagenet_images(card["image_size"]))
     for module in (nets, start):
         monkeypatch.setattr(module, "sequential", tiny)
     model = more[more.index("--model") + 1] if "--model" in more else "cnnf"

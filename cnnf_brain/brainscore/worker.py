@@ -301,7 +301,7 @@ def encoded_pictures(n: int) -> Images:
     return Images(tuple(f"picture{number:03}" for number in range(n)), lambda i: made[i], "made-up pictures")
 
 
-def told(error: Exception, scratch: Path) -> str:
+def told(error: BaseException, scratch: Path) -> str:
     """An error for the reader of the findings, who cannot place a file in the scratch folder: it is gone by then."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check (--weights FILE)", text)
