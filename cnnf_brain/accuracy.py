@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnf_brain.model.weights import is_published, published_entry
@@ -36,7 +36,8 @@ def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accu
     A card's numbers are taken only where the network runs as it was trained, torchvision's at the image size that it states.
     """
     if index is not None and not network.headless:
-        found = evaluate_network(network, index, batch_size=batch_size)
+        shown = replace(network.preprocessing, resize=network.card.resize)  # as the trainer validates
+        found = evaluate_network(replace(network, preprocessing=shown), index, batch_size=batch_size)
         return _rows(network, found.top1, f"measured on {found.images} validation images of {index.root.name}")
     card = network.card
     if card.top1 and network.feedback != CHANGED and card.image_size in (None, network.preprocessing.size):
