@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.attacks.gradient import Logits, Outcome, Threat, batches, check, finite, judged
+from cnnf_brain.attacks.gradient import Epsilons, Logits, Outcome, Threat, batches, checked, finite, judged
 
 BATCH = 250
 FEWEST_CLASSES = 4  # what the targeted DLR loss compares
@@ -35,8 +35,8 @@ class APGD:
     restarts: int = 1
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         options = {"n_iter": self.steps, "n_restarts": self.restarts, "seed": self.seed, "loss": "ce", "logger": _quiet}
         return _by_autoattack("autopgd_base", "APGDAttack", options, threat.attacked, threat, images, labels, epsilons)
 
@@ -50,8 +50,8 @@ class TargetedAPGD:
     targets: int = 9
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         with torch.no_grad():
             classes = threat.scored(images[:1]).shape[-1]
         if classes < FEWEST_CLASSES:
@@ -72,8 +72,8 @@ class Square:
     queries: int = 5000
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         options = {"n_queries": self.queries, "seed": self.seed, "p_init": 0.8, "resc_schedule": False}
         return _by_autoattack("square", "SquareAttack", options, threat.scored, threat, images, labels, epsilons)
 
@@ -89,8 +89,8 @@ class HopSkipJump:
     evaluations: int = 1000
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         attacks, estimators = _needed("art.attacks.evasion"), _needed("art.estimators.classification")
         with torch.no_grad():
             classes = threat.scored(images[:1]).shape[-1]
