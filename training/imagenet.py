@@ -58,9 +58,18 @@ from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.report import page
 from cnnf_brain.trainer.card import save_weights, write_card
 from cnnf_brain.trainer.config import check_same, environment
-from cnnf_brain.trainer.flags import STOPPED, add_model_flags, feedback_settings, positive, settle_model_flags, weight, whole
+from cnnf_brain.trainer.flags import (
+    STOPPED,
+    add_model_flags,
+    feedback_settings,
+    loss_weights,
+    positive,
+    settle_model_flags,
+    weight,
+    whole,
+)
 from cnnf_brain.trainer.image_index import ImageIndex, index_images
-from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 from cnnf_brain.trainer.ranks import Ranks, join
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import NO_WEIGHTS, starting_network, train_mode
@@ -171,7 +180,7 @@ def recipe_of(args: argparse.Namespace, classes_found: int) -> Recipe:
         raise FileNotFoundError(f"--weights {weights}: no such file; give one, {PAPER.weights} or {NO_WEIGHTS}")
     return Recipe(
         arch=args.arch, weights=weights, feedback=feedback_settings(args),
-        losses=LossWeights(args.reconstruction, args.latent, args.norm),
+        losses=loss_weights(args),
         image_size=args.image_size, num_classes=num_classes, steps=args.steps, batch_size=args.batch_size,
         learning_rate=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, decay_every=args.decay_every,
         decay_factor=args.decay_factor, clip=args.clip, seed=args.seed, amp=args.amp, accumulate=args.accumulate,

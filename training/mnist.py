@@ -46,17 +46,17 @@ from cnnf_brain.report import page
 from cnnf_brain.trainer import data, small
 from cnnf_brain.trainer.adversary import ATTACKS, MODES, Adversary
 from cnnf_brain.trainer.flags import (
-    LOSSES,
     STOPPED,
     add_model_flags,
     feedback_settings,
+    loss_weights,
     positive,
     settle_model_flags,
     share,
     weight,
     whole,
 )
-from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +91,7 @@ def settings(args: argparse.Namespace, seed: int) -> small.Settings:
     return small.Settings(
         dataset=args.dataset,
         feedback=feedback,
-        losses=LossWeights(**{name: getattr(args, name) for name in LOSSES}),
+        losses=loss_weights(args),
         epochs=args.epochs,
         learning_rate=args.lr,
         weight_decay=args.weight_decay,

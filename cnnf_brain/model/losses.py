@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnf_brain.checks import unknown
 from cnnf_brain.model.feedback import CNNF, FeedbackResult
 from cnnf_brain.model.latents import chosen, gate_biases
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
 
 TERMS = ("cross_entropy", "reconstruction", "latent", "norm")
+REDUCTIONS = ("mean", "sum")  # of the reconstruction loss, over the elements of h
 
 
 def cross_entropy(result: FeedbackResult, labels: Tensor) -> Tensor:
@@ -20,16 +22,30 @@ def cross_entropy(result: FeedbackResult, labels: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(at_t, labels) for at_t in logits])
 
 
-def reconstruction(result: FeedbackResult, clean: Tensor | None = None) -> Tensor:
-    """||h - h_t||² per element at every iteration, mean over the batch, (N+1,); 0 at iteration 0 where h is the clean one.
+def reconstruction(result: FeedbackResult, clean: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """||h - h_t||² at every iteration, mean over the batch, (N+1,); 0 at iteration 0 where h is the clean one.
 
-    Table 1 prints the sum over elements; the mean makes its weight independent of the image size. ``clean``: the
-    target features of other (clean) images, for adversarial training; by default those of the batch itself. They are the
-    data to be explained, so that no gradient flows into them.
+    Parameters
+    ----------
+    clean
+        The target features of other (clean) images, for adversarial training; by default those of the batch itself. They
+        are the data to be explained, so that no gradient flows into them.
+    reduction
+        Over the elements of h: "sum", as Table 1 prints it, or "mean", whose weight does not depend on the image size. For
+        h of 784 elements (an MNIST image) the sum is 784 times the mean.
+
+    Raises
+    ------
+    ValueError
+        Another reduction; a result without its reconstructions.
     """
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
     if result.reconstruction is None:
         raise ValueError("the reconstruction loss needs a result with Keep(reconstruction=True)")
     h = (result.reconstruction[0] if clean is None else clean).detach()
+    if reduction == "sum":
+        return torch.stack([F.mse_loss(made, h, reduction="sum") / len(h) for made in result.reconstruction])
     return torch.stack([F.mse_loss(made, h) for made in result.reconstruction])
 
 
@@ -67,12 +83,13 @@ def feedback_losses(
     *,
     clean: Tensor | None = None,
     terms: tuple[str, ...] = TERMS,
+    reduction: str = "mean",
 ) -> dict[str, Tensor]:
     """The terms asked for, each (N+1,). ``result`` comes from Keep(reconstruction=True, states=True); cross-entropy and
-    reconstruction do without the states."""
+    reconstruction do without the states. ``clean``, ``reduction``: see ``reconstruction``."""
     makers = {
         "cross_entropy": lambda: cross_entropy(result, labels),
-        "reconstruction": lambda: reconstruction(result, clean),
+        "reconstruction": lambda: reconstruction(result, clean, reduction),
         "latent": lambda: latent(model, result),
         "norm": lambda: norm(result),
     }

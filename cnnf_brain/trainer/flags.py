@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cnnf_brain.model.losses import REDUCTIONS
+from cnnf_brain.trainer.loop import LossWeights
+
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
 FEEDBACK: dict[str, Any] = {
     "iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True, "match_layers": False
@@ -30,17 +33,19 @@ def add_model_flags(parser: argparse.ArgumentParser, layers: str, **defaults: An
         help=f"each layer's output held to its norm of the first pass (default {feedback['match_layers']})")  # fmt: skip
     for name, default in LOSSES.items():
         add(f"--{name}", type=weight, metavar="WEIGHT", help=f"weight of the {name} loss (default {default})")
+    add("--reconstruction-reduction", choices=REDUCTIONS,
+        help="of the reconstruction loss over elements: mean (default), or sum as Table 1 prints it")  # fmt: skip
 
 
 def settle_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Defaults of what a CNN-F was not told; a usage error where a CNN was given a setting of feedback."""
-    for name, default in {**args.feedback_defaults, **LOSSES}.items():
+    for name, default in {**args.feedback_defaults, **LOSSES, "reconstruction_reduction": "mean"}.items():
         if args.model == "cnnf" and getattr(args, name) is None:
             setattr(args, name, default)
         elif args.model == "cnn" and getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} is for --model cnnf: a CNN has no feedback")
     if args.model == "cnn":
-        vars(args).update(dict.fromkeys(LOSSES, 0.0))
+        vars(args).update(dict.fromkeys(LOSSES, 0.0), reconstruction_reduction="mean")
 
 
 def feedback_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,6 +54,11 @@ def feedback_settings(args: argparse.Namespace) -> dict[str, Any]:
         return {"iterations": 0}
     return {"iterations": args.iterations, "target": args.target, "step": args.step_size, "match_norm": args.match_norm,
             "match_layers": args.match_layers}  # fmt: skip
+
+
+def loss_weights(args: argparse.Namespace) -> LossWeights:
+    """The settings of the losses; of a CNN none but the cross-entropy."""
+    return LossWeights(args.reconstruction, args.latent, args.norm, args.reconstruction_reduction)
 
 
 def positive(kind: type[int] | type[float]) -> Any:

@@ -23,9 +23,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
+from cnnf_brain.checks import unknown
 from cnnf_brain.files import write_text
 from cnnf_brain.model.feedback import CNNF, Keep
-from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.losses import REDUCTIONS, feedback_losses
 from cnnf_brain.model.recompute import recomputed
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.adversary import Adversary
@@ -39,15 +40,31 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1."""
+    """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1.
+
+    ``reduction`` of the reconstruction loss over the elements of h: "mean", or "sum" as Table 1 prints it. The printed sum with
+    weight w is the mean with weight w times the number of elements (784 for an MNIST image).
+
+    Raises ValueError for another reduction.
+    """
 
     reconstruction: float = 0.1
     latent: float = 0.0
     norm: float = 0.0
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise unknown("reduction of the reconstruction loss", self.reduction, REDUCTIONS)
 
     def active(self) -> dict[str, float]:
         """Term -> weight, of those that are not zero; cross-entropy first."""
-        return {"cross_entropy": 1.0, **{term: weight for term, weight in asdict(self).items() if weight}}
+        weights = {"reconstruction": self.reconstruction, "latent": self.latent, "norm": self.norm}
+        return {"cross_entropy": 1.0, **{term: weight for term, weight in weights.items() if weight}}
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ def losses(
     model: CNNF,
     images: Tensor,
     labels: Tensor,
-    weights: dict[str, float],
+    weights: LossWeights,
     clean: Tensor | None = None,
     *,
     recompute: bool = False,
@@ -94,10 +111,11 @@ def losses(
     the target features to be reconstructed, where they are not those of ``images`` (adversarial training).
     ``recompute``: see ``cnnf_brain.model.recompute``; without the losses that need states.
     """
-    keep = Keep(reconstruction="reconstruction" in weights, states=bool({"latent", "norm"} & set(weights)))
+    active = weights.active()
+    keep = Keep(reconstruction="reconstruction" in active, states=bool({"latent", "norm"} & set(active)))
     result = recomputed(model, images) if recompute else model(images, keep=keep)
-    terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(weights))
-    total = torch.stack([weight * terms[term].mean() for term, weight in weights.items()]).sum()
+    terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(active), reduction=weights.reduction)
+    total = torch.stack([weight * terms[term].mean() for term, weight in active.items()]).sum()
     return total, terms
 
 
@@ -111,7 +129,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
-    weights: dict[str, float],
+    weights: LossWeights,
     clean: Tensor | None = None,
     amp: str | None = None,
 ) -> dict[str, Tensor]:
@@ -225,7 +243,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.adversary, self.amp = adversary, amp
-        self.weights, self.schedule, self.configuration = weights.active(), schedule, configuration
+        self.weights, self.schedule, self.configuration = weights, schedule, configuration
         self.checkpoints, self.log_path = folder / "checkpoints", folder / "log.jsonl"
         self.device = next(model.parameters()).device
         self.progress = Progress()

@@ -66,7 +66,8 @@ class Recipe:
 
     def outcome(self) -> dict[str, Any]:
         """What decides what each step learns, as JSON values: a run is only continued where it is the same."""
-        return {name: value for name, value in asdict(self).items() if name not in (*MEANS, *BESIDE)}
+        settings = {**asdict(self), "losses": self.losses.configuration()}
+        return {name: value for name, value in settings.items() if name not in (*MEANS, *BESIDE)}
 
     def means(self) -> dict[str, Any]:
         """What decides the rounding alone."""

@@ -70,7 +70,7 @@ class Settings:
             "data_hash": data_hash,
             "model": "cnnf" if self.feedback["iterations"] else "cnn",
             "feedback": self.feedback,
-            "losses": asdict(self.losses),
+            "losses": self.losses.configuration(),
             "epochs": self.epochs,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,

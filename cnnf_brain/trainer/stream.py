@@ -46,14 +46,16 @@ class Objective(nn.Module):
 
     def __init__(self, model: CNNF, recipe: Recipe) -> None:
         super().__init__()
-        self.model, self.recipe, self.weights = model, recipe, recipe.losses.active()
+        self.model, self.recipe = model, recipe
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not len(images):
             zero = torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
-            return zero, {term: zero.detach().expand(self.model.iterations + 1) for term in self.weights}
+            return zero, {term: zero.detach().expand(self.model.iterations + 1) for term in self.recipe.losses.active()}
         with mixed_precision(images.device, self.recipe.amp):
-            total, terms = losses(self.model, images, labels, self.weights, recompute=self.recipe.checkpoint_iterations)
+            total, terms = losses(
+                self.model, images, labels, self.recipe.losses, recompute=self.recipe.checkpoint_iterations
+            )
         n = len(images)
         return total * n, {term: values.detach().float() * n for term, values in terms.items()}
 

@@ -46,6 +46,15 @@ def test_cross_entropy_and_reconstruction(model, x):
     assert terms["reconstruction"][0] == 0
 
 
+def test_the_reconstruction_as_printed_is_the_sum_over_elements(model, x):
+    result, terms = found(model, x, reduction="sum")
+    for t in range(3):
+        images = [sum(gap**2 for gap in (result.reconstruction[t, i] - x[i]).flatten().tolist()) for i in range(3)]
+        assert math.isclose(terms["reconstruction"][t].item(), sum(images) / 3, rel_tol=1e-12)
+    with pytest.raises(ValueError, match="reduction 'total' is not known"):
+        found(model, x, reduction="total")
+
+
 def test_reconstruction_towards_other_images(model, x):
     clean = torch.randn_like(x)
     result, terms = found(model, x, clean=clean)

@@ -76,13 +76,13 @@ def test_the_loss_is_that_of_the_paper(target):
         entropy = sum(F.cross_entropy(model(values, iterations=t), labels) for t in range(3))
         error = sum(F.mse_loss(made[t], h.detach()) for t in (0, 1, 2))
         parts.append((entropy + 0.1 * error) / 3)
-    total, terms = loop.losses(model, *adversary.batch(model, x, labels, 4)[:2], LossWeights().active(), torch.cat([h, h]))
+    total, terms = loop.losses(model, *adversary.batch(model, x, labels, 4)[:2], LossWeights(), torch.cat([h, h]))
     torch.testing.assert_close(total, (parts[0] + parts[1]) / 2)
     assert terms["reconstruction"][0] > 0  # of the adversarial images, already in the first pass
 
     only = Adversary("only", "pgd7", 0.1).batch(model, x, labels, 4)
     assert torch.equal(only[0], adversarial)
-    total, _ = loop.losses(model, *only[:2], LossWeights().active(), only[2])
+    total, _ = loop.losses(model, *only[:2], LossWeights(), only[2])
     torch.testing.assert_close(total, parts[1])
 
 

@@ -174,7 +174,7 @@ def test_the_step_follows_the_gradient_of_the_mean_however_it_is_divided(images,
     model = CNNF(without_dropout("vgg16", 3), iterations=2, step=0.1)
     recipe = Recipe(batch_size=7, image_size=SIZE, learning_rate=1.0, momentum=0.0, accumulate=portions)
     batch = next(iter(training_loader(index_images(images)[0], SIZE, 7, seed=0)))
-    total, _ = losses(model, normalise(batch.images), batch.labels, LossWeights().active())
+    total, _ = losses(model, normalise(batch.images), batch.labels, LossWeights())
     gradients = torch.autograd.grad(total, list(model.parameters()))
     expected = [p.detach() - g for p, g in zip(model.parameters(), gradients, strict=True)]
     trainer = stream.StreamTrainer(model, recipe, {}, tmp_path, Ranks())

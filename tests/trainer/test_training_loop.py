@@ -86,7 +86,7 @@ def test_the_step_is_that_of_the_losses_computed_by_hand():
     expected = [p.detach() - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
 
     optimizer = torch.optim.SGD(parameters, lr=0.5)
-    terms = loop.train_step(model, optimizer, x, batch.labels, LossWeights().active())
+    terms = loop.train_step(model, optimizer, x, batch.labels, LossWeights())
     assert set(terms) == {"cross_entropy", "reconstruction"}
     for p, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-7)
@@ -120,7 +120,7 @@ def test_a_step_in_mixed_precision_is_close_to_one_in_float32():
         model, batch = network(iterations=0, dropout=0.0), images(8)
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loop.train_step(model, optimizer, scale(batch.images), batch.labels, {"cross_entropy": 1.0}, amp=amp)
+        loop.train_step(model, optimizer, scale(batch.images), batch.labels, LossWeights(0.0), amp=amp)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
     assert not torch.equal(*moved)
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
@@ -138,9 +138,27 @@ def test_each_loss_weight_reaches_the_weights(term):
         model, batch = network(dropout=0.0), images(8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         weights = LossWeights(**{**dict.fromkeys(("reconstruction", "latent", "norm"), 0.0), term: weight})
-        loop.train_step(model, optimizer, scale(batch.images), batch.labels, weights.active())
+        loop.train_step(model, optimizer, scale(batch.images), batch.labels, weights)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert not torch.equal(*moved)
+
+
+def test_the_printed_sum_is_the_mean_with_a_weight_times_the_elements():
+    moved = []
+    for weights in (LossWeights(0.01, reduction="sum"), LossWeights(0.01 * 28 * 28), LossWeights(0.01)):
+        model, batch = network(dropout=0.0), images(8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loop.train_step(model, optimizer, scale(batch.images), batch.labels, weights)
+        moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(moved[0], moved[1])
+    assert not torch.allclose(moved[0], moved[2])
+    with pytest.raises(ValueError, match="reduction of the reconstruction loss 'total' is not known"):
+        LossWeights(reduction="total")
+
+
+def test_configurations_from_before_the_reduction_was_there_stay_the_same():
+    assert LossWeights().configuration() == {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0}
+    assert LossWeights(reduction="sum").configuration() == {**LossWeights().configuration(), "reduction": "sum"}
 
 
 def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_batches():
