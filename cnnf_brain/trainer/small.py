@@ -28,7 +28,6 @@ from cnnf_brain.trainer.loop import LossWeights, Schedule, Stop, Trainer, accura
 
 STANDARD = {"epochs": 30, "learning_rate": 1e-3}  # Appendix B.1
 ADVERSARIAL = {"epochs": 90, "learning_rate": 1e-4}
-NORM_LOSS = 2  # which norm loss a network was trained with: before 2, f(l) was taken behind its normalisation
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ class Settings:
             found["limit"] = self.limit
         if self.amp is not None:
             found["amp"] = self.amp
-        if self.losses.norm:
-            found["norm_loss"] = NORM_LOSS
         if self.adversary is not None:
             found["adversarial"] = {name: value for name, value in asdict(self.adversary).items() if name != "seed"}
         return found
