@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     elif not finished:
         print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return STOPPED
-    written = report.write(shop, finished=finished, seconds=time.monotonic() - started, device_name=provenance.machine(device))
+    written = report.write(
+        shop, finished=finished, seconds=time.monotonic() - started, device_name=provenance.machine(device)
+    )
     print((folder / "shown.csv").read_text(), end="")
     print(f"tables, figure and page: {written.parent}")
     return 0

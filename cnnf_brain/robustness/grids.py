@@ -295,7 +295,9 @@ def grid(name: str, *, quick: bool = False, recipe: str = TUNED, **changes: Any)
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     if name == "ablation" and recipe != TUNED:
-        raise ValueError(f"the ablation changes one setting of the tuned recipe at a time; it takes no other recipe ({recipe!r})")
+        raise ValueError(
+            f"the ablation changes one setting of the tuned recipe at a time; it takes no other recipe ({recipe!r})"
+        )
     changes["recipe"] = recipe
     found = smaller(GRIDS[name]()) if quick else GRIDS[name]()
     return checked(replace(found, **{field: value for field, value in changes.items() if value is not None}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from cnnf_brain.trainer.adversary import UNITS
 
 DIGITS = 12  # of the hashes in names
 WEIGHTS = "model.safetensors"
+TRAINING_IMAGES = 55_000  # all that are not kept for validation
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,19 @@ class Workshop:
         module, _ = small.load(self.network_folder(model, seed))
         return threats.WithPreprocessing(module.to(self.device), UNITS)
 
+    def card(self, model: Model, seed: int) -> dict[str, Any] | None:
+        """What run.json says of a network; None where it is not trained."""
+        path = self.network_folder(model, seed) / "card.json"
+        if not path.exists():
+            return None
+        card = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "model": model.label, "seed": seed, "folder": path.parent.name, "weights_sha256": self.weights(model, seed),
+            "epochs": card["configuration"]["epochs"], "training_images": card["configuration"].get("limit", TRAINING_IMAGES),
+            "training_seconds": card["training_seconds"], "validation_accuracy": card["validation_accuracy"],
+            "machine": card["machine"],
+        }  # fmt: skip
+
     @property
     def configuration(self) -> dict[str, Any]:
         """What a folder of results belongs to; its files may be of several sizes of this grid."""
@@ -68,7 +83,9 @@ def weights_hash(folder: Path) -> str | None:
     if not (folder / "card.json").exists():
         return None
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing beside its card.json; remove {folder}, and the same command trains it again")
+        raise FileNotFoundError(
+            f"{path} is missing beside its card.json; remove {folder}, and the same command trains it again"
+        )
     return _hashed(path, path.stat().st_mtime_ns)
 
 
