@@ -2,8 +2,8 @@
 
 Trains the networks that are missing, attacks them, and writes table, figure and page. Stopped (Ctrl-C, SIGTERM) or killed, the
 same command continues; the same command in a second process shares the work. A folder of results belongs to one experiment, recipe
-and data set; another one is refused. ``--quick`` is a smaller grid that takes about ten
-minutes on two cores. Epsilons are for images in [0, 1].
+and data set; another one is refused. ``--quick`` is a smaller grid that takes about ten minutes on two cores. Epsilons are for
+images in [0, 1].
 
 Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal: start it again.
 """

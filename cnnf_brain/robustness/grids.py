@@ -23,6 +23,7 @@ from cnnf_brain.trainer.small import ADVERSARIAL, STANDARD, Settings
 class Recipe:
     """How the CNN-Fs of a grid are made: feedback (as ``small_net`` takes it), losses, and both in words."""
 
+    name: str
     words: str
     feedback: Mapping[str, Any]
     losses: LossWeights = field(default_factory=LossWeights)
@@ -31,12 +32,13 @@ class Recipe:
 TUNED, PAPER = "tuned", "paper"
 RECIPES: dict[str, Recipe] = {
     TUNED: Recipe(
-        "tuned recipe (target input, step 0.1, norms matched, RMS normalisation, mean reconstruction loss; chosen on validation "
-        "images)",
+        "tuned recipe",
+        "target input, step 0.1, norms matched, RMS normalisation, mean reconstruction loss; chosen on validation images",
         {"target": "input", "step": 0.1, "match_norm": True},
     ),
     PAPER: Recipe(
-        "the paper's recipe (target input, step 1, norms not matched, l2 normalisation, summed reconstruction loss)",
+        "the paper's recipe",
+        "target input, step 1, norms not matched, l2 normalisation, summed reconstruction loss",
         {"target": "input", "step": 1.0, "match_norm": False, "normalisation": "l2"},
         LossWeights(reduction="sum"),
     ),
@@ -175,6 +177,11 @@ class Grid:
     def attacks(self) -> dict[str, Attack]:
         """The attacks at full strength, or with fewer steps and queries."""
         return WEAKER if self.weaker else FULL
+
+    @property
+    def heading(self) -> str:
+        """The title with the recipe."""
+        return f"{self.title}, {RECIPES[self.recipe].name}"
 
     @property
     def fully_trained(self) -> bool:

@@ -97,7 +97,7 @@ def caption(grid: Grid) -> str:
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     how = f" in {grid.amp}" if grid.amp else ""
     return (
-        f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {RECIPES[grid.recipe].words}; {epochs} epochs on {images} at learning "
+        f"{QUICK + '. ' if grid.quick else ''}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning "
         f"rate {rates}{how}; {seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
 
@@ -122,7 +122,7 @@ def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[
     if all(not against.strong for against in grid.against):
         charts.pop()
     return {
-        "schema": SCHEMA, "kind": "figure", "title": grid.title, "question": grid.question,
+        "schema": SCHEMA, "kind": "figure", "title": grid.heading, "question": grid.question,
         "answer": answer(claimed), "claims": [{**claim.record(), "measured": claim.figures} for claim in claimed],
         "tables": [
             {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]},
@@ -163,7 +163,7 @@ def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
             ax.xaxis.get_major_locator().set_params(integer=panel.x != "epsilon")
         for ax in axes[len(grid.panels) :]:
             ax.remove()
-        figure.suptitle(grid.title + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
+        figure.suptitle(grid.heading + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
     style.save(figure, folder)
 
 

@@ -22,7 +22,7 @@ def section(
     grid: Grid, run: dict[str, Any], means: pd.DataFrame, claimed: list[Claim], checks: list[dict[str, Any]], caption: str
 ) -> str:
     """The text; accuracy in %, mean ± standard deviation over seeds."""
-    parts = [f"## {grid.title}", f"    {run['command']}", f"{caption}\n{training(grid, run)}", "![The figure](figure.png)"]
+    parts = [f"## {grid.heading}", f"    {run['command']}", f"{caption}\n{training(grid, run)}", "![The figure](figure.png)"]
     over_iterations = all(panel.x == "iteration" for panel in grid.panels)
     parts.append(by_iteration(grid, means) if over_iterations else by_network(grid, means))
     for epsilon in grid.strong_epsilons if any(against.strong for against in grid.against) else ():

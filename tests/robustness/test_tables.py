@@ -124,7 +124,7 @@ def test_the_files_of_a_finished_figure(drawn):
 def test_the_section_has_each_mean_in_its_place(drawn):
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     text = (drawn.folder / "figure.md").read_text()
-    assert text.startswith("## a tiny grid\n\n    the command\n\nQUICK")
+    assert text.startswith("## a tiny grid, tuned recipe\n\n    the command\n\nQUICK")
     tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
               for part in text.split("\n\n")]  # fmt: skip
     by_network, one_by_one, *_ = [rows for rows in tables if rows]
