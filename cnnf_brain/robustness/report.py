@@ -96,9 +96,10 @@ def caption(grid: Grid) -> str:
     rates = "/".join(f"{rate:g}" for rate in sorted({s.learning_rate for s in settings}))
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     how = f" in {grid.amp}" if grid.amp else ""
+    quick = f"{QUICK}. " if grid.quick else ""
     return (
-        f"{QUICK + '. ' if grid.quick else ''}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning "
-        f"rate {rates}{how}; {seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
+        f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; {seeds}; "
+        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
 
 

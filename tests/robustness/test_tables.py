@@ -284,7 +284,7 @@ def test_the_papers_recipe_is_the_papers_algorithm_and_is_named():
     assert cnn.settings(paper, 0) == cnn.settings(tuned, 0)  # one baseline for both
     assert "the paper's recipe (" in report.caption(paper)
     assert "tuned recipe (" in report.caption(tuned)
-    assert "paper" not in report.caption(tuned)
+    assert "paper" not in report.caption(tuned) + tuned.heading
     whole = grids.grid("fig10", recipe="paper")
     assert whole.models[-1].settings(whole, 0).losses.configuration() == {
         "reconstruction": 0.5, "latent": 0.5, "norm": 0.5, "reduction": "sum", "norm_loss": 2}  # fmt: skip
