@@ -98,8 +98,8 @@ def caption(grid: Grid) -> str:
     how = f" in {grid.amp}" if grid.amp else ""
     quick = f"{QUICK}. " if grid.quick else ""
     return (
-        f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; {seeds}; "
-        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
+        f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; "
+        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
 
 
