@@ -36,7 +36,9 @@ def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accu
     A card's numbers are taken only where the network runs as it was trained, torchvision's at the image size that it states.
     """
     if index is not None and not network.headless:
-        shown = replace(network.preprocessing, resize=network.card.resize)  # as the trainer validates
+        shown, trained = network.preprocessing, network.card
+        if trained.image_size == shown.size:
+            shown = replace(shown, resize=trained.resize)  # as the trainer validates
         found = evaluate_network(replace(network, preprocessing=shown), index, batch_size=batch_size)
         return _rows(network, found.top1, f"measured on {found.images} validation images of {index.root.name}")
     card = network.card

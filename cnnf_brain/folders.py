@@ -20,8 +20,9 @@ RECORD = "run.json"  # what a run was; says whose folder it is
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` against other processes; an OSError where another one holds it. Nothing is made inside it."""
+def locked(folder: Path, wait: float = 0) -> Iterator[None]:
+    """Hold ``folder`` against other processes; an OSError where another one holds it for ``wait`` seconds. Nothing is made
+    inside it."""
     folder = Path(os.path.abspath(folder))
     try:
         made = _make(folder.parent)
@@ -29,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise OSError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
     try:

@@ -1,7 +1,8 @@
 """FGSM and PGD in the l-infinity ball, and the record of what is attacked.
 
 The interface is foolbox's: a model with bounds, images in them, a vector of epsilons; back come the raw results, the results
-clipped to ball and bounds, and the success of the clipped ones. Epsilon, step sizes and images are in units of [0, 1].
+clipped to ball and bounds, and the success of the clipped ones. Epsilon, step sizes and images are in units of [0, 1]. A single
+epsilon is a vector of one: the outcome then has one entry.
 
 The loss that is attacked is the cross-entropy of each image by itself, and random starts are drawn for all images of a call at
 once: the size of the batches changes nothing.
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Logits = Callable[[Tensor], Tensor]
+Epsilons = float | Sequence[float]
 BATCH = 64  # images at once: on CPUs larger batches leave the cache and take up to twice as long for each image
 
 
@@ -60,8 +62,8 @@ class Outcome(NamedTuple):
 class Attack(Protocol):
     """What every attack is: a callable over a threat, images, labels and epsilons."""
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        """The outcome for each epsilon."""
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        """The outcome for each epsilon, one entry for a single number."""
         ...
 
 
@@ -79,8 +81,8 @@ class FGSM:
 
     batch_size: int = BATCH
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         signs = torch.cat([ascent(threat, x, y) for x, y in batches(images, labels, self.batch_size)])
         return judged(threat, images, labels, epsilons, [images + epsilon * signs for epsilon in epsilons])
 
@@ -123,8 +125,8 @@ class PGD:
             return self.relative_step * epsilon
         return paper_step(epsilon) if self.step_size is None else self.step_size
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         raw = [images.clone() for _ in epsilons]
         for restart in range(self.restarts):
             start = self.start(images, restart)
@@ -210,17 +212,23 @@ def finite(values: Tensor, name: str) -> Tensor:
     return values
 
 
+def several(epsilons: Epsilons) -> list[float]:
+    """``epsilons`` as a list, a single number as a list of one."""
+    return torch.as_tensor(epsilons, dtype=torch.float64).flatten().tolist()  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
-def check(threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> None:
-    """A ValueError that says what is wrong with an attack's arguments, before it begins.
+def checked(threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> list[float]:
+    """The epsilons as a list; a ValueError that says what is wrong with an attack's arguments, before it begins.
 
     ``images`` (n, C, H, W) floating point in the threat's bounds, n >= 1; ``labels`` (n,) whole numbers 0..K-1; ``epsilons`` in
-    [0, 1].
+    [0, 1], one or several.
     """
     low, high = threat.bounds
-    if not len(epsilons):
+    values = several(epsilons)
+    if not values:
         raise ValueError("epsilons is empty; give at least one, in [0, 1]")
-    for epsilon in epsilons:
+    for epsilon in values:
         if not 0 <= epsilon <= 1:  # NaN too
             raise ValueError(
                 f"epsilon {epsilon} is not in [0, 1]; it is given for images in [0, 1] (a value for [-1, 1] is to be halved, "
@@ -239,7 +247,14 @@ def check(threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[flo
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} and type {labels.dtype}, expected ({len(images)},) whole numbers"
         )
-    classes = finite(threat.scored(images[:1]), threat.name).shape[-1]
+    logits = finite(threat.scored(images[:1]), threat.name)
+    if logits.dim() != 2:
+        raise ValueError(
+            f"the network's output for one image has shape {tuple(logits.shape)}, expected (1, classes); attack a network with a "
+            "classifier"
+        )
+    classes = logits.shape[-1]
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise ValueError(f"label {int(wrong)} is not in 0..{classes - 1}, the classes of the network")
+    return values

@@ -8,6 +8,7 @@ they hand back is judged by the scored logits either way.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.attacks.gradient import Logits, Outcome, Threat, batches, check, finite, judged
+from cnnf_brain.attacks.gradient import Attack, Epsilons, Logits, Outcome, Threat, batches, checked, finite, judged
 
 BATCH = 250
 FEWEST_CLASSES = 4  # what the targeted DLR loss compares
@@ -35,8 +36,8 @@ class APGD:
     restarts: int = 1
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         options = {"n_iter": self.steps, "n_restarts": self.restarts, "seed": self.seed, "loss": "ce", "logger": _quiet}
         return _by_autoattack("autopgd_base", "APGDAttack", options, threat.attacked, threat, images, labels, epsilons)
 
@@ -50,8 +51,8 @@ class TargetedAPGD:
     targets: int = 9
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         with torch.no_grad():
             classes = threat.scored(images[:1]).shape[-1]
         if classes < FEWEST_CLASSES:
@@ -72,8 +73,8 @@ class Square:
     queries: int = 5000
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         options = {"n_queries": self.queries, "seed": self.seed, "p_init": 0.8, "resc_schedule": False}
         return _by_autoattack("square", "SquareAttack", options, threat.scored, threat, images, labels, epsilons)
 
@@ -89,8 +90,8 @@ class HopSkipJump:
     evaluations: int = 1000
     seed: int = 0
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> Outcome:
-        check(threat, images, labels, epsilons)
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
+        epsilons = checked(threat, images, labels, epsilons)
         attacks, estimators = _needed("art.attacks.evasion"), _needed("art.estimators.classification")
         with torch.no_grad():
             classes = threat.scored(images[:1]).shape[-1]
@@ -169,13 +170,23 @@ def _own_random_numbers(seed: int) -> Iterator[None]:
             np.random.set_state(before)  # noqa: NPY002
 
 
+def check_installed(attack: Attack) -> None:
+    """An ImportError that says how to install the library of ``attack``, where it has one and that is missing."""
+    package = next((name for kind, name in PACKAGES.items() if isinstance(attack, kind)), None)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise _missing(package)
+
+
+PACKAGES = {APGD: "pyautoattack", TargetedAPGD: "pyautoattack", Square: "pyautoattack", HopSkipJump: "art"}
+
+
 def _needed(module: str) -> Any:
     """An attack library, imported when it is used; an ImportError says how to install it."""
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"{module} is not installed; install the attacks with: pip install 'cnnf-brain[robustness]'"
-        ) from error
+        raise _missing(module) from error
+
+
+def _missing(module: str) -> ImportError:
+    return ImportError(f"{module} is not installed; install the attacks with: pip install 'cnnf-brain[robustness]'")

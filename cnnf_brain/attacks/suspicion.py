@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnnf_brain.attacks.gradient import PGD, Threat, clip, finite
+from cnnf_brain.attacks.gradient import PGD, Epsilons, Threat, clip, finite, several
 
 SLACK = 0.01  # success may differ by this without a reason: attacks start at random
 
@@ -71,7 +71,7 @@ def examine(
     epsilon: float,
     *,
     steps: Sequence[int] = (1, 10, 40, 100),
-    epsilons: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+    epsilons: Epsilons = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
     seed: int = 0,
     slack: float = SLACK,
 ) -> list[Finding]:
@@ -81,13 +81,15 @@ def examine(
     the ball, and zero gradients.
     """
 
-    def share(epsilons: Sequence[float], n: int) -> list[float]:
+    epsilons = several(epsilons)
+
+    def share(epsilons: Epsilons, n: int) -> list[float]:
         outcome = PGD(n, relative_step=2.5 / n if n > 1 else 1.0, seed=seed)(threat, images, labels, epsilons)
         return outcome.success.double().mean(1).tolist()
 
     middle = steps[len(steps) // 2]
     over_epsilon = share(epsilons, middle)
-    over_steps = [share([epsilon], n)[0] for n in steps]
+    over_steps = [share(epsilon, n)[0] for n in steps]
     noise = clip(images, images + epsilon * PGD(seed=seed).start(images, 1).sign(), epsilon, threat.bounds)
     by_noise = (threat.predict(noise) != labels).double().mean().item()
     return [

@@ -1,7 +1,7 @@
 """What an attacker sees of a CNN-F: its first pass, all of it, all of it with smoothed gates, or another network.
 
-All threats take images in [0, 1]; the small net's own range [-1, 1] is inside. What is scored is the network after the
-iterations asked for.
+All threats take images in [0, 1]. A network comes with its preprocessing, by which they enter it: a ``networks.Network``, or any
+torch module as ``WithPreprocessing(module, preprocessing)``. What is scored is the network after the iterations asked for.
 
 Where an operator has no gradient. AdaReLU and AdaPool choose by the sign of the feedback g of the iteration before. That choice
 is a step function: its gradient with respect to g is zero almost everywhere, and autograd, exact almost everywhere, is blind to
@@ -17,64 +17,108 @@ pass masks are held in both (gradients pass through g, not through z).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.model.layers import MaxPool, ReLU, Rule
 from cnnf_brain.model.state import State
+from cnnf_brain.networks import Network
 
 NAMES = ("first_pass", "end_to_end", "every_iteration", "smoothed", "transfer")
 TEMPERATURE = 0.5
 
 
-def first_pass(model: CNNF, iterations: int | None = None) -> Threat:
+@dataclass(frozen=True)
+class WithPreprocessing:
+    """A torch module, and how images in [0, 1] enter it: a ``Preprocessing`` (its mean and std; images come in the network's
+    size) or a callable on tensors (B, C, H, W)."""
+
+    module: nn.Module
+    preprocessing: Preprocessing | Callable[[Tensor], Tensor]
+
+
+Attacked = Network | WithPreprocessing
+
+
+def first_pass(network: Attacked, iterations: int | None = None) -> Threat:
     """The attacker follows iteration 0 alone, the CNN with the same weights (what the paper calls transfer attack)."""
-    return Threat("first_pass", scored(model, iterations), scored(model, 0))
+    return Threat("first_pass", scored(network, iterations), scored(network, 0))
 
 
-def end_to_end(model: CNNF, iterations: int | None = None) -> Threat:
+def end_to_end(network: Attacked, iterations: int | None = None) -> Threat:
     """The attacker follows the logits that are scored through the unrolled network, by their exact gradient."""
-    logits = scored(model, iterations)
+    logits = scored(network, iterations)
     return Threat("end_to_end", logits, logits)
 
 
-def every_iteration(model: CNNF, iterations: int | None = None) -> Threat:
+def every_iteration(network: Attacked, iterations: int | None = None) -> Threat:
     """The attacker follows the mean of the logits of iterations 0..N."""
-    n = model.iterations if iterations is None else iterations
+    module, enter = opened(network)
+    logits = scored(network, iterations)
+    if not isinstance(module, CNNF):
+        return Threat("every_iteration", logits, logits)
 
     def attacked(images: Tensor) -> Tensor:
-        return model(to_network(images), iterations=n, keep=Keep()).logits.mean(0)
+        return module(enter(images), iterations=iterations, keep=Keep()).logits.mean(0)
 
-    return Threat("every_iteration", scored(model, n), attacked)
+    return Threat("every_iteration", logits, attacked)
 
 
-def smoothed(model: CNNF, iterations: int | None = None, temperature: float = TEMPERATURE) -> Threat:
+def smoothed(network: Attacked, iterations: int | None = None, temperature: float = TEMPERATURE) -> Threat:
     """The attacker follows the scored logits with gates that are smooth in the backward pass (see above)."""
-    return Threat("smoothed", scored(model, iterations), scored(SmoothGates(model, temperature), iterations))
+    module, enter = opened(network)
+    logits = scored(network, iterations)
+    if not isinstance(module, CNNF):
+        return Threat("smoothed", logits, logits)
+    return Threat("smoothed", logits, scored(WithPreprocessing(SmoothGates(module, temperature), enter), iterations))
 
 
-def transfer(model: CNNF, source: CNNF, iterations: int | None = None) -> Threat:
+def transfer(network: Attacked, source: Attacked, iterations: int | None = None) -> Threat:
     """The attacker follows another network, ``source``, at its own last iteration."""
-    return Threat("transfer", scored(model, iterations), scored(source, None))
+    return Threat("transfer", scored(network, iterations), scored(source, None))
 
 
-def scored(model: CNNF, iterations: int | None) -> Logits:
-    """Images in [0, 1] to the logits after ``iterations`` (None: the model's own number)."""
-    if model.training:
+def scored(network: Attacked, iterations: int | None = None) -> Logits:
+    """Images in [0, 1] to the logits after ``iterations``.
+
+    Parameters
+    ----------
+    iterations
+        None: the network's own number. A network without feedback takes 0 or None.
+
+    Raises
+    ------
+    ValueError
+        No preprocessing, a network in training mode, iterations of a network without feedback.
+    """
+    module, enter = opened(network)
+    if module.training:
         raise ValueError("the network is in training mode; call .eval() on it before it is attacked or scored")
+    if isinstance(module, CNNF):
+        return lambda images: module(enter(images), iterations=iterations)
+    if iterations:
+        raise ValueError(
+            f"iterations is {iterations}, but a {type(module).__name__} has no feedback; expected 0 or None (a CNNF has feedback)"
+        )
+    return lambda images: module(enter(images))
 
-    def logits(images: Tensor) -> Tensor:
-        return model(to_network(images), iterations=iterations)
 
-    return logits
-
-
-def to_network(images: Tensor) -> Tensor:
-    """[0, 1] to [-1, 1], the range in which the small net was trained (Appendix B.1)."""
-    return 2 * images - 1
+def opened(network: Attacked) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The module, and the function by which images in [0, 1] enter it; a ValueError where there is none."""
+    module, preprocessing = (getattr(network, name, None) for name in ("module", "preprocessing"))
+    enter = getattr(preprocessing, "normalise", preprocessing)
+    if not isinstance(module, nn.Module) or not callable(enter):
+        raise ValueError(
+            f"a {type(network).__name__} does not say how images in [0, 1] enter it; expected a Network (load_network), or "
+            "WithPreprocessing(module, preprocessing) with a Preprocessing or a callable on tensors in [0, 1]"
+        )
+    return module, enter
 
 
 class SmoothGates(CNNF):
@@ -83,8 +127,7 @@ class SmoothGates(CNNF):
     def __init__(self, model: CNNF, temperature: float = TEMPERATURE) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, expected a number above 0 (towards 0 the gates become hard)")
-        settings = {name: value for name, value in model.settings.items() if name != "tolerance"}
-        super().__init__(nn.Sequential(OrderedDict(model.named_children())), **settings)  # type: ignore[arg-type]
+        super().__init__(nn.Sequential(OrderedDict(model.named_children())), **model.settings)  # type: ignore[arg-type]
         self.temperature = temperature
         self.training = model.training
 

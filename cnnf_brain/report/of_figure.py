@@ -23,7 +23,7 @@ RECORDED = ("kind", "files", "same")  # entries of run.json that are not shown: 
 def read(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Run:
     """The Run of summary.json, run.json and the files that they name."""
     tables = {entry["file"]: read_csv(inside(folder, entry["file"])) for entry in summary["tables"]}
-    claims = [(c["claim"], c["measured"], HOLDS[c["holds"]]) for c in summary["claims"]]
+    claims = [(c["claim"], c["measured"], c.get("verdict", HOLDS[c["holds"]])) for c in summary["claims"]]
     shown = [Table("What the paper says of it", ("claim", "measured", "verdict"), tuple(claims))] if claims else []
     shown += [as_table(entry, *tables[entry["file"]]) for entry in summary["tables"]]
     return Run(

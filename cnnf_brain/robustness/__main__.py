@@ -1,8 +1,9 @@
 """The robustness figures of the paper: ``python -m cnnf_brain.robustness --experiment fig6 --quick``.
 
 Trains the networks that are missing, attacks them, and writes table, figure and page. Stopped (Ctrl-C, SIGTERM) or killed, the
-same command continues; the same command in a second process shares the work. ``--quick`` is a smaller grid that takes about ten
-minutes on two cores. Epsilons are for images in [0, 1].
+same command continues; the same command in a second process shares the work. A folder of results belongs to one experiment, recipe
+and data set; another one is refused. ``--quick`` is a smaller grid that takes about ten minutes on two cores. Epsilons are for
+images in [0, 1].
 
 Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal: start it again.
 """
@@ -15,12 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from cnnf_brain import provenance
-from cnnf_brain.files import check_writable
-from cnnf_brain.robustness import cells, grids, report
+from cnnf_brain import devices, provenance
+from cnnf_brain.robustness import grids, report, work
+from cnnf_brain.robustness.workshop import open_workshop
 from cnnf_brain.trainer.flags import STOPPED, positive, share, whole
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
@@ -36,32 +36,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Networks, cells, tables."""
-    started = time.monotonic()
+    """Networks, cells, tables. What can be wrong is found before the first network is trained and before a folder is made."""
+    started, device = time.monotonic(), devices.pick(args.device)
     grid = grids.grid(
-        args.experiment, quick=args.quick, epochs=args.epochs, limit=args.limit, images=args.images,
+        args.experiment, quick=args.quick, recipe=args.recipe, epochs=args.epochs, limit=args.limit, images=args.images,
         seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
         strong_images=args.strong_images, learning_rate=args.learning_rate, amp=args.amp, weaker=args.weaker_attacks or None,
         strong_epsilons=tuple(args.strong_epsilons) if args.strong_epsilons else None,
     )  # fmt: skip
-    folder = args.output or Path("results", f"robustness-{args.experiment}{'-quick' if args.quick else ''}")
-    check_writable(folder)
-    command = provenance.command()
-    shop = cells.open_workshop(grid, folder, args.models, command, data_folder=args.data, device=args.device)
-    todo = cells.tasks(shop)
-    print(
-        f"{report.caption(grid)}\n{sum(task.path.exists() for task in todo)} of {len(todo)} files are there; output {folder}"
-    )
+    folder = args.output or default_folder(grid)
+    shop = open_workshop(grid, folder, args.models, provenance.command(), data_folder=args.data, device=device)
+    todo = work.tasks(shop)
+    if not args.tables:
+        work.check_packages(todo)
+    report.begin(shop)
+    there = sum(work.done(task) for task in todo)
+    print(f"{report.caption(grid)}\n{there} of {len(todo)} files are there; output {folder}")
     with Stop() as stop, Progress() as progress:
-        finished = all(task.path.exists() for task in todo) if args.tables else cells.work(todo, stop, progress.tell)
-    name = provenance.machine(torch.device(args.device))
-    if not finished and not args.tables:
+        finished = there == len(todo) if args.tables else work.work(todo, stop, progress.tell)
+    if args.tables:
+        work.tell_outdated(todo, "left out of the tables; without --tables the same command makes it again")
+    elif not finished:
         print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return STOPPED
-    written = report.write(shop, finished=finished, seconds=time.monotonic() - started, device_name=name)
+    written = report.write(
+        shop, finished=finished, seconds=time.monotonic() - started, device_name=provenance.machine(device)
+    )
     print((folder / "shown.csv").read_text(), end="")
     print(f"tables, figure and page: {written.parent}")
     return 0
+
+
+def default_folder(grid: grids.Grid) -> Path:
+    """``results/robustness-fig6``, with the recipe where it is not the tuned one, and with ``-quick``."""
+    recipe = "" if grid.recipe == grids.TUNED else f"-{grid.recipe}"
+    return Path("results", f"robustness-{grid.name}{recipe}{'-quick' if grid.quick else ''}")
 
 
 class Progress:
@@ -103,6 +112,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
     p.add_argument("--quick", action="store_true", help="a smaller grid, about ten minutes on two cores, labelled as such")
+    p.add_argument("--recipe", choices=list(grids.RECIPES), default=grids.TUNED,
+                   help="how CNN-Fs are made: tuned on validation images (default), or the paper's; captions name it")  # fmt: skip
     p.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="default: the paper's five")
     p.add_argument("--epochs", type=positive(int), help="default: 30, with adversarial training 90")
     p.add_argument("--learning-rate", type=positive(float), help="default: 1e-3, with adversarial training 1e-4")
@@ -123,10 +134,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
     p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
                    help="the networks, which all figures share (default runs/robustness)")  # fmt: skip
-    p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT")
-    p.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one"
-    )
+    p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT[-paper][-quick]")
+    p.add_argument("--device", default=devices.AUTO, help="default auto: cuda where there is one, else cpu")
     return p.parse_args(argv)
 
 

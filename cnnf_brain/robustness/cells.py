@@ -1,9 +1,9 @@
-"""A grid as work: networks to train and cells to evaluate, each one file, done once, by one process or several.
+"""The parts of a grid: networks to train, cells to evaluate, networks to examine. Each is one file.
 
 A cell is one attack on one network of one seed. Its file keeps, image by image, whether the network is right at every epsilon and
-iteration. A file's name ends in a hash over all that decides its content, so that whatever is found under a name is what was asked
-for, and a changed grid computes what is new and no more. Files appear whole or not at all; who works at one holds its lock, which
-the system releases when a process dies.
+iteration. A file's name ends in a hash over all that decides its content, so that a changed grid computes what is new and no more.
+The file also keeps the SHA-256 of the weights that it was made with: where the folder of networks holds other weights now, the file
+is out of date, enters no table, and is made again.
 """
 
 from __future__ import annotations
@@ -13,73 +13,31 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cnnf_brain.attacks import suspicion, threats
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack, Logits, Threat, finite
 from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
-from cnnf_brain.files import sha256, short_hash, whole_file, write_json
-from cnnf_brain.model.feedback import CNNF, Keep
-from cnnf_brain.robustness.grids import Against, Grid, Model
-from cnnf_brain.trainer import data, small
+from cnnf_brain.files import short_hash, whole_file, write_json
+from cnnf_brain.model.feedback import Keep
+from cnnf_brain.robustness.grids import Against, Model
+from cnnf_brain.robustness.workshop import DIGITS, Workshop
+from cnnf_brain.trainer import small
 from cnnf_brain.trainer.loop import Stop
 
-FORMAT = "cnnf-brain robustness cell 1"
-DIGITS = 12  # of the hashes in names
-POLL = 1.0  # seconds between looks at what other processes do
+FORMAT = "cnnf-brain robustness cell 2"
 
 
 class Interrupted(Exception):
     """A stop was requested within a cell, of which nothing is kept."""
-
-
-@dataclass(frozen=True, eq=False)
-class Workshop:
-    """Where a grid is worked at: its folder, that of the networks (which grids share), the images, the device.
-
-    ``images`` (n, 1, 28, 28) in [0, 1] and ``labels`` (n,) are those that are attacked.
-    """
-
-    grid: Grid
-    folder: Path
-    models: Path
-    data_folder: Path | None
-    data_hash: str
-    images: Tensor
-    labels: Tensor
-    command: str
-    device: str = "cpu"
-
-    def network_folder(self, model: Model, seed: int) -> Path:
-        """Of the run of one seed; the same for the same configuration, whatever the grid."""
-        configuration = model.settings(self.grid, seed).configuration(self.data_hash)
-        n = model.iterations
-        name = f"{self.grid.dataset}-{f'cnnf-{n}' if n else 'cnn'}-seed{seed}-{short_hash(configuration, DIGITS)}"
-        return self.models / name
-
-
-def open_workshop(
-    grid: Grid, folder: Path, models: Path, command: str, *, data_folder: Path | None = None, device: str = "cpu"
-) -> Workshop:
-    """Check the data and take the images that are attacked: the first of the test or of the validation images."""
-    source = data.find(grid.dataset, data_folder)
-    data_hash = source.check()
-    images = source.read("test") if grid.part == "test" else data.split(source.read("train"))[1]
-    if grid.images > len(images):
-        raise ValueError(f"images: {grid.images} were asked for, there are {len(images)} {grid.part} images")
-    chosen = images[np.arange(grid.images)]
-    pixels = chosen.images.unsqueeze(1).float() / 255
-    return Workshop(
-        grid, folder, models, source.folder, data_hash, pixels.to(device), chosen.labels.to(device), command, device
-    )
 
 
 class Task(Protocol):
@@ -102,6 +60,10 @@ class Task(Protocol):
 
     def ready(self) -> bool:
         """Whether all that it needs is there."""
+        ...
+
+    def outdated(self) -> str:
+        """Why its file, which stands, must be made again; empty where it must not."""
         ...
 
     def do(self, stop: Stop | None) -> bool:
@@ -140,6 +102,9 @@ class Training:
 
     def ready(self) -> bool:
         return True
+
+    def outdated(self) -> str:
+        return ""
 
     def do(self, stop: Stop | None) -> bool:
         settings, shop = self.model.settings(self.shop.grid, self.seed), self.shop
@@ -212,19 +177,23 @@ class Cell:
         crafting = self.images * sum(1 for e in self.epsilons if e) * work_of(self.attack, followed, whole)
         return crafting + self.images * len(self.epsilons) * (1 + 2 * self.iterations)
 
+    @property
+    def weights(self) -> list[str | None]:
+        """The SHA-256 of the weights of the network, and of the one that a transfer attack follows, as they are now."""
+        return [self.shop.weights(m, self.seed) for m in (self.model, self.source) if m]
+
     def ready(self) -> bool:
-        networks = [self.model, *([self.source] if self.source else [])]
-        return all((self.shop.network_folder(m, self.seed) / "card.json").exists() for m in networks)
+        return None not in self.weights
+
+    def outdated(self) -> str:
+        return of_other_weights(self._about().get("weights_sha256"), self.weights)
 
     def do(self, stop: Stop | None) -> bool:
         started = time.monotonic()
-        folder = self.shop.network_folder(self.model, self.seed)
-        model = small.load(folder)[0].to(self.shop.device)
-        source = (
-            small.load(self.shop.network_folder(self.source, self.seed))[0].to(self.shop.device) if self.source else None
-        )
+        network, weights = self.shop.load(self.model, self.seed), self.weights
+        source = self.shop.load(self.source, self.seed) if self.source else None
         images, labels = self.shop.images[: self.images], self.shop.labels[: self.images]
-        threat = stoppable(named_threat(self.against.threat, model, source), stop)
+        threat = stoppable(named_threat(self.against.threat, network, source), stop)
         attack = self.attack
         if isinstance(attack, PGD) and images.device.type == "cpu":
             attack = replace(attack, workers=torch.get_num_threads())  # a CNN-F keeps nothing between calls
@@ -232,10 +201,10 @@ class Cell:
             made = attacked(attack, threat, images, labels, self.epsilons)
         except Interrupted:
             return False
-        right = torch.stack([correct(model, x, labels, self.iterations) for x in made]).cpu().numpy()
+        right = torch.stack([correct(network, x, labels, self.iterations) for x in made]).cpu().numpy()
         about = {
-            "identity": self.identity, "model": self.model.label, "seed": self.seed,
-            "weights_sha256": sha256(folder / "model.safetensors"), "seconds": round(time.monotonic() - started, 1),
+            "identity": self.identity, "model": self.model.label, "seed": self.seed, "weights_sha256": weights,
+            "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         with whole_file(self.path) as temporary:
             np.savez_compressed(temporary, correct=right, about=np.array(json.dumps(about)))
@@ -243,15 +212,37 @@ class Cell:
 
     def read(self) -> np.ndarray:
         """``correct`` (epsilon, iteration, image), bool; a ValueError where the file is damaged."""
-        try:
-            with np.load(io.BytesIO(self.path.read_bytes())) as file:  # no pickles: nothing in it is run
-                values = file["correct"]
-                kept = json.loads(str(file["about"]))["identity"]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self.path} is damaged ({error}); remove it, and the same command makes it again") from error
-        if kept != json.loads(json.dumps(self.identity)):
+        values, about = read_cell(self.path)
+        if about["identity"] != json.loads(json.dumps(self.identity)):
             raise ValueError(f"{self.path} is not what its name says; remove it, and the same command makes it again")
         return values
+
+    def _about(self) -> dict[str, Any]:
+        return _about(self.path, self.path.stat().st_mtime_ns)
+
+
+def read_cell(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """``correct`` and what the file says about itself; a ValueError where it is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as file:  # no pickles: nothing in it is run
+            values, about = file["correct"], json.loads(str(file["about"]))
+            return values, {"identity": about["identity"], "weights_sha256": about["weights_sha256"]}
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it again") from error
+
+
+@lru_cache(maxsize=10_000)
+def _about(path: Path, _written_at: int) -> dict[str, Any]:
+    return read_cell(path)[1]
+
+
+def of_other_weights(stored: Iterable[str] | None, now: list[str | None]) -> str:
+    """In words, where a file was made with other weights than those that are there now; else empty."""
+    before = list(stored or [])
+    if before == now:
+        return ""
+    names = [", ".join((digest or "none")[:8] for digest in digests) or "unknown" for digests in (before, now)]
+    return f"made with other weights (SHA-256 {names[0]}; now {names[1]})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,82 +288,40 @@ class Examination:
         return float(self.settings["images"] * n * 2 * (1 + 2 * self.model.iterations))
 
     def ready(self) -> bool:
-        return (self.shop.network_folder(self.model, self.seed) / "card.json").exists()
+        return self.shop.weights(self.model, self.seed) is not None
+
+    def outdated(self) -> str:
+        return of_other_weights(self.read().get("weights_sha256"), [self.shop.weights(self.model, self.seed)])
+
+    def read(self) -> dict[str, Any]:
+        """The findings and what they are of; a ValueError where the file is damaged."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            return {name: content[name] for name in ("seed", "findings", "weights_sha256")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is damaged ({error}); remove it, and the same command makes it again") from error
 
     def do(self, stop: Stop | None) -> bool:
-        model = small.load(self.shop.network_folder(self.model, self.seed))[0].to(self.shop.device)
+        network, weights = self.shop.load(self.model, self.seed), [self.shop.weights(self.model, self.seed)]
         settings = dict(self.settings)
         n = settings.pop("images")
-        threat = stoppable(threats.end_to_end(model), stop)
+        threat = stoppable(threats.end_to_end(network), stop)
         try:
             found = suspicion.examine(threat, self.shop.images[:n], self.shop.labels[:n], self.epsilon, **settings)
         except Interrupted:
             return False
         findings = [{"name": f.name, "holds": f.holds, "detail": f.detail} for f in found]
-        write_json(self.path, {"model": self.model.label, "seed": self.seed, "images": n, "findings": findings})
+        write_json(self.path, {"model": self.model.label, "seed": self.seed, "images": n, "weights_sha256": weights,
+                               "findings": findings})  # fmt: skip
         return True
 
 
-def tasks(shop: Workshop) -> list[Task]:
-    """All of a grid, seed after seed, so that an unfinished grid has whole seeds."""
-    grid = shop.grid
-    found: list[Task] = []
-    for seed in grid.seeds:
-        found += [Training(shop, model, seed) for model in grid.models]
-        found += cells(shop, seed)
-        if seed == grid.seeds[0]:
-            found += [Examination(shop, model, seed) for model in grid.models]
-    return found
-
-
-def cells(shop: Workshop, seed: int) -> list[Cell]:
-    """The cells of one seed. For a CNN first pass and end to end are one, and it is nobody's transfer but its own."""
-    found = [
-        Cell(shop, model, seed, against)
-        for model in shop.grid.models
-        for against in shop.grid.against
-        if not against.strong or (seed in shop.grid.strong_seeds and (model.iterations or against.threat == "end_to_end"))
-    ]
-    return [cell for cell in found if cell.against.threat != "transfer" or (cell.source and cell.model.iterations)]
-
-
-def work(todo: Sequence[Task], stop: Stop | None, tell: Callable[[float, float, str], None], *, poll: float = POLL) -> bool:
-    """Do what is missing of ``todo``; True when nothing is, False where a stop was requested.
-
-    Tasks that another process holds are passed over and awaited at the end. ``tell(done, total, title)`` is called, in costs,
-    before each task.
-    """
-    total = sum(task.cost for task in todo)
-    while missing := [task for task in todo if not task.path.exists()]:
-        moved = False
-        for task in missing:
-            if stop is not None and stop.requested:
-                return False
-            if task.path.exists() or not task.ready():
-                continue
-            task.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
-                    if task.path.exists():
-                        continue
-                    tell(total - sum(other.cost for other in todo if not other.path.exists()), total, task.title)
-                    if not task.do(stop):
-                        return False
-                    moved = True
-            except Timeout:
-                continue
-        if not moved and any(not task.path.exists() for task in todo):
-            time.sleep(poll)
-    tell(total, total, "finished")
-    return True
-
-
-def named_threat(name: str, model: CNNF, source: CNNF | None) -> Threat:
-    """The threat of ``attacks.threats`` on ``model`` at its own number of iterations."""
+def named_threat(name: str, network: threats.Attacked, source: threats.Attacked | None) -> Threat:
+    """The threat of ``attacks.threats`` on ``network`` at its own number of iterations."""
     if name == "transfer":
         assert source is not None
-        return threats.transfer(model, source)
-    return getattr(threats, name)(model)  # type: ignore[no-any-return]
+        return threats.transfer(network, source)
+    return getattr(threats, name)(network)  # type: ignore[no-any-return]
 
 
 def stoppable(threat: Threat, stop: Stop | None) -> Threat:
@@ -397,10 +346,13 @@ def attacked(attack: Attack, threat: Threat, images: Tensor, labels: Tensor, eps
 
 
 @torch.no_grad()
-def correct(model: CNNF, images: Tensor, labels: Tensor, iterations: int, batch_size: int = 100) -> Tensor:
+def correct(
+    network: threats.WithPreprocessing, images: Tensor, labels: Tensor, iterations: int, batch_size: int = 100
+) -> Tensor:
     """(iterations + 1, n) bool: whether each image is classified as its label at each iteration."""
+    module, enter = threats.opened(network)
     parts = [
-        finite(model(threats.to_network(x), iterations=iterations, keep=Keep()).logits, "at test").argmax(-1) == y
+        finite(module(enter(x), iterations=iterations, keep=Keep()).logits, "at test").argmax(-1) == y
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return torch.cat(parts, 1)

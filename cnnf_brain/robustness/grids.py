@@ -7,7 +7,7 @@ counts as right only if it is right for all that was made against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,8 +18,31 @@ from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.loop import LossWeights
 from cnnf_brain.trainer.small import ADVERSARIAL, STANDARD, Settings
 
-# What the paper leaves open, as the ablation on validation images has it (docs/results/robustness.md).
-FEEDBACK: dict[str, Any] = {"target": "input", "step": 0.1, "match_norm": True}
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the CNN-Fs of a grid are made: feedback (as ``small_net`` takes it), losses, and both in words."""
+
+    name: str
+    words: str
+    feedback: Mapping[str, Any]
+    losses: LossWeights = field(default_factory=LossWeights)
+
+
+TUNED, PAPER = "tuned", "paper"
+RECIPES: dict[str, Recipe] = {
+    TUNED: Recipe(
+        "tuned recipe",
+        "target input, step 0.1, norms matched, RMS normalisation, mean reconstruction loss; chosen on validation images",
+        {"target": "input", "step": 0.1, "match_norm": True},
+    ),
+    PAPER: Recipe(
+        "the paper's recipe",
+        "target input, step 1, norms not matched, l2 normalisation, summed reconstruction loss",
+        {"target": "input", "step": 1.0, "match_norm": False, "normalisation": "l2"},
+        LossWeights(reduction="sum"),
+    ),
+}
 EPSILONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 FULL: dict[str, Attack] = {
@@ -77,23 +100,33 @@ STRONG = (
 
 @dataclass(frozen=True)
 class Model:
-    """A network of a grid: ``iterations`` trained with (0: the CNN), and how. ``label`` tells it within its grid."""
+    """A network of a grid: ``iterations`` trained with (0: the CNN), and how. ``label`` tells it within its grid.
+
+    ``losses`` (weights of reconstruction, latent and norm; None: the recipe's) and ``feedback`` change the grid's recipe.
+    """
 
     label: str
     iterations: int
     adversary: Adversary | None = None
-    losses: LossWeights = field(default_factory=LossWeights)
-    feedback: dict[str, Any] = field(default_factory=lambda: dict(FEEDBACK))
+    losses: tuple[float, float, float] | None = None
+    feedback: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def full_training(self) -> Mapping[str, float]:
+        """Epochs and learning rate of the paper."""
+        return ADVERSARIAL if self.adversary else STANDARD
 
     def settings(self, grid: Grid, seed: int) -> Settings:
         """The training run of one seed."""
-        defaults = ADVERSARIAL if self.adversary else STANDARD
+        recipe = RECIPES[grid.recipe]
+        losses = recipe.losses if self.losses is None else LossWeights(*self.losses, recipe.losses.reduction)
+        feedback = {**recipe.feedback, **self.feedback} if self.iterations else {}
         return Settings(
             dataset=grid.dataset,
-            feedback={"iterations": self.iterations, **self.feedback} if self.iterations else {"iterations": 0},
-            losses=self.losses if self.iterations else LossWeights(0.0, 0.0, 0.0),
-            epochs=grid.epochs or int(defaults["epochs"]),
-            learning_rate=grid.learning_rate or defaults["learning_rate"],
+            feedback={"iterations": self.iterations, **feedback},
+            losses=losses if self.iterations else LossWeights(0.0, 0.0, 0.0),
+            epochs=grid.epochs or int(self.full_training["epochs"]),
+            learning_rate=grid.learning_rate or self.full_training["learning_rate"],
             seed=seed,
             limit=grid.limit,
             adversary=replace(self.adversary, seed=seed) if self.adversary else None,
@@ -113,8 +146,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Grid:
-    """One figure. ``limit``: training images, None for all; ``images``, ``strong_images``: of ``part``, the first so many;
-    ``epochs``, ``learning_rate``: None for the recipe's; ``amp``: "bfloat16" for training in mixed precision;
+    """One figure. ``recipe``: of RECIPES; ``limit``: training images, None for all; ``images``, ``strong_images``: of ``part``,
+    the first so many; ``epochs``, ``learning_rate``: None for the paper's; ``amp``: "bfloat16" for training in mixed precision;
     ``strong_epsilons``, ``strong_seeds``: where the worst case is taken; ``weaker``: with fewer steps and queries."""
 
     name: str
@@ -132,6 +165,7 @@ class Grid:
     part: str = "test"
     images: int = 1000
     strong_images: int = 200
+    recipe: str = TUNED
     limit: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
@@ -144,6 +178,17 @@ class Grid:
         """The attacks at full strength, or with fewer steps and queries."""
         return WEAKER if self.weaker else FULL
 
+    @property
+    def heading(self) -> str:
+        """The title with the recipe."""
+        return f"{self.title}, {RECIPES[self.recipe].name}"
+
+    @property
+    def fully_trained(self) -> bool:
+        """Whether every network is trained for the paper's epochs, on all images."""
+        most = max(model.full_training["epochs"] for model in self.models)
+        return self.limit is None and (self.epochs is None or self.epochs >= most)
+
 
 def _adversarial(attack: str, mode: str, epsilon: float, iterations: tuple[int, ...] = (0, 5)) -> tuple[Model, ...]:
     words = {"only": "adversarial", "augment": "clean + adversarial"}[mode]
@@ -153,7 +198,7 @@ def _adversarial(attack: str, mode: str, epsilon: float, iterations: tuple[int, 
 
 _STANDARD = (Model("CNN", 0), Model("CNN-F-1", 1), Model("CNN-F-3", 3), Model("CNN-F-5", 5))
 _FGSM, _PGD7, _PGD40 = Against("FGSM"), Against("PGD-7"), Against("PGD-40")
-_ALL = LossWeights(0.5, 0.5, 0.5)
+_ALL = (0.5, 0.5, 0.5)
 
 
 def _fig6() -> Grid:
@@ -192,7 +237,7 @@ def _fig8b() -> Grid:
 def _fig10() -> Grid:
     weights = {"0.1, 0, 0": (0.1, 0.0, 0.0), "0.5, 0, 0": (0.5, 0.0, 0.0), "0.1, 0.1, 0": (0.1, 0.1, 0.0),
                "0.1, 0, 0.05": (0.1, 0.0, 0.05), "0.5, 0.5, 0.5": (0.5, 0.5, 0.5)}  # fmt: skip
-    models = tuple(Model(label, 5, losses=LossWeights(*values)) for label, values in weights.items())
+    models = tuple(Model(label, 5, losses=values) for label, values in weights.items())
     return Grid("fig10", "Loss weights (reconstruction, latent, norm), CNN-F-5, Fashion-MNIST",
                 "Do the loss weights influence robustness?", "fashion", models, (_PGD40,), (Panel("PGD-40", _PGD40),),
                 iterations=5)  # fmt: skip
@@ -232,9 +277,9 @@ def _ablation() -> Grid:
         "target pool2": {"target": "pool2"},
         "l2 normalisation": {"normalisation": "l2"},
     }
-    models = [own, *(Model(label, 2, feedback={**FEEDBACK, **change}) for label, change in changes.items())]
-    models += [Model(f"losses {label}", 2, losses=LossWeights(*values)) for label, values in
-               {"0, 0, 0": (0, 0, 0), "0.5, 0, 0": (0.5, 0, 0), "0.5, 0.5, 0.5": (0.5, 0.5, 0.5)}.items()]  # fmt: skip
+    weights = {"0, 0, 0": (0.0, 0.0, 0.0), "0.5, 0, 0": (0.5, 0.0, 0.0), "0.5, 0.5, 0.5": _ALL}
+    models = [own, *(Model(label, 2, feedback=change) for label, change in changes.items())]
+    models += [Model(f"losses {label}", 2, losses=values) for label, values in weights.items()]
     end = Against("PGD-40", "end_to_end")
     panels = (Panel("PGD-40 (first pass)", _PGD40), Panel("PGD-40 (end to end)", end))
     return Grid("ablation", "Design questions, CNN-F-2, Fashion-MNIST",
@@ -249,10 +294,18 @@ GRIDS: dict[str, Callable[[], Grid]] = {
 }  # fmt: skip
 
 
-def grid(name: str, *, quick: bool = False, **changes: Any) -> Grid:
-    """The grid of a figure; ``changes``: fields to replace, such as ``seeds``, ``epochs``, ``limit`` (None: as it stands)."""
+def grid(name: str, *, quick: bool = False, recipe: str = TUNED, **changes: Any) -> Grid:
+    """The grid of a figure under a recipe of RECIPES; ``changes``: fields to replace, such as ``seeds``, ``epochs``, ``limit``
+    (None: as it stands)."""
     if name not in GRIDS:
         raise unknown("experiment", name, GRIDS)
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    if name == "ablation" and recipe != TUNED:
+        raise ValueError(
+            f"the ablation changes one setting of the tuned recipe at a time; it takes no other recipe ({recipe!r})"
+        )
+    changes["recipe"] = recipe
     found = smaller(GRIDS[name]()) if quick else GRIDS[name]()
     return checked(replace(found, **{field: value for field, value in changes.items() if value is not None}))
 

@@ -1,13 +1,12 @@
 """The tables of a grid -> its figure in the paper's form, and the files of its folder.
 
 table.csv, table.nc (every network, seed, attack, epsilon, iteration), summary.csv (means over seeds), claims.csv, checks.json,
-figure.svg, figure.png, figure.md, run.json and, last, summary.json, from which the page is made.
+figure.svg, figure.png, figure.md, run.json and, last, summary.json, from which the page is made. The folder belongs to one
+experiment, recipe and data set from the first cell on (run.json says which), and is locked while these files are written.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,58 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cnnf_brain import provenance, style
-from cnnf_brain.files import whole_file, write_json, write_text
+from cnnf_brain import folders, provenance, style
+from cnnf_brain.files import check_writable, whole_file, write_json, write_text
 from cnnf_brain.report import page
-from cnnf_brain.robustness.cells import Training, Workshop
-from cnnf_brain.robustness.claims import Claim, claims
-from cnnf_brain.robustness.grids import Grid, Panel
+from cnnf_brain.robustness.claims import Claim, answer, claims
+from cnnf_brain.robustness.grids import RECIPES, Grid, Panel
 from cnnf_brain.robustness.section import section
 from cnnf_brain.robustness.table import WORST, collect, findings, over_seeds, own
+from cnnf_brain.robustness.workshop import Workshop
 
 SCHEMA = 1
+KIND = "robustness"
+PATIENCE = 120.0  # seconds that a process waits for another one's tables
+COLUMNS = ("claim", "measured", "verdict", "holds", "left", "left_out", "main")  # of claims.csv
 QUICK = "QUICK RUN: few images, epochs and seeds"
+
+
+def begin(shop: Workshop) -> None:
+    """Make the grid's folder its own, before any work; a ValueError where it is another command's, experiment's or recipe's."""
+    with folders.locked(shop.folder, PATIENCE):
+        folders.claim(shop.folder, KIND, shop.configuration)
+        check_writable(shop.folder)
+        if not (shop.folder / folders.RECORD).exists():
+            write_json(
+                shop.folder / folders.RECORD, {"kind": KIND, "configuration": shop.configuration, "command": shop.command}
+            )
 
 
 def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> Path:
     """All files of the grid's folder from the outcomes that there are; the path of the page."""
+    with folders.locked(shop.folder, PATIENCE):
+        folders.claim(shop.folder, KIND, shop.configuration)
+        return _write(shop, record(shop, finished=finished, seconds=seconds, device_name=device_name))
+
+
+def _write(shop: Workshop, run: dict[str, Any]) -> Path:
     folder, grid = shop.folder, shop.grid
     (folder / "summary.json").unlink(missing_ok=True)
     table = collect(shop)
     if table.empty:
         raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
     means, checks, claimed = over_seeds(table), findings(shop, table), claims(grid, table)
+    write_json(folder / folders.RECORD, run)
     _csv(folder / "table.csv", table)
     with whole_file(folder / "table.nc") as temporary:
         columns = {name: ("row", table[name].to_numpy()) for name in table.columns if name != "strong"}
         columns["strong"] = ("row", table["strong"].to_numpy().astype(np.int8))
         xr.Dataset(columns).to_netcdf(temporary, engine="netcdf4")
     _csv(folder / "summary.csv", means)
-    shown = own(means)
-    _csv(folder / "shown.csv", shown)
-    _csv(
-        folder / "claims.csv",
-        pd.DataFrame([asdict(claim) for claim in claimed], columns=["claim", "measured", "holds", "left"]),
-    )
+    _csv(folder / "shown.csv", own(means))
+    _csv(folder / "claims.csv", pd.DataFrame([claim.record() for claim in claimed], columns=list(COLUMNS)))
     write_json(folder / "checks.json", {"findings": checks})
     draw(grid, means, folder)
-    run = record(shop, finished=finished, seconds=seconds, device_name=device_name)
-    write_json(folder / "run.json", run)
     write_text(folder / "figure.md", section(grid, run, means, claimed, checks, caption(grid)))
     write_json(folder / "summary.json", summary(grid, run, claimed, checks))
     return page.leave(folder)
@@ -60,25 +74,17 @@ def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -
 def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> dict[str, Any]:
     """run.json: what was run, on what, and how long it took."""
     grid = shop.grid
-    trained = {}
-    for seed in grid.seeds:
-        for model in grid.models:
-            path = Training(shop, model, seed).path
-            if path.exists():
-                card = json.loads(path.read_text())
-                trained[f"{model.label}, seed {seed}"] = {
-                    "folder": path.parent.name, "epochs": card["configuration"]["epochs"],
-                    "training_images": card["configuration"].get("limit", 55_000), "training_seconds": card["training_seconds"],
-                    "validation_accuracy": card["validation_accuracy"], "machine": card["machine"],
-                }  # fmt: skip
+    networks = [shop.card(model, seed) for seed in grid.seeds for model in grid.models]
     return {
+        "kind": KIND, "configuration": shop.configuration,
         "command": shop.command, "commit": provenance.commit(), "versions": provenance.versions(), "machine": device_name,
-        "seconds": round(seconds, 1), "experiment": grid.name, "finished": finished, "quick": grid.quick,
+        "seconds": round(seconds, 1), "experiment": grid.name, "finished": finished, "quick": grid.quick, "recipe": grid.recipe,
         "dataset": grid.dataset, "data_hash": shop.data_hash, "part": grid.part, "images": grid.images,
         "strong_images": grid.strong_images, "seeds": list(grid.seeds), "epsilons": list(grid.epsilons),
         "epsilon_units": "images in [0, 1]", "attacks": {name: repr(attack) for name, attack in grid.attacks.items()},
-        "networks": trained,
-        "same": {"experiment": grid.name, "data": shop.data_hash, "images": f"{grid.images} {grid.part}", "quick": str(grid.quick)},
+        "networks": [network for network in networks if network],
+        "same": {"experiment": grid.name, "recipe": grid.recipe, "data": shop.data_hash, "images": f"{grid.images} {grid.part}",
+                 "quick": str(grid.quick)},
     }  # fmt: skip
 
 
@@ -90,9 +96,10 @@ def caption(grid: Grid) -> str:
     rates = "/".join(f"{rate:g}" for rate in sorted({s.learning_rate for s in settings}))
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     how = f" in {grid.amp}" if grid.amp else ""
+    quick = f"{QUICK}. " if grid.quick else ""
     return (
-        f"{QUICK + '. ' if grid.quick else ''}{grid.title}: {epochs} epochs on {images} at learning rate {rates}{how}; {seeds}; "
-        f"{grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
+        f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; "
+        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
     )
 
 
@@ -111,16 +118,13 @@ def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[
     caveats += [] if run["finished"] else ["The grid is not finished: means are over the seeds that are."]
     caveats += [f"Check failed ({', '.join(sorted({c['model'] for c in failed if c['name'] == name}))}): {name}; accuracy reported "
                 "there is an upper bound" for name in sorted({c["name"] for c in failed})]  # fmt: skip
-    weak = [f"{claim.claim}: {claim.measured}" + (f"; worst case {claim.left}" if claim.left else "") for claim in claimed]
     charts = [_chart(panel, grid) for panel in grid.panels if panel.x == "epsilon"]
     charts.append(_chart(Panel("worst case", grid.panels[0].against), grid, attack=WORST, threat="all"))
     if all(not against.strong for against in grid.against):
         charts.pop()
     return {
-        "schema": SCHEMA, "kind": "figure", "title": grid.title, "question": grid.question,
-        "answer": weak[0] if weak else "See the tables.",
-        "claims": [{"claim": c.claim, "measured": c.measured + (f"; worst case {c.left}" if c.left else ""), "holds": c.holds}
-                   for c in claimed],
+        "schema": SCHEMA, "kind": "figure", "title": grid.heading, "question": grid.question,
+        "answer": answer(claimed), "claims": [{**claim.record(), "measured": claim.figures} for claim in claimed],
         "tables": [
             {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]},
             {"file": "summary.csv", "title": "Accuracy at every iteration, over seeds", "notes": []},
@@ -132,8 +136,8 @@ def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[
 
 
 def _chart(panel: Panel, grid: Grid, attack: str = "", threat: str = "") -> dict[str, Any]:
-    where = {"attack": attack or panel.against.attack, "threat": threat or panel.against.threat}
-    where["strong"] = str(bool(attack) or panel.against.strong)
+    where = {"attack": attack or panel.against.attack, "threat": threat or panel.against.threat,
+             "strong": bool(attack) or panel.against.strong}  # fmt: skip
     return {"title": panel.title, "caption": caption(grid), "table": "shown.csv", "where": where, "group": ["{model}"],
             "series": "", "label": "{model}, epsilon {epsilon}", "x": "epsilon", "x_name": "epsilon", "y": "mean",
             "y_name": "accuracy", "low": "low", "high": "high"}  # fmt: skip
@@ -160,7 +164,7 @@ def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
             ax.xaxis.get_major_locator().set_params(integer=panel.x != "epsilon")
         for ax in axes[len(grid.panels) :]:
             ax.remove()
-        figure.suptitle(grid.title + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
+        figure.suptitle(grid.heading + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
     style.save(figure, folder)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from cnnf_brain.report.of_figure import HOLDS
-from cnnf_brain.robustness.claims import Claim
+from cnnf_brain.robustness.claims import FLOOR, Claim, told_epsilons
 from cnnf_brain.robustness.grids import Against, Grid
 from cnnf_brain.robustness.table import WORST, own
 
@@ -23,7 +22,7 @@ def section(
     grid: Grid, run: dict[str, Any], means: pd.DataFrame, claimed: list[Claim], checks: list[dict[str, Any]], caption: str
 ) -> str:
     """The text; accuracy in %, mean ± standard deviation over seeds."""
-    parts = [f"## {grid.title}", f"    {run['command']}", f"{caption}\n{training(grid, run)}", "![The figure](figure.png)"]
+    parts = [f"## {grid.heading}", f"    {run['command']}", f"{caption}\n{training(grid, run)}", "![The figure](figure.png)"]
     over_iterations = all(panel.x == "iteration" for panel in grid.panels)
     parts.append(by_iteration(grid, means) if over_iterations else by_network(grid, means))
     for epsilon in grid.strong_epsilons if any(against.strong for against in grid.against) else ():
@@ -31,8 +30,15 @@ def section(
             f"Strong attacks one by one, epsilon {epsilon:g}, {grid.strong_images} images:",
             one_by_one(grid, means, epsilon),
         ]
-    rows = [(c.claim, c.measured, HOLDS[c.holds], c.left) for c in claimed]
-    parts += [_table(("claim", "measured", "holds", "left under the strongest attack of all"), rows)] if rows else []
+    rows = [(c.claim, c.measured, c.verdict, c.left, told_epsilons(c.left_out)) for c in claimed]
+    head = (
+        "claim",
+        "measured",
+        "verdict",
+        "left under the strongest attack of all",
+        f"left out (all below {100 * FLOOR:g} %)",
+    )
+    parts += [_table(head, rows)] if rows else []
     return "\n\n".join([*parts, told(checks)]) + "\n"
 
 
@@ -40,12 +46,10 @@ def training(grid: Grid, run: dict[str, Any]) -> str:
     """How long each kind of network took, and on what."""
     words = []
     for model in grid.models:
-        seconds = [
-            n["training_seconds"] for name, n in run["networks"].items() if name.rpartition(", seed ")[0] == model.label
-        ]
+        seconds = [network["training_seconds"] for network in run["networks"] if network["model"] == model.label]
         if seconds:
             words.append(f"{model.label} {min(seconds)}" + (f" to {max(seconds)}" if max(seconds) > min(seconds) else ""))
-    machines = sorted({network["machine"] for network in run["networks"].values()})
+    machines = sorted({network["machine"] for network in run["networks"]})
     return f"Seconds of training a network: {'; '.join(words)}. Machine: {'; '.join(machines)}."
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cnnf_brain.attacks.suspicion import Finding, never_falls, not_stronger
-from cnnf_brain.robustness.cells import Cell, Examination, Workshop, cells
+from cnnf_brain.robustness.cells import Cell, Examination
 from cnnf_brain.robustness.grids import BLACK_BOX, Model
+from cnnf_brain.robustness.work import cells, done
+from cnnf_brain.robustness.workshop import Workshop
 
 WORST = "worst case"
 COLUMNS = ("experiment", "dataset", "model", "trained", "training", "seed", "attack", "threat", "strong", "epsilon", "iteration",
@@ -29,31 +30,32 @@ def collect(shop: Workshop) -> pd.DataFrame:
 
     ``trained``: iterations trained with; ``accuracy``: the share of ``images`` that is classified rightly. The rows of attack
     "worst case" count an image as right only where it is right under every attack made against that network at that epsilon; they
-    exist where all attacks of the worst case are done, for the images that these share.
+    exist where all attacks of the worst case are done, for the images that these share. Cells of other weights than the networks'
+    present ones are left out.
     """
     rows: list[dict[str, Any]] = []
     for seed in shop.grid.seeds:
         for model in shop.grid.models:
             mine = [cell for cell in cells(shop, seed) if cell.model == model]
-            done = {cell: cell.read() for cell in mine if cell.path.exists()}
-            for cell, right in done.items():
+            outcomes = {cell: cell.read() for cell in mine if done(cell)}
+            for cell, right in outcomes.items():
                 rows += _rows(shop, cell.model, seed, cell.against.attack, cell.against.threat, cell.against.strong,
                               cell.epsilons, right)  # fmt: skip
             strong = [cell for cell in mine if cell.against.strong]
-            if strong and all(cell in done for cell in strong):
+            if strong and all(cell in outcomes for cell in strong):
                 epsilons = shop.grid.strong_epsilons
-                rows += _rows(shop, model, seed, WORST, "all", True, epsilons, worst_case(shop, done, epsilons))
+                rows += _rows(shop, model, seed, WORST, "all", True, epsilons, worst_case(shop, outcomes, epsilons))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.sort_values(["trained", "model", "seed", "attack", "threat", "epsilon", "iteration"], ignore_index=True)
 
 
-def worst_case(shop: Workshop, done: dict[Cell, np.ndarray], epsilons: tuple[float, ...]) -> np.ndarray:
+def worst_case(shop: Workshop, outcomes: dict[Cell, np.ndarray], epsilons: tuple[float, ...]) -> np.ndarray:
     """(epsilon, iteration, image) whether the image is right under all cells that have the epsilon."""
     n = shop.grid.strong_images
     return np.stack(
         [
             np.logical_and.reduce(
-                [right[cell.epsilons.index(e), :, :n] for cell, right in done.items() if e in cell.epsilons]
+                [right[cell.epsilons.index(e), :, :n] for cell, right in outcomes.items() if e in cell.epsilons]
             )
             for e in epsilons
         ]
@@ -99,8 +101,8 @@ def findings(shop: Workshop, table: pd.DataFrame) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for model in shop.grid.models:
         examination = Examination(shop, model, shop.grid.seeds[0])
-        if examination.path.exists():
-            content = json.loads(examination.path.read_text())
+        if done(examination):
+            content = examination.read()
             found += [{"model": model.label, "seeds": [content["seed"]], **finding} for finding in content["findings"]]
         rows = own(table[table["model"] == model.label])
         seeds = sorted(int(seed) for seed in rows["seed"].unique())
@@ -136,14 +138,12 @@ def _of_the_worst_case(strong: pd.Series) -> list[Finding]:
         by_kind: dict[str, float] = {}
         for (attack, threat, _), share in values.items():
             if attack != WORST:
-                black = attack in BLACK_BOX or threat == "transfer"
-                kind = (
-                    "black box"
-                    if black
-                    else "first pass"
-                    if threat == "first_pass"
-                    else "white box through the whole network"
-                )
+                if attack in BLACK_BOX or threat == "transfer":
+                    kind = "black box"
+                elif threat == "first_pass":
+                    kind = "first pass"
+                else:
+                    kind = "white box through the whole network"
                 by_kind[kind] = max(by_kind.get(kind, 0.0), float(share))
         best = by_kind.pop("white box through the whole network", None)
         found += [

@@ -11,9 +11,11 @@ from torch import Tensor
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
 from cnnf_brain.checks import unknown
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF
 
 MODES = ("only", "augment")
+UNITS = Preprocessing(28, mean=(0.5,), std=(0.5,))  # the small net takes images in [-1, 1]
 ATTACKS: dict[str, FGSM | PGD] = {"fgsm": FGSM(), "pgd7": PGD(7), "pgd40": PGD(40)}
 
 
@@ -59,7 +61,8 @@ class Adversary:
         training = model.training
         model.eval()
         try:
-            threat, x, attack = threats.first_pass(model), ((images + 1) / 2).clamp(0, 1), ATTACKS[self.attack]
+            threat = threats.first_pass(threats.WithPreprocessing(model, UNITS))
+            x, attack = UNITS.denormalise(images).clamp(0, 1), ATTACKS[self.attack]
             if isinstance(attack, FGSM):
                 made = clip(x, x + self.epsilon * ascent(threat, x, labels), self.epsilon, threat.bounds)
             else:
@@ -68,4 +71,4 @@ class Adversary:
                 made = attack.perturb(threat, x, labels, self.epsilon, attack.start(x))
         finally:
             model.train(training)
-        return threats.to_network(made)
+        return UNITS.normalise(made)

@@ -38,6 +38,9 @@ class NonFiniteLoss(RuntimeError):
     """The loss or a weight is not finite any more; names the last good checkpoint."""
 
 
+NORM_LOSS = 2  # 1 took the norm of f(l) behind its normalisation
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1.
@@ -63,8 +66,12 @@ class LossWeights:
         return {"cross_entropy": 1.0, **{term: weight for term, weight in weights.items() if weight}}
 
     def configuration(self) -> dict[str, Any]:
-        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
+        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there.
+
+        Where the norm loss is used, ``norm_loss`` says which one: a network of another is not taken for one of this.
+        """
+        found = {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
+        return {**found, "norm_loss": NORM_LOSS} if self.norm else found
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,26 @@ def test_clipped_images_lie_in_ball_and_bounds_and_success_is_theirs(attack):
     assert torch.equal(attack(threat, images, labels, [0.0]).success[0], wrong)
 
 
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize(
+    "one", [0.02, np.float64(0.02), torch.tensor(0.02, dtype=torch.float64)], ids=["float", "numpy", "torch"]
+)
+def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack, one):
+    _, threat = linear(3)
+    images, labels = drawn(20, threat)
+    single, listed = attack(threat, images, labels, one), attack(threat, images, labels, [0.02])
+    assert len(single.raw) == len(single.clipped) == 1
+    assert torch.equal(single.clipped[0], listed.clipped[0])
+    assert torch.equal(single.success, listed.success)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
+def test_a_network_without_a_classifier_is_refused(attack):
+    headless = nn.Conv2d(1, 4, 3).eval()
+    with pytest.raises(ValueError, match=r"has shape \(1, 4, 4, 4\), expected \(1, classes\)"):
+        attack(Threat("headless", headless, headless), torch.rand(2, *SHAPE), torch.zeros(2).long(), 0.1)
+
+
 def small_network() -> tuple[nn.Module, Threat]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 10)).eval()

@@ -71,6 +71,15 @@ def test_white_box_attacks_follow_what_is_attacked_and_are_judged_by_what_is_sco
     assert unseen.sum() < seen.sum()
 
 
+@pytest.mark.parametrize("attack", ALL, ids=repr)
+def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack):
+    _, threat = linear(5)
+    images, labels = drawn(6, threat)
+    single, listed = attack(threat, images, labels, 0.02), attack(threat, images, labels, [0.02])
+    assert single.success.shape == (1, 6)
+    assert torch.equal(single.clipped[0], listed.clipped[0])
+
+
 def test_apgd_is_no_weaker_than_pgd():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 30), torch.nn.Tanh(), torch.nn.Linear(30, 5))

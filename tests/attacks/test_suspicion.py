@@ -17,6 +17,14 @@ def test_an_open_network_passes_every_check():
     assert [finding.holds for finding in found] == [True] * 5, found
 
 
+def test_a_single_epsilon_is_examined_too():
+    _, threat = linear(4)
+    images, labels = drawn(10, threat)
+    _, over_epsilon, large, *_ = examine(threat, images, labels, 0.01, steps=(1, 5), epsilons=1.0)
+    assert over_epsilon.detail == "1: 100.0 %"
+    assert large.holds is True
+
+
 def test_a_masked_network_fails_them():
     """The network sees images rounded to eighths: no gradient, though no image is any safer."""
     _, open_ = linear(4)

@@ -7,14 +7,23 @@ import torch
 from torch import nn
 
 from cnnf_brain import CNNF, Keep
-from cnnf_brain.attacks import PGD, threats
+from cnnf_brain.attacks import FGSM, PGD, WithPreprocessing, threats
 from cnnf_brain.attacks.threats import SmoothGates, openness
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.networks import Network
+
+UNITS = Preprocessing(8, (0.5,), (0.5,))  # to [-1, 1]
 
 
 def network(iterations: int = 2, dtype: torch.dtype = torch.float64, **options) -> CNNF:
     torch.manual_seed(1)
     layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 24, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 5))
     return CNNF(nn.Sequential(*layers), iterations=iterations, step=0.5, match_norm=True, **options).to(dtype).eval()
+
+
+def seen(model: nn.Module) -> WithPreprocessing:
+    """A network that takes images in [-1, 1]."""
+    return WithPreprocessing(model, UNITS)
 
 
 def drawn(n: int = 6, seed: int = 0) -> torch.Tensor:
@@ -28,22 +37,84 @@ def gradient(logits, images: torch.Tensor, direction: torch.Tensor) -> torch.Ten
 
 def test_images_in_0_to_1_become_the_networks_range():
     model, x = network(), drawn()
-    assert torch.equal(threats.end_to_end(model).scored(x), model(2 * x - 1))
+    assert torch.equal(threats.end_to_end(seen(model)).scored(x), model(2 * x - 1))
+
+
+def vgg_like() -> Network:
+    """A CNN-F of colour images in the units of torchvision's VGGs."""
+    torch.manual_seed(2)
+    layers = (nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 5))
+    module = CNNF(nn.Sequential(*layers), iterations=2, step=0.1, match_norm=True, match_layers=True).double().eval()
+    return Network("VGG-like", module, Preprocessing(8), "random")
+
+
+def torchvision_network() -> WithPreprocessing:
+    torch.manual_seed(3)
+    module = pytest.importorskip("torchvision").models.mobilenet_v3_small(weights=None).double().eval()
+    return WithPreprocessing(module, Preprocessing(224))
+
+
+@pytest.mark.parametrize("make", [vgg_like, torchvision_network])
+@pytest.mark.parametrize("name", ["first_pass", "end_to_end"])
+def test_a_network_is_attacked_in_its_own_units(make, name):
+    """The gradient is that of (x - mean) / std, channel by channel, and the outcome an image in [0, 1]."""
+    network = make()
+    first = {"iterations": 0} if name == "first_pass" and isinstance(network.module, CNNF) else {}
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
+    threat = getattr(threats, name)(network)
+    weights = torch.randn(threat.scored(x).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    expected = gradient(lambda pixels: network.module((pixels - mean) / std, **first), x, weights)
+    torch.testing.assert_close(gradient(threat.attacked, x, weights), expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(threat.scored(x), network.module((x - mean) / std))
+    wrong = gradient(lambda pixels: network.module(2 * pixels - 1, **first), x, weights)
+    assert (expected.sign() != wrong.sign()).double().mean() > 0.01  # the units matter
+    outcome = FGSM()(threat, x, threat.predict(x), 0.05)
+    assert 0 <= outcome.clipped[0].min() < outcome.clipped[0].max() <= 1
+    assert (outcome.clipped[0] - x).abs().max() <= 0.05 + 1e-12
+
+
+def test_a_callable_is_a_preprocessing():
+    model, x = network(), drawn()
+    threat = threats.end_to_end(WithPreprocessing(model, lambda images: 3 * images - 1))
+    assert torch.equal(threat.scored(x), model(3 * x - 1))
+
+
+@pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
+@pytest.mark.parametrize("made", [network, lambda: nn.Linear(3, 2), lambda: WithPreprocessing(network(), None)])
+def test_a_network_that_does_not_say_how_images_enter_it_is_refused(made, name):
+    with pytest.raises(ValueError, match=r"how images in \[0, 1\] enter it; expected .*WithPreprocessing"):
+        getattr(threats, name)(made())
+    with pytest.raises(ValueError, match="how images"):
+        threats.transfer(seen(network()), made())
+
+
+@pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
+def test_without_feedback_there_are_no_iterations(name):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double().eval()
+    x = drawn()
+    for none in (0, None):
+        threat = getattr(threats, name)(seen(plain), none)
+        assert torch.equal(threat.scored(x), plain(2 * x - 1))
+        assert torch.equal(threat.attacked(x), plain(2 * x - 1))
+    with pytest.raises(ValueError, match="iterations is 2, but a Sequential has no feedback; expected 0 or None"):
+        getattr(threats, name)(seen(plain), 2)
 
 
 def test_the_first_pass_is_attacked_and_the_whole_network_scored():
     model, x = network(), drawn()
-    threat = threats.first_pass(model)
+    threat = threats.first_pass(seen(model))
     assert torch.equal(threat.attacked(x), model(2 * x - 1, iterations=0))
     assert torch.equal(threat.scored(x), model(2 * x - 1, iterations=2))
-    assert torch.equal(threats.first_pass(model, 1).scored(x), model(2 * x - 1, iterations=1))
+    assert torch.equal(threats.first_pass(seen(model), 1).scored(x), model(2 * x - 1, iterations=1))
 
 
 @pytest.mark.parametrize("name", ["end_to_end", "every_iteration"])
 def test_the_gradient_is_that_of_the_unrolled_network(name):
     """Central differences; a difference that steps over a kink of a gate is left out by comparing two step sizes."""
     model, x = network(), drawn(3)
-    threat = getattr(threats, name)(model)
+    threat = getattr(threats, name)(seen(model))
     weights = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = gradient(threat.attacked, x, weights)
     told = 0
@@ -61,7 +132,7 @@ def test_the_gradient_is_that_of_the_unrolled_network(name):
 def test_every_iteration_is_the_mean_of_the_logits():
     model, x = network(), drawn()
     expected = sum(model(2 * x - 1, iterations=t) for t in range(3)) / 3
-    torch.testing.assert_close(threats.every_iteration(model).attacked(x), expected)
+    torch.testing.assert_close(threats.every_iteration(seen(model)).attacked(x), expected)
 
 
 @pytest.mark.parametrize("ada_relu", ["signed", "printed"])
@@ -75,13 +146,23 @@ def test_smooth_gates_change_nothing_forward(ada_relu):
         assert torch.equal(*kept)
 
 
+def test_smooth_gates_stop_where_the_network_stops():
+    free, x = network(4), drawn()
+    worst = free(2 * x - 1, keep=Keep(consistency=True)).consistency.worst()[1:-1].detach()
+    model = network(4, tolerance=worst.median().item())
+    ran = model(2 * x - 1, keep=Keep()).iterations_run
+    assert ran.min() < ran.max()
+    assert torch.equal(SmoothGates(model)(2 * x - 1, keep=Keep()).iterations_run, ran)
+    assert torch.equal(threats.smoothed(seen(model)).attacked(x), model(2 * x - 1))
+
+
 @pytest.mark.parametrize("ada_relu", ["signed", "printed"])
 def test_as_the_temperature_falls_the_smooth_gradient_becomes_the_exact_one(ada_relu):
     model, x = network(1, ada_relu=ada_relu), drawn()
     weights = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    exact = gradient(threats.end_to_end(model).attacked, x, weights)
-    cold = gradient(threats.smoothed(model, temperature=1e-9).attacked, x, weights)
-    warm = gradient(threats.smoothed(model, temperature=0.5).attacked, x, weights)
+    exact = gradient(threats.end_to_end(seen(model)).attacked, x, weights)
+    cold = gradient(threats.smoothed(seen(model), temperature=1e-9).attacked, x, weights)
+    warm = gradient(threats.smoothed(seen(model), temperature=0.5).attacked, x, weights)
     torch.testing.assert_close(cold, exact, rtol=1e-8, atol=1e-10)
     assert (warm - exact).abs().max() > 1e-3 * exact.abs().max()
 
@@ -119,7 +200,7 @@ def test_transfer_follows_the_other_network():
     model, source, x = network(), network(0), drawn()
     with torch.no_grad():
         source.get_submodule("0").weight.neg_()
-    threat = threats.transfer(model, source)
+    threat = threats.transfer(seen(model), seen(source))
     assert torch.equal(threat.attacked(x), source(2 * x - 1))
     assert torch.equal(threat.scored(x), model(2 * x - 1))
 
@@ -127,7 +208,7 @@ def test_transfer_follows_the_other_network():
 @pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
 def test_each_threat_can_be_attacked(name):
     model, x = network(), drawn(8)
-    threat = getattr(threats, name)(model)
+    threat = getattr(threats, name)(seen(model))
     labels = threat.predict(x)
     outcome = PGD(15, relative_step=0.15)(threat, x, labels, [0.0, 0.4])
     assert not outcome.success[0].any()
@@ -137,10 +218,10 @@ def test_each_threat_can_be_attacked(name):
 
 def test_a_network_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"call .eval\(\)"):
-        threats.first_pass(network().train())
+        threats.first_pass(seen(network().train()))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_must_be_above_0(temperature):
     with pytest.raises(ValueError, match="above 0"):
-        threats.smoothed(network(), temperature=temperature)
+        threats.smoothed(seen(network()), temperature=temperature)

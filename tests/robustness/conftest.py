@@ -11,8 +11,10 @@ import pytest
 
 from cnnf_brain.attacks.gradient import PGD
 from cnnf_brain.robustness import grids
-from cnnf_brain.robustness.cells import Training, open_workshop, tasks, work
+from cnnf_brain.robustness.cells import Training
 from cnnf_brain.robustness.grids import Against, Grid, Model, Panel
+from cnnf_brain.robustness.work import tasks, work
+from cnnf_brain.robustness.workshop import open_workshop
 
 FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 240),
          "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 40)}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -17,10 +18,15 @@ import pytest
 import torch
 
 from cnnf_brain.attacks import threats
-from cnnf_brain.robustness import cells, grids
-from cnnf_brain.robustness.cells import Cell, Training, open_workshop, tasks, work
+from cnnf_brain.robustness import __main__ as command
+from cnnf_brain.robustness import cells, grids, table
+from cnnf_brain.robustness import work as working
+from cnnf_brain.robustness.cells import Cell, Examination, Training
 from cnnf_brain.robustness.grids import Against
+from cnnf_brain.robustness.work import tasks, work
+from cnnf_brain.robustness.workshop import open_workshop
 from cnnf_brain.trainer import small
+from cnnf_brain.trainer.card import save_weights
 
 
 def silent(_done: float, _total: float, _title: str) -> None:
@@ -77,7 +83,7 @@ def test_a_grid_from_nothing_to_its_files(empty):
         for t in range(3):
             answers = model(2 * shop.images - 1, iterations=t).argmax(1)
             assert np.array_equal(right[0, t], (answers == shop.labels).numpy())
-    made = cell.attack(threats.first_pass(model), shop.images, shop.labels, [0.2])
+    made = cell.attack(threats.first_pass(shop.load(cell.model, cell.seed)), shop.images, shop.labels, [0.2])
     assert np.array_equal(right[1, 1], ~made.success[0].numpy())
 
 
@@ -138,7 +144,7 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(shop):
     def holds(ready):
         task = todo[0]
         task.path.parent.mkdir(parents=True, exist_ok=True)
-        with cells.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
+        with working.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
             ready.set()
             time.sleep(600)
 
@@ -181,6 +187,67 @@ def test_a_damaged_file_is_named(done):
         cell.read()
 
 
+def retrained(shop, model, seed):
+    """Another network in a network's folder, as a training with other software leaves it: same configuration, other weights."""
+    folder = shop.network_folder(model, seed)
+    module, card = small.load(folder)
+    with torch.no_grad():
+        module.get_submodule("fc2").bias.add_(1)
+    save_weights(folder / "model.safetensors", module, card)
+
+
+def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys):
+    """Seed 0's CNN is another network now: its own cells, the transfer from it and its checks are out of date, and no more."""
+    whole = table.collect(done)
+    cnn = done.grid.models[0]
+    retrained(done, cnn, 0)
+    todo = tasks(done)
+    outdated = [task for task in todo if not working.done(task)]
+    expected = [task for task in todo if not isinstance(task, Training) and task.seed == 0
+                and cnn in (task.model, getattr(task, "source", None))]  # fmt: skip
+    assert outdated == expected
+    assert any(isinstance(task, Cell) and task.against.threat == "transfer" for task in outdated)
+    assert any(isinstance(task, Examination) for task in outdated)
+    left = table.collect(done)
+    assert len(left) < len(whole)
+    assert not len(left[(left["model"] == "CNN") & (left["seed"] == 0)])
+    assert not len(left[(left["threat"] == "transfer") & (left["seed"] == 0)])
+    assert not any(finding["model"] == "CNN" and "gradients" in finding["name"] for finding in table.findings(done, left))
+    before = {task.path: task.path.stat().st_mtime_ns for task in todo}
+    capsys.readouterr()
+    assert work(todo, None, silent)
+    told = capsys.readouterr().err
+    for task in todo:
+        made_again = task.path.stat().st_mtime_ns != before[task.path]
+        assert made_again == (task in outdated)
+        assert (f"{task.path}: made with other weights" in told) == made_again
+    assert len(table.collect(done)) == len(whole)
+    assert all(working.done(task) for task in todo)
+
+
+def test_weights_that_are_gone_are_named(done):
+    folder = done.network_folder(done.grid.models[0], 0)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"missing beside its card\.json; remove"):
+        table.collect(done)
+
+
+def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder, tmp_path, monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pyautoattack" else real(name, *rest)
+    )
+    words = ["--experiment", "fig12", "--quick", "--data", idx_folder, "--models", tmp_path / "models", "--images", "6",
+             "--output", tmp_path / "out", "--device", "cpu", "--limit", "20"]  # fmt: skip
+    assert command.main([str(word) for word in words]) == 1
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message.startswith("error: pyautoattack is not installed; install the attacks with: pip install")
+    assert not list(tmp_path.iterdir())
+    working.check_packages(
+        tasks(open_workshop(tiny, tmp_path / "a", tmp_path / "b", "c", data_folder=idx_folder))
+    )  # needs none
+
+
 def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop, monkeypatch):
     todo = tasks(shop)
     real = small.load
@@ -211,12 +278,12 @@ def test_validation_images_are_taken_for_what_is_tuned(tiny, idx_folder, tmp_pat
 
 
 def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
-    mine = [cell for cell in cells.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
+    mine = [cell for cell in working.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
     assert [cell.against for cell in mine] == [Against("PGD-100", "end_to_end", True)]
-    (transfer,) = (cell for cell in cells.cells(shop, 0) if cell.against.threat == "transfer")
+    (transfer,) = (cell for cell in working.cells(shop, 0) if cell.against.threat == "transfer")
     assert transfer.model.label == "CNN-F-1"
     assert transfer.source.label == "CNN"
-    assert not [cell for cell in cells.cells(shop, 1) if cell.against.strong]
+    assert not [cell for cell in working.cells(shop, 1) if cell.against.strong]
 
 
 def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from outcomes import write_outcome
 
+from cnnf_brain import folders
 from cnnf_brain.files import short_hash, write_json
 from cnnf_brain.robustness import __main__ as command
-from cnnf_brain.robustness import cells as cells_module
-from cnnf_brain.robustness import claims, grids, report, table
-from cnnf_brain.robustness.cells import Training, Workshop, cells, open_workshop, tasks
-from cnnf_brain.robustness.claims import Claim
+from cnnf_brain.robustness import grids, report, table
+from cnnf_brain.robustness.cells import Training
+from cnnf_brain.robustness.work import cells, tasks
+from cnnf_brain.robustness.workshop import Workshop, open_workshop
 
 
 @pytest.fixture
-def drawn(tiny, idx_folder, tmp_path):
+def drawn(tiny, idx_folder, tmp_path, trained):
     """The workshop of a grid whose outcomes are drawn at random, none of them computed."""
+    shutil.copytree(trained, tmp_path / "models")
     shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
+    report.begin(shop)
     generator = np.random.default_rng(0)
     for seed in tiny.seeds:
         for cell in cells(shop, seed):
             right = generator.random((len(cell.epsilons), cell.iterations + 1, cell.images)) < 0.7
-            cell.path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(cell.path, correct=right, about=np.array(json.dumps({"identity": cell.identity})))
+            write_outcome(cell, right)
     return shop
 
 
@@ -105,6 +108,10 @@ def test_the_files_of_a_finished_figure(drawn):
         assert np.array_equal(file["strong"][:].astype(bool), rows["strong"])
     run, summary = (json.loads((folder / name).read_text()) for name in ("run.json", "summary.json"))
     assert run["quick"] is True
+    assert run["kind"] == "robustness"
+    assert run["recipe"] == "tuned"
+    assert [(network["model"], network["seed"]) for network in run["networks"]] == [
+        (label, seed) for seed in (0, 1) for label in ("CNN", "CNN-F-1")]  # fmt: skip
     assert run["epsilon_units"] == "images in [0, 1]"
     assert "QUICK" in summary["caveats"][0]
     assert "QUICK" in (folder / "figure.svg").read_text() or "QUICK" in summary["pictures"][0]["caption"]
@@ -117,7 +124,7 @@ def test_the_files_of_a_finished_figure(drawn):
 def test_the_section_has_each_mean_in_its_place(drawn):
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     text = (drawn.folder / "figure.md").read_text()
-    assert text.startswith("## a tiny grid\n\n    the command\n\nQUICK")
+    assert text.startswith("## a tiny grid, tuned recipe\n\n    the command\n\nQUICK")
     tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
               for part in text.split("\n\n")]  # fmt: skip
     by_network, one_by_one, *_ = [rows for rows in tables if rows]
@@ -146,54 +153,6 @@ def test_nothing_to_report_is_said(tiny, idx_folder, tmp_path):
     shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "c", data_folder=idx_folder)
     with pytest.raises(ValueError, match="no cell is finished yet"):
         report.write(shop, finished=False, seconds=1.0, device_name="m")
-
-
-def rows(**accuracies: list[float]) -> pd.DataFrame:
-    """A table of PGD-40 at epsilon 0.1: model -> accuracy of each seed."""
-    names = {"cnn": ("CNN", 0), "one": ("CNN-F-1", 1), "five": ("CNN-F-5", 5)}
-    made = [
-        {"model": names[name][0], "trained": names[name][1], "seed": seed, "attack": "PGD-40", "threat": "first_pass",
-         "strong": False, "epsilon": epsilon, "iteration": names[name][1], "accuracy": value}
-        for name, values in accuracies.items() for seed, value in enumerate(values) for epsilon in (0.0, 0.1)
-    ]  # fmt: skip
-    return pd.DataFrame(made)
-
-
-def test_a_claim_is_decided_by_the_interval_over_seeds():
-    found = rows(cnn=[0.5, 0.4, 0.45], five=[0.6, 0.52, 0.58])
-    (claim,) = (c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
-    interval = stats.ttest_rel([60, 52, 58], [50, 40, 45]).confidence_interval(0.95)
-    assert claim.holds is True
-    assert claim.measured == f"+11.7 points [{interval.low:+.1f}, {interval.high:+.1f}], 3 seeds"
-    assert claim.left == ""
-    below = rows(cnn=[0.6, 0.52, 0.58], five=[0.5, 0.4, 0.45])
-    assert next(c for c in claims.claims(grids.grid("fig6"), below) if "CNN-F-5, PGD-40" in c.claim).holds is False
-    unclear = rows(cnn=[0.5, 0.6, 0.4], five=[0.6, 0.4, 0.5])
-    assert next(c for c in claims.claims(grids.grid("fig6"), unclear) if "CNN-F-5, PGD-40" in c.claim).holds is None
-    two = rows(cnn=[0.5, 0.5], five=[0.9, 0.91])
-    claim = next(c for c in claims.claims(grids.grid("fig6"), two) if "CNN-F-5, PGD-40" in c.claim)
-    assert claim == Claim(claim.claim, "+40.5 points, 2 seeds", None)
-
-
-def test_seeds_that_one_of_the_two_lacks_do_not_count():
-    found = rows(cnn=[0.5, 0.5, 0.5], five=[0.6, 0.6])
-    claim = next(c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
-    assert claim.measured == "+10.0 points, 2 seeds"
-
-
-def test_the_iterations_needed_are_those_of_the_highest_accuracy():
-    """Three seeds, best under FGSM at iterations 1, 1, 1; under PGD-40 at 3, 2, 3, at both epsilons alike."""
-    made = []
-    for attack, best in (("FGSM", (1, 1, 1)), ("PGD-40", (3, 2, 3))):
-        for seed, at in enumerate(best):
-            made += [{"model": "CNN-F-5", "attack": attack, "seed": seed, "strong": False, "epsilon": epsilon, "iteration": t,
-                      "threat": "first_pass", "trained": 5, "accuracy": 0.5 - 0.1 * abs(t - at)}
-                     for epsilon in (0.0, 0.1, 0.2) for t in range(5)]  # fmt: skip
-    harder, larger = (c for c in claims.claims(grids.grid("fig13"), pd.DataFrame(made)) if "best iteration" in c.claim)
-    assert harder.measured.startswith("+1.7 iterations [")
-    assert harder.holds is True
-    assert larger.measured == "+0.0 iterations [+0.0, +0.0], 3 seeds"
-    assert larger.holds is None
 
 
 def strong_rows(**shares: float) -> pd.DataFrame:
@@ -239,19 +198,22 @@ def test_every_figure_of_the_paper_is_a_grid():
 
 
 @pytest.mark.parametrize("name", list(grids.GRIDS))
-def test_every_finished_grid_has_its_figure_checks_and_claims(name, idx_folder, tmp_path, monkeypatch):
+def test_every_finished_grid_has_its_figure_checks_and_claims(name, tmp_path):
     """With made-up outcomes in place of trained networks: success grows with epsilon, and the CNN-F is ahead by 10 points."""
     grid = grids.grid(name, images=10, strong_images=10, seeds=(0, 1, 2))
-    shop = Workshop(grid, tmp_path, tmp_path, None, "hash", None, None, "c")  # type: ignore[arg-type]
+    shop = Workshop(grid, tmp_path / "out", tmp_path / "models", None, "hash", None, None, "c")  # type: ignore[arg-type]
+    card = {"configuration": {"epochs": 30}, "training_seconds": 1, "validation_accuracy": [0.5], "machine": "none"}
     for seed in grid.seeds:
+        for model in grid.models:
+            folder = shop.network_folder(model, seed)
+            write_json(folder / "card.json", card)
+            (folder / "model.safetensors").write_bytes(folder.name.encode())
+        report.begin(shop)
         for cell in cells(shop, seed):
             share = [max(0.0, 0.8 - epsilon - (0.1 if not cell.model.iterations else 0)) for epsilon in cell.epsilons]
             n = cell.iterations + 1
             right = np.stack([np.tile(np.arange(10) < 10 * accuracy, (n, 1)) for accuracy in share])
-            about = json.dumps({"identity": cell.identity})
-            cell.path.parent.mkdir(exist_ok=True)
-            np.savez(cell.path, correct=right, about=np.array(about))
-    monkeypatch.setattr(cells_module.small, "load", None)  # no network is needed
+            write_outcome(cell, right)
     folder = report.write(shop, finished=True, seconds=1.0, device_name="none").parent
     found = pd.read_csv(folder / "claims.csv")
     assert len(found) == {"ablation": 0, "fig6": 8, "fig11": 3, "fig13": 3, "fig7": 3, "fig12": 3}.get(name, 1)
@@ -304,6 +266,96 @@ def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so():
     assert "Crosses" not in report.caption(grids.grid("fig13"))  # no worst case there
 
 
+def test_the_papers_recipe_is_the_papers_algorithm_and_is_named():
+    """Algorithm 1 replaces (step 1); Appendix A.4 normalises by the l2 norm; Table 1 sums; B.1 has weights 0.1, 0, 0."""
+    paper, tuned = grids.grid("fig6", recipe="paper"), grids.grid("fig6")
+    for model in paper.models[1:]:
+        settings = model.settings(paper, 0)
+        expected = {
+            "iterations": model.iterations,
+            "target": "input",
+            "step": 1.0,
+            "match_norm": False,
+            "normalisation": "l2",
+        }
+        assert settings.feedback == expected
+        assert settings.losses.configuration() == {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0, "reduction": "sum"}
+    cnn = paper.models[0]
+    assert cnn.settings(paper, 0) == cnn.settings(tuned, 0)  # one baseline for both
+    assert "the paper's recipe (" in report.caption(paper)
+    assert "tuned recipe (" in report.caption(tuned)
+    assert "paper" not in report.caption(tuned) + tuned.heading
+    whole = grids.grid("fig10", recipe="paper")
+    assert whole.models[-1].settings(whole, 0).losses.configuration() == {
+        "reconstruction": 0.5, "latent": 0.5, "norm": 0.5, "reduction": "sum", "norm_loss": 2}  # fmt: skip
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+        grids.grid("fig6", recipe="papers")
+    with pytest.raises(ValueError, match="takes no other recipe"):
+        grids.grid("ablation", recipe="paper")
+
+
+def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(drawn):
+    """Its configuration had no ``norm_loss``; that of networks without the norm loss is what it was."""
+    grid = grids.grid("fig10")
+    for model in grid.models:
+        configuration = model.settings(grid, 0).configuration("hash")
+        weights = ("reconstruction", "latent", "norm")
+        before = {**configuration, "losses": {name: configuration["losses"][name] for name in weights}}
+        assert (before == configuration) == (configuration["losses"]["norm"] == 0)
+
+
+def words_of(folder, *more: object) -> list[str]:
+    """A small run of the command."""
+    words = ["--experiment", "fig12", "--limit", "20", "--epochs", "1", "--images", "2", "--strong-images", "1", "--seeds", "0",
+             "--epsilons", "0", "--models", folder / "models", "--output", folder / "out", "--device", "cpu", *more]  # fmt: skip
+    return [str(word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experiment": "fig7"}, "experiment: fig7 there, fig12 now"),
+        ({"recipe": "paper"}, "recipe: paper there, tuned now"),
+        ({"quick": True}, "quick: True there, False now"),
+        ({"data_hash": "other"}, "data_hash: other there"),
+        ({"kind": "compare"}, "holds the results of compare, not of robustness"),
+    ],
+)
+def test_a_folder_of_another_grid_is_refused_before_work(change, message, drawn, tmp_path, capsys, idx_folder):
+    shop = open_workshop(grids.grid("fig12", images=2), tmp_path / "out", tmp_path, "c", data_folder=idx_folder)
+    report.begin(shop)
+    path = tmp_path / "out" / "run.json"
+    run = json.loads(path.read_text())
+    run["kind"] = change.pop("kind", run["kind"])
+    write_json(path, {**run, "configuration": {**run["configuration"], **change}})
+    before = sorted(path.name for path in (tmp_path / "models").iterdir())
+    assert command.main(words_of(tmp_path, "--data", idx_folder)) == 1
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == before
+
+
+def test_a_folder_of_other_files_is_refused(tiny, idx_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    shop = open_workshop(tiny, tmp_path / "out", tmp_path / "models", "c", data_folder=idx_folder)
+    with pytest.raises(ValueError, match="not empty and not the results of this command"):
+        report.begin(shop)
+
+
+def test_tables_are_not_written_while_another_process_writes_them(drawn, monkeypatch):
+    monkeypatch.setattr(report, "PATIENCE", 0.1)
+    with folders.locked(drawn.folder), pytest.raises(OSError, match="another run is writing to"):
+        report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    assert not (drawn.folder / "table.csv").exists()
+    report.write(drawn, finished=True, seconds=1.0, device_name="m")
+
+
+def test_two_recipes_have_two_folders():
+    names = {str(command.default_folder(grids.grid("fig6", quick=quick, recipe=recipe)))
+             for quick in (True, False) for recipe in grids.RECIPES}  # fmt: skip
+    assert names == {f"results/robustness-fig6{words}" for words in ("", "-quick", "-paper", "-paper-quick")}
+
+
 def test_an_unknown_experiment():
     with pytest.raises(ValueError, match=r"did you mean .*'fig8a'"):
         grids.grid("fig8")
@@ -342,6 +394,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     message = capsys.readouterr().err.strip().splitlines()
     assert message[-1].startswith("error: ")
     assert "FashionMNIST" in message[-1]
+    assert not list(tmp_path.iterdir())  # no empty folder of results
 
 
 def test_the_time_left_is_that_at_the_rate_so_far():
@@ -360,7 +413,8 @@ def test_checks_of_an_examination_are_in_the_findings(drawn):
 
     examination = Examination(drawn, drawn.grid.models[0], 0)
     finding = {"name": "gradients are not zero", "holds": False, "detail": "zero at 50 %"}
-    write_json(examination.path, {"model": "CNN", "seed": 0, "images": 3, "findings": [finding]})
+    weights = [drawn.weights(drawn.grid.models[0], 0)]
+    write_json(examination.path, {"seed": 0, "weights_sha256": weights, "findings": [finding]})
     found = table.findings(drawn, table.collect(drawn))
     assert {"model": "CNN", "seeds": [0], **finding} in found
     told = report.summary(drawn.grid, {"finished": True}, [], found)
