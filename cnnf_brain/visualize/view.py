@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.attacks import threats
+from cnnf_brain.attacks.gradient import Threat
 from cnnf_brain.model.feedback import CNNF, INPUT, Keep
 from cnnf_brain.networks import Network
 
@@ -96,12 +97,7 @@ class View:
 
     def threats(self) -> tuple[Threat, Threat]:
         """What is attacked in Figure 9b: the first pass alone (the paper's transfer attack), and the unrolled network."""
-
-        def logits(iterations: int) -> Logits:
-            return lambda images: self.model(self.enter(images), iterations=iterations)
-
-        scored = logits(self.model.iterations)
-        return Threat("first_pass", scored, logits(0)), Threat("end_to_end", scored, scored)
+        return threats.first_pass(self.network), threats.end_to_end(self.network)
 
     @torch.no_grad()
     def see(self, images: Tensor, *, whole: bool = False) -> Seen:
