@@ -37,7 +37,7 @@ def main() -> int:
     args = p.parse_args()
     torch.manual_seed(0)
     plain = models.vgg16(weights=None).eval()
-    model = cnnf_brain.vgg16().eval()
+    model = cnnf_brain.vgg16(match_norm=False, match_layers=False).eval()  # Algorithm 1 as printed
     model.load_state_dict(plain.state_dict())
     times: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float | None]] = {}

@@ -76,7 +76,7 @@ def stream(args: argparse.Namespace, work: Path) -> dict[str, float]:
     from cnnf_brain.types import LayerAt
 
     torch.manual_seed(0)
-    model = cnnf_brain.vgg16(iterations=args.iterations, match_norm=True, step=STEP).eval()
+    model = cnnf_brain.vgg16(iterations=args.iterations, match_norm=True, match_layers=False, step=STEP).eval()
     network = Network("vgg16 CNN-F", model.to(memory_format=torch.channels_last), Preprocessing(224), "random")
     layers = [LayerAt(name, t) for name in args.layers for t in range(args.iterations + 1)]
     scratch = Watch(work / "cache" / "scratch")
@@ -95,7 +95,16 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, object]:
     """`compare` on all layers and iterations, then one layer through Brain-Score; each in a process of its own."""
     weights, recordings = prepare(args, work)
     command = [sys.executable, "-m", "cnnf_brain.compare", "--model", "vgg16", "--weights", str(weights)]
-    command += ["--step-size", str(STEP), "--match-norm", "--recordings", f"V4={recordings}"]
+    command += [
+        "--baseline-weights",
+        str(weights),
+        "--step-size",
+        str(STEP),
+        "--match-norm",
+        "--no-match-layers",
+        "--recordings",
+        f"V4={recordings}",
+    ]
     command += ["--layers", *(f"V4={layer}" for layer in args.layers), "--output", str(work / "report")]
     command += ["--iterations", *map(str, range(args.iterations + 1)), "--batch-size", str(args.batch_size)]
     scratch = Watch(work / "cache" / "scratch")
@@ -126,7 +135,7 @@ def one_layer(args: argparse.Namespace, work: Path) -> dict[str, object]:
     from cnnf_brain.recordings import load
 
     weights, path = prepare(args, work)
-    feedback = {"step": STEP, "match_norm": True}
+    feedback = {"step": STEP, "match_norm": True, "match_layers": False}
     network = load_network("vgg16", str(weights), iterations=args.iterations, feedback=feedback)
     regions = dict.fromkeys(("V1", "V2", "V4", "IT"), ONE_LAYER)
     model = IterationCommitment(iteration_wrapper(network, batch_size=args.batch_size), regions, ((0, 1),), "logits")

@@ -33,7 +33,7 @@ from cnnf_brain.predictivity.swaps import SWAP, swap_over_images
 from cnnf_brain.types import Predictions, Scores, Split
 
 PLAIN_SWAP = "swap over images, uncorrected"
-ROWS = (WELCH, RESAMPLED, SWAP, PLAIN_SWAP, PAIRED, WILCOXON, BOOTSTRAP)
+ROWS = (RESAMPLED, SWAP, PLAIN_SWAP, WELCH, PAIRED, WILCOXON, BOOTSTRAP)
 LEVEL = 0.05
 RESAMPLES = 999
 
@@ -202,7 +202,7 @@ def rejections(experiment: Experiment, seed: int) -> dict[str, bool]:
         n_resamples=RESAMPLES,
         seed=seed,
     )
-    return {**rejected, PLAIN_SWAP: plain.p <= LEVEL, BOOTSTRAP: not comparison.low <= 0 <= comparison.high}
+    return {**rejected, PLAIN_SWAP: plain.p <= LEVEL, BOOTSTRAP: not comparison.sites_low <= 0 <= comparison.sites_high}
 
 
 def record_of(setting: Setting, n: int, counts: dict[str, int], r: list, differences: list) -> dict:

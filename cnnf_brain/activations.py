@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from cnnf_brain import images
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.feedback import CNNF, FeedbackResult, Keep
-from cnnf_brain.types import LayerAt
+from cnnf_brain.networks import Network
+from cnnf_brain.types import Images, LayerAt
+
+PROBED = 4  # images that a network is tried on
+SAME_ROWS = 1e-3  # relative distance of two rows of one image; rounding, which gates amplify, stays far below
+GROWTH = 100.0  # of a map over its first pass, above which a few images can drive a regression
 
 
 def check_layers(model: nn.Module, layers: Iterable[LayerAt]) -> None:
@@ -65,3 +75,98 @@ def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt]) -> dict[
             f"{', '.join(missed)}: not called in a forward pass of {type(model).__name__}; choose another layer"
         )
     return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the first images tell of a network: ``counts``, features per image of each layer; ``growth``, by how much a layer's
+    map at a later iteration is larger (root mean square) than in the first pass, where that is more than GROWTH."""
+
+    counts: dict[LayerAt, int]
+    growth: dict[LayerAt, float]
+
+
+@torch.inference_mode()
+def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
+    """Rows (B, n_features), float32, of each layer for a preprocessed batch (B, C, size, size).
+
+    Raises
+    ------
+    ValueError
+        A layer whose first axis is not the images; features that are not finite.
+    """
+    shaped = batch.to(network.device, memory_format=torch.channels_last)
+    with float32_convolutions(network.device):
+        maps = extract(network.module, shaped, layers)
+    for at, values in maps.items():
+        if values.dim() < 2 or len(values) != len(batch):
+            raise ValueError(
+                f"{network.name} {at}: the layer's output has shape {tuple(values.shape)} for {len(batch)} images; expected the "
+                "images along the first axis (a layer that puts tokens or time first has to be transposed in the network)"
+            )
+    return {at: as_rows(values, at) for at, values in maps.items()}
+
+
+def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe:
+    """Show a network the first images, in two orders and batch sizes, before long work.
+
+    Row i must belong to image i and depend on nothing else: the same images in another order and batch size give the same rows.
+
+    Raises
+    ------
+    ValueError
+        As ``features``; images that the network cannot take; a network that is not deterministic, stays in training mode after
+        ``eval()``, or whose rows depend on the other images of a batch (batch statistics), with the reason.
+    """
+    layers = list(dict.fromkeys(layers))
+    n = min(PROBED, len(stimuli))
+    whole = next(images.batches(stimuli, network.preprocessing, n))
+    training = [name or "the network itself" for name, module in network.module.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"{network.name}: {training[0]} is in training mode; its features would be random: call eval() on it"
+        )
+    first = [LayerAt(at.layer, 0, at.feedback) for at in layers if at.iteration]
+    try:
+        rows = features(network, whole, [*layers, *(at for at in dict.fromkeys(first) if at not in layers)])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{network.name} cannot be run on images of shape {tuple(whole.shape[1:])} ({str(error).splitlines()[0]}); "
+            "it may need another image size"
+        ) from error
+    again = features(network, whole, layers)
+    _same(network, rows, again, "the same images give other features the second time: it is not deterministic (noise, dropout, a "
+          "state kept between calls)")  # fmt: skip
+    order = [n - 1, *range(n - 1)]
+    parts = [features(network, whole[some], layers) for some in (order[:1], order[1:]) if some]
+    apart = {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in layers}
+    _same(network, rows, apart, "an image's features depend on the other images of its batch (batch statistics, or images that "
+          "are not along the first axis)")  # fmt: skip
+    size = {at: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for at, values in rows.items()}
+    grown = {at: size[at] / max(size[LayerAt(at.layer, 0, at.feedback)], 1e-30) for at in layers if at.iteration}
+    return Probe({at: rows[at].shape[1] for at in layers}, {at: by for at, by in grown.items() if by > GROWTH})
+
+
+def _same(network: Network, rows: dict[LayerAt, np.ndarray], other: dict[LayerAt, np.ndarray], reason: str) -> None:
+    for at, values in other.items():
+        apart = np.linalg.norm(rows[at] - values, axis=1)
+        if (apart > SAME_ROWS * np.linalg.norm(rows[at], axis=1) + np.finfo(np.float32).tiny).any():
+            raise ValueError(f"{network.name} {at}: {reason}; such features cannot be scored")
+
+
+def float32_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Convolutions in float32 proper on a GPU as well, where torch's default rounds their input to TF32 (10 bits)."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
+    """(B, n_features) float32 of maps (B, ...), C-order; a ValueError where they are not finite."""
+    rows = values.detach().flatten(1).to("cpu", torch.float32).numpy()
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"{at}: features are not finite (feedback without matched norms grows with every iteration); "
+            "use fewer iterations, a smaller step, match_norm or match_layers"
+        )
+    return rows

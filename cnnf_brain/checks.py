@@ -1,4 +1,5 @@
-"""One form for errors about names (what was given, what is known, what was probably meant), and for what differs."""
+"""What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
+two configurations, and which sites are constant."""
 
 from __future__ import annotations
 
@@ -6,10 +7,17 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+CONSTANT = 1e-12  # of the largest absolute value; rounding stays below, a response that varies lies far above
+
 
 def near(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known names nearest to ``name``."""
-    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
+    """The known names nearest to ``name``: by letters, whatever their case, or else those that begin with it."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), list(by_lower), n=n, cutoff=0.4)
+    found = found or [other for other in by_lower if other.startswith(name.lower())][:n]
+    return [by_lower[other] for other in found]
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> ValueError:
@@ -31,3 +39,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         elif a != b:
             found.append(f"{name}: {a} there, {b} now")
     return found
+
+
+def is_constant(values: np.ndarray) -> np.ndarray:
+    """Which columns are constant: along the first axis they vary by at most 1e-12 of their largest absolute value.
+
+    The one definition for responses, for predictions and for the training images of PLS.
+
+    Parameters
+    ----------
+    values : (n, ...) array
+        At least one row.
+
+    Returns
+    -------
+    (...) bool array
+        False where a column holds NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        low, high = np.min(values, axis=0), np.max(values, axis=0)
+        return high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))

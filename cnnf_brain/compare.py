@@ -1,6 +1,6 @@
-"""Compare the neural predictivity of a network with that of a baseline: ``python -m cnnf_brain.compare --layers V4 IT``.
+"""Compare the neural predictivity of networks with that of a baseline: ``python -m cnnf_brain.compare --layers V4 IT``.
 
-The main path: recordings and networks are chosen and checked, then for each region images -> products -> predictions ->
+The main path: networks and recordings are chosen and checked, then for each region images -> products -> predictions ->
 scores -> comparison, then the report. A run that was interrupted goes on from the products that it had finished.
 """
 
@@ -18,19 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain import evaluate, files, networks, provenance
-from cnnf_brain.evaluate import Scoring
+from cnnf_brain import accuracy, devices, evaluate, files, folders, networks, provenance
+from cnnf_brain.activations import Probe
+from cnnf_brain.choice import Choice, choose
+from cnnf_brain.evaluate import RegionAsked, Scoring
 from cnnf_brain.model.weights import published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
-from cnnf_brain.recordings import load, public_available
+from cnnf_brain.recordings import check_sources, load, public_available
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report import comparison as report
-from cnnf_brain.types import Evaluation
+from cnnf_brain.types import Evaluation, Recordings
 
+KIND = "compare"
 PUBLIC = "MajajHong2015.public"
 SIMULATED = "simulated"
-DEFAULT_ITERATIONS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Options:
     """What is to be compared; the flags of the command line under the same names."""
 
     layers: tuple[str, ...] = ("V4", "IT")
-    iterations: tuple[int, ...] | None = None  # (0, 1, 2), or (0,) for a network without feedback
-    model: str | None = None
-    weights: str | None = None
+    iterations: tuple[int, ...] | None = None  # all that the model runs: as trained, else 0, 1 and 2
+    model: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
     baseline: str | None = None
     baseline_weights: str | None = None
     baseline_layers: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Options:
     match_layers: bool | None = None
     ada_relu: str | None = None
     image_size: int | None = None
+    validation: str | None = None
     recordings: tuple[str, ...] = ("auto",)
     session: tuple[str, ...] = ()
     splits: str = "kfold"
@@ -58,7 +61,7 @@ class Options:
     pca: int | None = None
     select: str | None = None
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     batch_size: int = 8
     output: str | None = None
 
@@ -87,7 +90,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(options: Options) -> list[Evaluation]:
     """Score, compare and write the report; see ``docs/compare.md`` for the files."""
     started = time.time()
-    scoring = Scoring(
+    scoring = scoring_of(options)
+    devices.pick(options.device)
+    folders.check_place(Path(options.output or "results/any"))
+    options, why = decide(options)
+    choice = choose_networks(options)
+    regions = check_words(options, choice)  # before anything is downloaded
+    index = accuracy.validation_images(options.validation)
+    print(headline(options, choice, why), flush=True)
+    recordings = load(options.recordings, regions, options.session or None)
+    everything = [source for sources in recordings.values() for source in sources]
+    for source in everything:
+        evaluate.check_scoring(source, scoring)
+    models, baseline = choice.load(options.device)
+    asked = evaluate.asked_layers(options.layers, options.iterations, models, baseline, options.baseline_layers)
+    shown = _networks(asked)
+    run = describe(options, why, shown, recordings)
+    folder = Path(options.output) if options.output else Path("results", default_name(options, shown))
+    with folders.results(folder, KIND, run.pop("configuration")) as staging:
+        run["notes"] = notes(shown, evaluate.check_features(asked, everything[0].images, scoring))
+        print("".join(f"{note}\n" for note in run["notes"]), end="", flush=True)
+        done: list[Evaluation] = []
+        for one in asked:
+            done += evaluate.evaluate_region(one, recordings[one.region], scoring)
+        run["accuracy"] = [asdict(row) for network in shown for row in accuracy.of(network, index, options.batch_size)]
+        run |= {"seconds": round(time.time() - started, 1)}
+        print(report.write(staging, done, run))
+        page.leave(staging, shown_as=folder)
+    print(f"written to {folder}: {', '.join((*report.FILES, PAGE))}")
+    return done
+
+
+def scoring_of(options: Options) -> Scoring:
+    """The options that say how predictivity is scored."""
+    return Scoring(
         components=options.components,
         per_site=options.per_site,
         splits=options.splits,
@@ -96,30 +132,6 @@ def compare(options: Options) -> list[Evaluation]:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    options, why = decide(options)
-    print(headline(options, why), flush=True)
-    model, baseline = load_networks(options)
-    for network in (model, baseline):
-        if network.headless:
-            print(
-                f"{network.name} ({network.weights}) is headless: without a classifier, feedback starts from its top feature map"
-            )
-    asked = evaluate.asked_layers(options.layers, iterations_of(options, model), model, baseline, options.baseline_layers)
-    folder = Path(options.output) if options.output else Path("results", default_name(options, model))
-    files.check_writable(folder)
-    recordings = load(options.recordings, [one.region for one in asked], options.session or None)
-    everything = [source for sources in recordings.values() for source in sources]
-    for source in everything:
-        evaluate.check_scoring(source, scoring)
-    evaluate.check_features(asked, everything[0].images, model, baseline, scoring)
-    done: list[Evaluation] = []
-    for one in asked:
-        done += evaluate.evaluate_region(one, recordings[one.region], model, baseline, scoring)
-    run = describe(options, why, model, baseline, recordings, started)
-    print(report.write(folder, done, run))
-    page.leave(folder)
-    print(f"written to {folder}: {', '.join((*report.FILES, PAGE))}")
-    return done
 
 
 def decide(options: Options) -> tuple[Options, str]:
@@ -129,100 +141,131 @@ def decide(options: Options) -> tuple[Options, str]:
         # What falls short first decides: offline each of the two takes about 2 s to be sure of.
         available, about_recordings = public_available()
         reasons = [about_recordings]
-        if available and options.model is None and options.weights is None:
+        if available and not options.model and not options.weights:
             available, about_weights = published_available("vgg16", networks.PUBLISHED)
             reasons = [*reasons, about_weights] if available else [about_weights]
         options = replace(options, recordings=(PUBLIC if available else SIMULATED,))
         why = f"{'auto' if available else 'auto fell to the simulated recordings'}: {'; '.join(reasons)}"
-    if options.model is None:
+    if not options.model:
         all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
-        options = replace(options, model=networks.SMALL if all_simulated else "vgg16")
-    if options.baseline in (None, options.model):
-        options = replace(options, baseline=options.model, baseline_weights=options.baseline_weights or options.weights)
+        options = replace(options, model=(networks.SMALL if all_simulated else "vgg16",))
     return options, why
 
 
-def headline(options: Options, why: str) -> str:
+def choose_networks(options: Options) -> Choice:
+    """The networks that the options name, with as many iterations as are asked for."""
+    named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
+    asked = [*(options.iterations or ()), *named]
+    most = max(asked) if options.iterations is not None or named else None
+    feedback = networks.given_feedback(options)
+    if feedback and most == 0:
+        given = ", ".join(sorted(feedback))
+        raise ValueError(f"{given}: settings of the feedback, and no feedback iteration is asked for")
+    return choose(
+        options.model,
+        options.weights,
+        baseline=options.baseline,
+        baseline_weights=options.baseline_weights,
+        iterations=most,
+        feedback=feedback,
+        settings={"image_size": options.image_size, "seed": options.seed},
+    )
+
+
+def check_words(options: Options, choice: Choice) -> list[str]:
+    """The regions asked for; a ValueError or OSError where layers, networks or recordings are not there."""
+    models, baseline = choice.skeletons
+    asked = evaluate.asked_layers(options.layers, options.iterations, models, baseline, options.baseline_layers)
+    regions = [one.region for one in asked]
+    check_sources(options.recordings, regions, options.session or None)
+    return regions
+
+
+def headline(options: Options, choice: Choice, why: str) -> str:
     """The first line of the output: which recordings and networks were taken, and why."""
     simulated = any(word.split("=")[-1] == SIMULATED for word in options.recordings)
     label = "SIMULATED recordings" if simulated else "recordings"
-    return f"{label} {' '.join(options.recordings)}; model {options.model}, baseline {options.baseline} ({why})"
+    models, baseline = choice.skeletons
+
+    def named(network: Network) -> str:
+        state = f", {network.feedback}" if network.feedback else ""
+        return f"{network.name} [{network.weights}]{state}"
+
+    against = "no baseline" if baseline is None else "its own first pass" if choice.itself else named(baseline)
+    who = "; ".join(f"model {named(network)}" for network in models)
+    return f"{label} {' '.join(options.recordings)}; {who}; baseline {against} ({why})"
 
 
-def iterations_of(options: Options, model: Network) -> tuple[int, ...]:
-    """The iterations that are asked for; by default 0, 1 and 2 as far as the model runs them."""
-    if options.iterations is not None:
-        return options.iterations
-    return tuple(t for t in DEFAULT_ITERATIONS if t <= model.iterations)
+def notes(shown: Sequence[Network], probes: Sequence[Probe]) -> list[str]:
+    """What a reader must know of the networks beside the table."""
+    found = []
+    for network, probe in zip(shown, probes, strict=True):
+        if network.headless:
+            found.append(
+                f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
+            )
+        for at, by in probe.growth.items():
+            found.append(
+                f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
+                "regression; matched norms (match_norm, match_layers) hold them"
+            )
+    return found
 
 
-def has_feedback(spec: str | None) -> bool:
-    """Whether a network of this name is built as CNN-F."""
-    return spec == networks.SMALL or spec in networks.ARCHITECTURES
-
-
-def load_networks(options: Options) -> tuple[Network, Network]:
-    """The model, with as many iterations as are asked for, and the baseline: a network without feedback."""
-    assert options.model is not None
-    assert options.baseline is not None
-    named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
-    most = max([*(options.iterations or DEFAULT_ITERATIONS), *named]) if has_feedback(options.model) else 0
-    feedback = networks.given_feedback(options)
-    common: dict[str, Any] = {"image_size": options.image_size, "device": options.device}
-    if feedback and not most:
-        named_flags = ", ".join(f"--{networks.FEEDBACK_FLAGS[setting].replace('_', '-')}" for setting in feedback)
-        raise ValueError(f"{named_flags}: settings of the feedback, and the command runs no feedback iteration of its own")
-    model = networks.load_network(options.model, options.weights, iterations=most, feedback=feedback, **common)
-    baseline = networks.load_network(options.baseline, options.baseline_weights, **common)
-    return model, baseline
-
-
-def default_name(options: Options, model: Network) -> str:
+def default_name(options: Options, shown: Sequence[Network]) -> str:
     """A folder name that is the same for the same question."""
-    spec = (options.model or "").split("/")[-1].replace(":", "-").replace(".py", "")
-    return f"{spec}-{files.short_hash([asdict(options), model.digest])}"
+    spec = options.model[0].split("/")[-1].replace(":", "-").replace(".py", "")
+    return f"{spec}-{files.short_hash([asdict(options), [network.digest for network in shown]])}"
+
+
+def _networks(asked: Sequence[RegionAsked]) -> list[Network]:
+    """All networks of a comparison, the baseline first, once each."""
+    found = {id(one.network): one.network for region in asked for one in region.networks}
+    return list(found.values())
 
 
 def describe(
-    options: Options, why: str, model: Network, baseline: Network, recordings: dict[str, list], started: float
+    options: Options, why: str, shown: Sequence[Network], recordings: dict[str, list[Recordings]]
 ) -> dict[str, Any]:
-    """The configuration of the run: what it takes to do it again, and to tell whether it was the same."""
-
-    def network(one: Network) -> dict[str, Any]:
-        return {
-            "name": one.name,
-            "weights": one.weights,
-            "sha256": one.digest,
-            "image_size": one.preprocessing.size,
-            "headless": one.headless,
-            "feedback": getattr(one.module, "settings", None),
+    """The record of the run: what it takes to do it again, and to tell whether it was the same."""
+    sources = [
+        {
+            "region": region,
+            "source": r.source,
+            "simulated": r.simulated,
+            "images": len(r.images),
+            "sites": r.responses.shape[1],
+            "excluded": list(r.excluded),
+            "images_sha256": r.images.digest(),
+            "responses_sha256": files.array_hash(r.responses),
         }
-
+        for region, of_region in recordings.items()
+        for r in of_region
+    ]
+    described = [
+        {
+            "name": network.name,
+            "weights": network.weights,
+            "sha256": network.digest,
+            "image_size": network.preprocessing.size,
+            "headless": network.headless,
+            "feedback": network.feedback,
+            "settings": getattr(network.module, "settings", None),
+        }
+        for network in shown
+    ]
+    decided = {name: value for name, value in asdict(options).items() if name != "output"}
     return {
         "options": asdict(options),
         "chosen": why,
-        "simulated": any(r.simulated for sources in recordings.values() for r in sources),
-        "model": network(model),
-        "baseline": network(baseline),
-        "recordings": [
-            {
-                "region": region,
-                "source": r.source,
-                "simulated": r.simulated,
-                "images": len(r.images),
-                "sites": r.responses.shape[1],
-                "excluded": list(r.excluded),
-                "images_sha256": r.images.digest(),
-                "responses_sha256": files.array_hash(r.responses),
-            }
-            for region, sources in recordings.items()
-            for r in sources
-        ],
+        "simulated": any(source["simulated"] for source in sources),
+        "networks": described,
+        "recordings": sources,
         "command": provenance.command(),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
-        "machine": provenance.machine(model.device),
-        "seconds": round(time.time() - started, 1),
+        "machine": provenance.machine(shown[0].device),
+        "configuration": {"options": decided, "networks": described, "recordings": sources},
     }
 
 
@@ -231,18 +274,29 @@ def parse(argv: Sequence[str] | None) -> Options:
     p = argparse.ArgumentParser(prog="python -m cnnf_brain.compare", description=(__doc__ or "").split("\n\n")[0])
     add = p.add_argument
     add("--layers", nargs="+", default=["V4", "IT"], metavar="REGION[=LAYER]", help="V4 IT, or V4=features.16@2")
-    add("--iterations", nargs="+", type=int, metavar="T", help="feedback iterations to score (default 0 1 2)")
-    add("--model", help="small, vgg16, alexnet, ..., torchvision:NAME or path/to/file.py:function")
-    add("--weights", help="file or published name (default: shipped, or IMAGENET1K_V1)")
-    add("--baseline", help="as --model; without feedback (default: the model's architecture)")
-    add("--baseline-weights", help="default: those of --weights")
+    add("--iterations", nargs="+", type=int, metavar="T", help="feedback iterations (default: as trained, else 0 1 2)")
+    add("--model", nargs="+", default=[], help="small, vgg16, alexnet, ..., torchvision:NAME or path/to/file.py:function")
+    add(
+        "--weights", nargs="+", default=[], help="file, published name, or none: random (default: shipped, or IMAGENET1K_V1)"
+    )
+    add("--baseline", help="as --model, without feedback; none: no baseline (default: the model's architecture)")
+    add("--baseline-weights", help="default: those that training started from, else the published ones")
     add("--baseline-layers", nargs="+", default=[], metavar="REGION=LAYER", help="where they differ from the model's")
     add("--target", help="layer that feedback reconstructs (default: as trained, else input)")
     add("--step-size", type=float, help="1 replaces the target (default: as trained, else 1)")
-    add("--match-norm", action=argparse.BooleanOptionalAction, help="scale the reconstruction to the target's norm")
-    add("--match-layers", action=argparse.BooleanOptionalAction, help="hold each layer to its norm of the first pass")
+    add(
+        "--match-norm",
+        action=argparse.BooleanOptionalAction,
+        help="reconstruction at the target's norm (as trained, else yes)",
+    )
+    add(
+        "--match-layers",
+        action=argparse.BooleanOptionalAction,
+        help="layers at their norm of the first pass (as trained, else yes)",
+    )
     add("--ada-relu", choices=["signed", "printed"], help="default: as trained, else signed")
-    add("--image-size", type=int, help="default 224 (small: 28)")
+    add("--image-size", type=int, help="default: as trained, else 224 (small: 28)")
+    add("--validation", metavar="DIR", help="val/ or val-*.tar: top-1 of every network beside its predictivity")
     add(
         "--recordings",
         nargs="+",
@@ -257,7 +311,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     add("--pca", type=int, metavar="N", help="keep N principal components of the features first")
     add("--select", choices=["nested"], help="choose layer and iteration on training folds only")
     add("--seed", type=int, default=0)
-    add("--device", default="cpu")
+    add("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda")
     add("--batch-size", type=int, default=8)
     add("--output", help="folder (default: under results/)")
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(p.parse_args(argv)).items()}

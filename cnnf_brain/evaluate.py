@@ -1,25 +1,26 @@
-"""Recordings and two networks -> Evaluations: products, cross-validated predictions, scores, and the difference to the baseline."""
+"""Recordings and networks -> Evaluations: products, cross-validated predictions, scores, and the difference to the baseline."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 
-from cnnf_brain.activations import check_layers
+from cnnf_brain.activations import Probe, check_layers, probe
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.crossval import make_splits, select_nested
 from cnnf_brain.predictivity.pls import cross_predict, truncate_product
 from cnnf_brain.predictivity.pooling import compare_pooled, pool_scores
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores
-from cnnf_brain.products import feature_counts, layer_products
+from cnnf_brain.products import layer_products
 from cnnf_brain.types import Comparison, Evaluation, Images, LayerAt, Predictions, Product, Recordings, Scores, Split
 
 NESTED = "nested"
+BASELINE, MODEL, CONTROL = "baseline", "model", "control"
 
 
 @dataclass(frozen=True)
@@ -42,27 +43,47 @@ class Scoring:
         for name in ("components", "pca", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+                raise ValueError(f"{name} is {value}, expected at least 1")
         if self.pca is not None and self.pca < self.components:
             raise ValueError(
-                f"--pca {self.pca} keeps fewer components than the {self.components} of PLS; use fewer --components"
+                f"pca = {self.pca} keeps fewer components than the {self.components} of PLS; use fewer components"
             )
 
 
 @dataclass(frozen=True)
+class Row:
+    """One layer of a network, and the baseline's layer that it is compared with (None: with none)."""
+
+    role: str
+    at: LayerAt
+    against: LayerAt | None = None
+
+
+@dataclass(frozen=True)
 class Asked:
-    """The layers of one region: those of the model, and the baseline's counterpart of each."""
+    """The rows of one network in one region."""
+
+    network: Network
+    rows: tuple[Row, ...]
+
+    @property
+    def layers(self) -> list[LayerAt]:
+        """All layers, once each."""
+        return list(dict.fromkeys(row.at for row in self.rows))
+
+
+@dataclass(frozen=True)
+class RegionAsked:
+    """What is scored in a region: the baseline, if there is one, and each model."""
 
     region: str
-    pairs: tuple[tuple[LayerAt, LayerAt], ...]  # (model, baseline)
+    baseline: Asked | None
+    models: tuple[Asked, ...]
 
     @property
-    def model(self) -> list[LayerAt]:
-        return list(dict.fromkeys(at for at, _ in self.pairs))
-
-    @property
-    def baseline(self) -> list[LayerAt]:
-        return list(dict.fromkeys(at for _, at in self.pairs))
+    def networks(self) -> list[Asked]:
+        """The baseline first."""
+        return [*([self.baseline] if self.baseline else []), *self.models]
 
 
 @dataclass(frozen=True)
@@ -75,76 +96,166 @@ class Fitted:
     chosen: tuple[str, ...] = ()
 
 
-def asked_layers(
-    words: Sequence[str], iterations: Sequence[int], model: Network, baseline: Network, baseline_words: Sequence[str] = ()
-) -> list[Asked]:
-    """The words of ``--layers`` (``V4``, ``IT=features.23``, ``V4=features.16@2``) as layers of both networks, all checked.
+def same_network(a: Network, b: Network) -> bool:
+    """Whether two networks show the same features in the first pass: the same module, or the same identity and preprocessing."""
+    alike = a.module is b.module or (a.identity is not None and a.identity == b.identity)
+    return alike and a.preprocessing == b.preprocessing
 
-    A layer without ``@`` is taken at every iteration of ``iterations``. The baseline's layer is the one that
-    ``baseline_words`` names for the region, else the one of the same name, else the one that stands for the region.
+
+def asked_layers(
+    words: Sequence[str],
+    iterations: Sequence[int] | None,
+    models: Sequence[Network],
+    baseline: Network | None,
+    baseline_words: Sequence[str] = (),
+) -> list[RegionAsked]:
+    """Words for layers (``V4``, ``IT=features.23``, ``V4=features.16@2``) as layers of all networks, checked.
+
+    A layer without ``@`` is taken at every iteration of ``iterations`` (None: all that the model runs). The first pass of a model
+    with feedback stands beside its iterations as a control. The baseline's layer is the one that ``baseline_words`` names for the
+    region, else the one of the same name, else the one that stands for the region. A network is not compared with itself.
 
     Raises
     ------
     ValueError
         A word that is not understood, a region without a layer, an unknown layer, an iteration that is not run.
     """
-    if any(t < 0 for t in iterations):
-        raise ValueError(f"--iterations {' '.join(map(str, iterations))}: expected whole numbers >= 0 (0 is the first pass)")
-    given: dict[str, list[str]] = {}
-    for word in baseline_words:
-        region, layer = _region_word(word, "--baseline-layers")
-        given.setdefault(region, []).append(layer or baseline.layer_of(region))
-    asked: dict[str, list[tuple[LayerAt, LayerAt]]] = {}
-    for word in words:
-        region, layer = _region_word(word, "--layers")
-        layer = layer or model.layer_of(region)
-        ats = [LayerAt.parse(layer)] if "@" in layer else [LayerAt(layer, t) for t in iterations]
+    if iterations is not None and any(t < 0 for t in iterations):
+        raise ValueError(f"iterations are {list(iterations)}, expected whole numbers >= 0 (0 is the first pass)")
+    named = _by_region(words, "layers")
+    theirs = _by_region(baseline_words, "baseline layers")
+    for region in theirs:
+        if region not in named or baseline is None:
+            why = (
+                "there is no baseline" if baseline is None else f"it is not among the regions asked for ({', '.join(named)})"
+            )
+            raise ValueError(f"baseline layers are named for region {region}, but {why}")
+    return [
+        _region_asked(region, layers, iterations, models, baseline, theirs.get(region, []))
+        for region, layers in named.items()
+    ]
+
+
+def _region_asked(
+    region: str,
+    layers: Sequence[str],
+    iterations: Sequence[int] | None,
+    models: Sequence[Network],
+    baseline: Network | None,
+    theirs: Sequence[str],
+) -> RegionAsked:
+    found, others = [], []
+    for model in models:
+        ats = _layers_of(model, region, layers, iterations)
+        pairs: list[tuple[LayerAt, LayerAt | None]] = [(at, None) for at in ats]
+        if baseline is not None:
+            pairs = [(at, other) for at in ats for other in _counterparts(at, region, baseline, theirs)]
+            others += [other for _, other in pairs if other is not None]
+            if same_network(model, baseline):
+                pairs = [pair for pair in pairs if pair[0] != pair[1]]
+        control = CONTROL if model.iterations else MODEL
+        rows = [Row(MODEL if at.iteration or at.feedback else control, at, other) for at, other in pairs]
+        if rows:
+            found.append(Asked(model, tuple(dict.fromkeys(rows))))
+    if baseline is None:
+        return RegionAsked(region, None, tuple(found))
+    if not found:  # one network alone: what there is to score is its own
+        alone = [Row(MODEL, at) for at in dict.fromkeys(others)]
+        return RegionAsked(region, None, (Asked(models[0], tuple(alone)),))
+    return RegionAsked(region, Asked(baseline, tuple(Row(BASELINE, at) for at in dict.fromkeys(others))), tuple(found))
+
+
+def _layers_of(model: Network, region: str, layers: Sequence[str], iterations: Sequence[int] | None) -> list[LayerAt]:
+    """The layers asked of a model, the first pass of each before its iterations."""
+    wish = range(model.iterations + 1) if iterations is None else iterations
+    found: list[LayerAt] = []
+    for name in layers:
+        layer = name or model.layer_of(region)
+        ats = [LayerAt.parse(layer)] if "@" in layer else [LayerAt(layer, t) for t in wish]
         check_layers(model.module, ats)
-        others = [LayerAt.parse(name) for name in given.get(region, [])] or [_counterpart(ats[0], region, baseline)]
-        check_layers(baseline.module, others)
-        asked.setdefault(region, []).extend((at, other) for at in ats for other in others)
-    for region in given:
-        if region not in asked:
-            raise ValueError(f"--baseline-layers {region}=...: region {region} is not among --layers ({', '.join(asked)})")
-    return [Asked(region, tuple(dict.fromkeys(pairs))) for region, pairs in asked.items()]
+        found += [LayerAt(at.layer) for at in ats if at.iteration or at.feedback]
+        found += ats
+    return sorted(dict.fromkeys(found), key=lambda at: [other.layer for other in found].index(at.layer))
 
 
-def _region_word(word: str, flag: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(\w+)(?:=(.+))?", word)
-    if match is None:
-        raise ValueError(f"{flag} {word!r}: expected REGION or REGION=LAYER (for instance V4=features.16@2)")
-    return match[1], match[2] or ""
+def _by_region(words: Sequence[str], what: str) -> dict[str, list[str]]:
+    """``REGION`` and ``REGION=LAYER`` -> region -> layers; an empty text stands for the region's own layer."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        match = re.fullmatch(r"(\w+)(?:=(.+))?", word)
+        if match is None:
+            raise ValueError(f"{what} {word!r}: expected REGION or REGION=LAYER (for instance V4=features.16@2)")
+        found.setdefault(match[1], []).append(match[2] or "")
+    return found
 
 
-def _counterpart(at: LayerAt, region: str, baseline: Network) -> LayerAt:
-    same = LayerAt(at.layer)
+def _counterparts(at: LayerAt, region: str, baseline: Network, named: Sequence[str]) -> list[LayerAt]:
+    """The baseline's layers that a layer is compared with."""
+    if named:
+        ats = [LayerAt.parse(name or baseline.layer_of(region)) for name in named]
+        check_layers(baseline.module, ats)
+        return ats
     try:
-        check_layers(baseline.module, [same])
+        check_layers(baseline.module, [LayerAt(at.layer)])
     except ValueError:
         if region not in baseline.regions:
             raise ValueError(
-                f"{baseline.name} has no layer {at.layer!r}; name the one to compare with: --baseline-layers {region}=LAYER"
+                f"{baseline.name} has no layer {at.layer!r}; name the one to compare with for region {region} (baseline layers)"
             ) from None
-        return LayerAt(baseline.regions[region])
-    return same
+        return [LayerAt(baseline.regions[region])]
+    return [LayerAt(at.layer)]
 
 
-def evaluate_region(
-    asked: Asked, sources: Sequence[Recordings], model: Network, baseline: Network, scoring: Scoring
-) -> list[Evaluation]:
-    """Evaluations of one region: for each source the baseline's layers and the model's, then all sources pooled."""
-    fitted = [_fit_source(asked, recordings, model, baseline, scoring) for recordings in sources]
+def evaluate_region(asked: RegionAsked, sources: Sequence[Recordings], scoring: Scoring) -> list[Evaluation]:
+    """Evaluations of one region: for each source the baseline's layers and the models', then all sources pooled."""
+    fitted = [[_fit_source(one, recordings, scoring) for one in asked.networks] for recordings in sources]
     done = []
-    for recordings, (of_model, of_baseline) in zip(sources, fitted, strict=True):
-        for layer, base in of_baseline.items():
-            done.append(_evaluation(asked.region, recordings, "baseline", baseline.name, layer, base))
-        for layer, other in _rows(asked, model, baseline, scoring):
-            mine, base = of_model[layer], of_baseline[other]
-            comparison = _compare(mine, base, recordings.responses, scoring.seed)
-            done.append(_evaluation(asked.region, recordings, "model", model.name, layer, mine, comparison, other))
+    for recordings, of_source in zip(sources, fitted, strict=True):
+        for one, of_network in zip(asked.networks, of_source, strict=True):
+            for row in _rows(one, scoring):
+                mine, base = of_network[row.layer], of_source[0].get(row.against)
+                comparison = _compare(mine, base, recordings.responses, scoring.seed) if base else None
+                blank = _blank(asked.region, one.network, row, recordings)
+                done.append(replace(blank, scores=mine.scores, chosen=mine.chosen, comparison=comparison))
     if len(sources) > 1:
-        done += _pooled(asked, sources, fitted, model, baseline, scoring)
+        done += _pooled(asked, sources, fitted, scoring)
     return done
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A row as it is named in results: layers as text, ``nested`` where they are chosen within training folds."""
+
+    role: str
+    layer: str
+    against: str
+
+
+def _rows(asked: Asked, scoring: Scoring) -> list[_Shown]:
+    if not scoring.nested:
+        return [_Shown(row.role, str(row.at), "" if row.against is None else str(row.against)) for row in asked.rows]
+    role = BASELINE if asked.rows[0].role == BASELINE else MODEL
+    return [_Shown(role, NESTED, NESTED if any(row.against for row in asked.rows) else "")]
+
+
+def _blank(region: str, network: Network, row: _Shown, recordings: Recordings) -> Evaluation:
+    """An Evaluation of one source without its scores."""
+    nothing = Scores(np.empty((0, 0)), None, None)
+    return Evaluation(
+        region=region,
+        source=recordings.source,
+        simulated=recordings.simulated,
+        role=row.role,
+        network=network.title,
+        weights=network.weights,
+        feedback=network.feedback,
+        layer=row.layer,
+        scores=nothing,
+        neuroid_ids=tuple(str(i) for i in recordings.data["neuroid_id"].values),
+        n_images=len(recordings.images),
+        excluded=recordings.excluded,
+        against=row.against,
+    )
 
 
 def check_scoring(recordings: Recordings, scoring: Scoring) -> tuple[Split, ...]:
@@ -157,23 +268,28 @@ def check_scoring(recordings: Recordings, scoring: Scoring) -> tuple[Split, ...]
     if scoring.components >= min(trained):
         raise ValueError(
             f"{recordings.source}: {scoring.components} components need more than {scoring.components} training images, "
-            f"a split {'within the training images ' if scoring.nested else ''}has {min(trained)}; use fewer --components"
+            f"a split {'within the training images ' if scoring.nested else ''}has {min(trained)}; use fewer components"
         )
     return splits
 
 
-def check_features(asked: Sequence[Asked], images: Images, model: Network, baseline: Network, scoring: Scoring) -> None:
-    """Show both networks one image; a ValueError before long work where a layer gives fewer features than components."""
-    for network, layers in (
-        (model, [at for one in asked for at in one.model]),
-        (baseline, [at for one in asked for at in one.baseline]),
-    ):
-        for at, count in feature_counts(network, images, list(dict.fromkeys(layers))).items():
+def check_features(asked: Sequence[RegionAsked], images: Images, scoring: Scoring) -> list[Probe]:
+    """Show every network the first images (``activations.probe``); what was found of each, in the order of the networks.
+
+    A ValueError before long work where a network's rows cannot be scored, or a layer gives fewer features than components.
+    """
+    wanted: dict[int, tuple[Network, list[LayerAt]]] = {}
+    for one in (one for region in asked for one in region.networks):
+        wanted.setdefault(id(one.network), (one.network, []))[1].extend(one.layers)
+    found = []
+    for network, layers in wanted.values():
+        found.append(probe(network, images, layers))
+        for at, count in found[-1].counts.items():
             if count < scoring.components:
                 raise ValueError(
-                    f"{network.name} {at}: {count} features are fewer than {scoring.components} components; "
-                    "use fewer --components"
+                    f"{network.name} {at}: {count} features are fewer than {scoring.components} components; use fewer components"
                 )
+    return found
 
 
 def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Comparison | None:
@@ -184,17 +300,12 @@ def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Co
     return compare_scores(mine.scores, base.scores, predictions=predictions, responses=responses, seed=seed)
 
 
-def _fit_source(
-    asked: Asked, recordings: Recordings, model: Network, baseline: Network, scoring: Scoring
-) -> tuple[dict[str, Fitted], dict[str, Fitted]]:
+def _fit_source(asked: Asked, recordings: Recordings, scoring: Scoring) -> dict[str, Fitted]:
     splits = check_scoring(recordings, scoring)
-    both = []
-    for network, layers in ((model, asked.model), (baseline, asked.baseline)):
-        products = layer_products(
-            network, recordings.images, layers, batch_size=scoring.batch_size, progress=scoring.progress
-        )
-        both.append(_fit_layers(products, recordings, splits, scoring))
-    return both[0], both[1]
+    products = layer_products(
+        asked.network, recordings.images, asked.layers, batch_size=scoring.batch_size, progress=scoring.progress
+    )
+    return _fit_layers(products, recordings, splits, scoring)
 
 
 def _fit_layers(
@@ -214,90 +325,36 @@ def _fit_layers(
     return found
 
 
-def _rows(asked: Asked, model: Network, baseline: Network, scoring: Scoring) -> list[tuple[str, str]]:
-    """(model's layer, baseline's layer) of every row.
-
-    The model's first pass is not compared with itself, unless nothing else was asked for.
-    """
-    if scoring.nested:
-        return [(NESTED, NESTED)]
-    same = model.digest == baseline.digest and model.preprocessing == baseline.preprocessing
-    pairs = [pair for pair in asked.pairs if not (same and pair[0] == pair[1])] or asked.pairs
-    return [(str(at), str(other)) for at, other in pairs]
-
-
-def _evaluation(
-    region: str,
-    recordings: Recordings,
-    role: str,
-    network: str,
-    layer: str,
-    fitted: Fitted,
-    comparison: Comparison | None = None,
-    against: str = "",
-) -> Evaluation:
-    return Evaluation(
-        region,
-        recordings.source,
-        recordings.simulated,
-        role,
-        network,
-        layer,
-        fitted.scores,
-        tuple(str(i) for i in recordings.data["neuroid_id"].values),
-        len(recordings.images),
-        recordings.excluded,
-        comparison,
-        fitted.chosen,
-        against,
-    )
-
-
 def _pooled(
-    asked: Asked,
-    sources: Sequence[Recordings],
-    fitted: Sequence[tuple[dict[str, Fitted], dict[str, Fitted]]],
-    model: Network,
-    baseline: Network,
-    scoring: Scoring,
+    asked: RegionAsked, sources: Sequence[Recordings], fitted: Sequence[list[dict[str, Fitted]]], scoring: Scoring
 ) -> list[Evaluation]:
     """All sites of all sources side by side, for each row."""
-
-    def pooled(
-        role: str,
-        network: str,
-        layer: str,
-        parts: Sequence[Fitted],
-        comparison: Comparison | None = None,
-        against: str = "",
-    ) -> Evaluation:
-        scores = pool_scores([part.scores for part in parts])
-        ids = tuple(f"{r.source}/{i}" for r in sources for i in r.data["neuroid_id"].values)
-        return Evaluation(
-            asked.region,
-            "pooled",
-            any(r.simulated for r in sources),
-            role,
-            network,
-            layer,
-            scores,
-            ids,
-            sum(len(r.images) for r in sources),
-            tuple(name for r in sources for name in r.excluded),
-            comparison,
-            against=against,
-        )
-
-    done = [pooled("baseline", baseline.name, layer, [base[layer] for _, base in fitted]) for layer in fitted[0][1]]
-    for layer, other in _rows(asked, model, baseline, scoring):
-        pairs = [(mine[layer], base[other]) for mine, base in fitted]
-        comparison = None
-        if any(np.isfinite(mine.scores.r - base.scores.r).any() for mine, base in pairs):
-            comparison = compare_pooled(
-                [(mine.scores, base.scores) for mine, base in pairs],
-                predictions=[(mine.predictions, base.predictions) for mine, base in pairs],
-                responses=[r.responses for r in sources],
-                seed=scoring.seed,
+    done = []
+    for number, one in enumerate(asked.networks):
+        for row in _rows(one, scoring):
+            parts = [of_source[number][row.layer] for of_source in fitted]
+            comparison = None
+            if row.against:
+                bases = [of_source[0][row.against] for of_source in fitted]
+                comparison = _compare_pooled(list(zip(parts, bases, strict=True)), sources, scoring.seed)
+            everyone = replace(
+                _blank(asked.region, one.network, row, sources[0]),
+                source="pooled",
+                simulated=any(r.simulated for r in sources),
+                neuroid_ids=tuple(f"{r.source}/{i}" for r in sources for i in r.data["neuroid_id"].values),
+                n_images=sum(len(r.images) for r in sources),
+                excluded=tuple(name for r in sources for name in r.excluded),
             )
-        done.append(pooled("model", model.name, layer, [mine for mine, _ in pairs], comparison, other))
+            done.append(replace(everyone, scores=pool_scores([part.scores for part in parts]), comparison=comparison))
     return done
+
+
+def _compare_pooled(pairs: Sequence[tuple[Fitted, Fitted]], sources: Sequence[Recordings], seed: int) -> Comparison | None:
+    if not any(np.isfinite(mine.scores.r - base.scores.r).any() for mine, base in pairs):
+        return None
+    return compare_pooled(
+        [(mine.scores, base.scores) for mine, base in pairs],
+        predictions=[(mine.predictions, base.predictions) for mine, base in pairs],
+        responses=[r.responses for r in sources],
+        seed=seed,
+    )

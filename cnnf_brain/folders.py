@@ -24,7 +24,10 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold ``folder`` against other processes; an OSError where another one holds it for ``wait`` seconds. Nothing is made
     inside it."""
     folder = Path(os.path.abspath(folder))
-    made = _make(folder.parent)
+    try:
+        made = _make(folder.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=wait)
@@ -37,6 +40,15 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
         lock.release()
         for path in made:  # nothing stays of a run that failed
             _remove_if_empty(path)
+
+
+def check_place(folder: Path) -> None:
+    """An OSError now rather than after the work where no results could be written to ``folder``; nothing is left there."""
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise OSError(f"{folder} is a file; name a folder for the results")
+    with locked(folder):
+        check_writable(folder.parent)
 
 
 def claim(folder: Path, kind: str, configuration: Mapping[str, Any]) -> None:

@@ -1,33 +1,32 @@
-"""What ``--model`` and ``--weights`` name -> a network ready to be shown images."""
+"""A network's name and weights -> a Network ready to be shown images. The one place where weights and card become a network."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import inspect
-import re
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.checks import unknown
+from cnnf_brain import devices
+from cnnf_brain.checks import near, unknown
+from cnnf_brain.identity import Unidentifiable, network_identity, weights_digest
 from cnnf_brain.images import Preprocessing
+from cnnf_brain.model import nets
 from cnnf_brain.model import weights as weight_files
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.card import SETTINGS, SMALL, Card, read_card
+from cnnf_brain.model.feedback import CNNF, checked_iterations
 from cnnf_brain.model.nets import ARCHITECTURES, from_torchvision, small_net
+from cnnf_brain.user_code import call
 
-SMALL = "small"
 SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
 PUBLISHED = "IMAGENET1K_V1"
+RANDOM = "none"  # in place of weights
+TORCHVISION = "torchvision:"
 FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
     "target": "target",
     "step": "step_size",
@@ -35,7 +34,7 @@ FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
     "match_layers": "match_layers",
     "ada_relu": "ada_relu",
 }
-FEEDBACK = (*FEEDBACK_FLAGS, "tolerance")
+UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
 
 # Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
 # for the small net its one spatial layer after pooling and its hidden fully connected one.
@@ -51,28 +50,63 @@ class Network:
     """A network with what it takes to show it images and to tell it from others.
 
     ``module`` is in evaluation mode on ``device``; ``regions`` maps regions to layer names where that is known;
-    ``weights`` is where they come from, in words; ``headless`` networks have no classifier; ``code`` is what of the
-    user's own code made the network.
+    ``weights`` is where they come from, in words; ``headless`` networks have no classifier; ``card`` is what the weights' file
+    says; ``code`` is the user's own code that made the network.
     """
 
     name: str
     module: nn.Module
     preprocessing: Preprocessing
-    weights: str
+    weights: str = "as built"
     regions: Mapping[str, str] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     headless: bool = False
+    card: Card = field(default_factory=Card)
     code: bytes = field(default=b"", repr=False)
 
     @cached_property
+    def identity(self) -> str | None:
+        """SHA-256 over all that features depend on but feedback settings and preprocessing; None where that cannot be known
+        (``unidentified`` says why)."""
+        try:
+            return network_identity(self.module, self.code)
+        except Unidentifiable:
+            return None
+
+    @property
+    def unidentified(self) -> str:
+        """Why the network has no identity; empty where it has one."""
+        try:
+            network_identity(self.module, self.code)
+        except Unidentifiable as error:
+            return str(error)
+        return ""
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over the architecture, all weights and the code that is not of this package or torch."""
-        return hashlib.sha256(network_digest(self.module).encode() + self.code).hexdigest()
+        """The identity, or, without one, SHA-256 over architecture and weights."""
+        return self.identity or weights_digest(self.module)
 
     @property
     def iterations(self) -> int:
         """Feedback iterations that it runs; 0 for a network without feedback."""
         return self.module.iterations if isinstance(self.module, CNNF) else 0
+
+    @property
+    def feedback(self) -> str:
+        """Whether the feedback was trained as it is run, in words: UNTRAINED, TRAINED or CHANGED; empty without feedback."""
+        if not isinstance(self.module, CNNF) or not self.module.iterations:
+            return ""
+        if not self.card.iterations:
+            return UNTRAINED
+        now = self.module.settings
+        same = all(now[name] == value for name, value in self.card.feedback.items() if name != "tolerance")
+        return TRAINED if same else CHANGED
+
+    @property
+    def title(self) -> str:
+        """The name, with the state of the feedback."""
+        return f"{self.name} ({self.feedback})" if self.feedback else self.name
 
     def layer_of(self, region: str) -> str:
         """The layer that stands for ``region``; a ValueError where none is known."""
@@ -87,12 +121,13 @@ def load_network(
     spec: str,
     weights: str | None = None,
     *,
-    iterations: int = 0,
-    feedback: Mapping[str, object] | None = None,
+    iterations: int | None = None,
+    feedback: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = devices.AUTO,
+    seed: int = 0,
 ) -> Network:
-    """The network that ``spec`` names.
+    """The network that ``spec`` names, as its weights' card says that it was trained; arguments that are given override the card.
 
     Parameters
     ----------
@@ -102,30 +137,168 @@ def load_network(
         (a function without arguments that returns an nn.Module; its attribute ``preprocessing``, if any, is a
         ``cnnf_brain.images.Preprocessing``, and its attribute ``regions`` maps regions to layer names).
     weights
-        A file, or a published name. By default those shipped (``small``) or ``IMAGENET1K_V1``.
+        A file, a published name, or ``none`` for random weights drawn with ``seed``. By default those shipped (``small``) or
+        ``IMAGENET1K_V1``.
     iterations
-        Feedback iterations; networks without feedback take 0 alone.
+        Feedback iterations; by default as on the card, without a card 2. Networks without feedback take 0 alone.
     feedback
-        Settings that override those on the weights' card (target, step, match_norm, match_layers, ada_relu, tolerance).
+        Settings that override those on the card: target, step, match_norm, match_layers, ada_relu, tolerance.
+    image_size
+        Pixels; by default as on the card, else 224 (``small``: 28; ``torchvision:NAME``: as it was trained).
+    device
+        ``auto`` (a GPU where there is one), or torch's name.
 
     Raises
     ------
     ValueError, OSError
         An unknown name, a file that is missing or does not fit, weights that cannot be downloaded.
     """
-    place = check_device(device)
+    wish = plan(spec, weights, iterations=iterations, feedback=feedback, image_size=image_size, seed=seed)
+    return place(wish.load(), devices.pick(device))
+
+
+def place(network: Network, device: str | torch.device) -> Network:
+    """The network in evaluation mode on a device, its weights in channels_last."""
+    where = devices.pick(device)
+    module = network.module.eval().to(where).to(memory_format=torch.channels_last)
+    return replace(network, module=module, device=where)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``load_network`` is to load, settled from names and card before any weights are read or downloaded."""
+
+    spec: str
+    weights: str | None  # as given
+    source: str | None  # a file, a published name, None for random weights
+    label: str
+    card: Card
+    iterations: int | None
+    feedback: Mapping[str, Any]
+    image_size: int | None
+    seed: int
+
+    def load(self) -> Network:
+        """The network, on the CPU."""
+        if self.spec == SMALL or self.spec in ARCHITECTURES:
+            return self._convertible(self.source)
+        return _torchvision(self) if self.spec.startswith(TORCHVISION) else _from_file(self)
+
+    def skeleton(self) -> Network:
+        """The network without its weights (on the meta device), to check layers by; of a file of code the network itself."""
+        if not self.from_names:
+            return self.load()
+        with torch.device("meta"):
+            return (
+                replace(self, source=None)._convertible(None)
+                if self.has_feedback
+                else _torchvision(replace(self, source=None))
+            )
+
+    @property
+    def has_feedback(self) -> bool:
+        """Whether the network is built as a CNN-F."""
+        return self.spec == SMALL or self.spec in ARCHITECTURES
+
+    @property
+    def from_names(self) -> bool:
+        """Whether names alone make the network, and no code of the user's."""
+        return self.has_feedback or self.spec.startswith(TORCHVISION)
+
+    @property
+    def preprocessing_size(self) -> int:
+        """Pixels at which a network that is built as a CNN-F sees images."""
+        return self.image_size or self.card.image_size or (28 if self.spec == SMALL else 224)
+
+    def _convertible(self, source: str | None) -> Network:
+        given = dict(self.feedback)
+        if self.iterations is not None:
+            given["iterations"] = self.iterations
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore", weight_files.HeadlessNetworkWarning)  # said by ``headless``
+            torch.manual_seed(self.seed)
+            if self.spec == SMALL:
+                module = small_net(source, **(given if source else self._settled(given, nets.SMALL_DEFAULTS)))
+                preprocessing = Preprocessing(self.preprocessing_size, (0.5,), (0.5,))
+            else:
+                module = from_torchvision(self.spec, source, **(given if source else self._settled(given, nets.STABLE)))
+                preprocessing = self._imagenet()
+        kind = "CNN-F" if module.iterations else "CNN"
+        headless = self.spec != SMALL and not hasattr(module, "classifier")
+        return Network(
+            f"{self.spec} {kind}", module, preprocessing, self.label, REGIONS.get(self.spec, {}), headless=headless, card=self.card
+        )  # fmt: skip
+
+    def _settled(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        return nets.settings(self.card, defaults, given)
+
+    def _imagenet(self) -> Preprocessing:
+        size = self.preprocessing_size
+        if self.source is None or not weight_files.is_published(self.source):
+            return Preprocessing(size)
+        trained = weight_files.published_entry(self.spec, self.source).transforms()
+        return Preprocessing(size, tuple(trained.mean), tuple(trained.std))
+
+
+def plan(
+    spec: str,
+    weights: str | None = None,
+    *,
+    iterations: int | None = None,
+    feedback: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """What ``load_network`` (see there) will load; nothing is read but the card, nothing downloaded."""
+    check_spec(spec)
+    unknown_settings = sorted(set(feedback or {}) - set(SETTINGS))
+    if unknown_settings:
+        raise unknown("feedback setting", unknown_settings[0], SETTINGS)
+    if weights == "":
+        raise ValueError(
+            f"weights of {spec} are an empty text; give a file, a published name, {RANDOM!r}, or leave them out"
+        )
+    if image_size is not None:
+        Preprocessing(image_size)  # checks it
+    if iterations is not None:
+        checked_iterations(iterations)
+    source, label = weights, str(weights)
+    if weights == RANDOM:
+        source, label = None, f"random, seed {seed}"
+    elif weights is None:
+        source, label = default_weights(spec, iterations)
+    card = Card() if source is None or weight_files.is_published(source) else read_card(source)
     if spec == SMALL or spec in ARCHITECTURES:
-        network = _with_feedback(spec, weights, iterations, dict(feedback or {}), image_size)
-    elif spec.startswith("torchvision:") or ".py:" in spec:
-        if iterations or feedback:
-            raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
-        make = _torchvision if spec.startswith("torchvision:") else _from_file
-        network = make(spec, weights, image_size)
-    else:
-        known = [SMALL, *ARCHITECTURES, "torchvision:NAME", "path/to/file.py:function"]
-        raise unknown("model", spec, known)
-    module = network.module.eval().to(place).to(memory_format=torch.channels_last)
-    return replace(network, module=module, device=place)
+        nets.check_arch(card, spec, str(source))
+    elif spec.startswith(TORCHVISION) and (iterations or feedback):
+        raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
+    return Plan(spec, weights, source, label, card, iterations, dict(feedback or {}), image_size, seed)
+
+
+def default_weights(spec: str, iterations: int | None) -> tuple[str | None, str]:
+    """The weights of a network for which none are named, and what they are called."""
+    if spec == SMALL:
+        return shipped_weights(iterations != 0), "shipped, Fashion-MNIST"
+    if spec in ARCHITECTURES or spec.startswith(TORCHVISION):
+        return PUBLISHED, PUBLISHED
+    return None, "as built"
+
+
+def check_spec(spec: str) -> None:
+    """A ValueError with the nearest names where ``spec`` names no network."""
+    from torchvision import models
+
+    if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
+        return
+    published = models.list_models(module=models)
+    if spec.startswith(TORCHVISION):
+        if spec.removeprefix(TORCHVISION) not in published:
+            raise unknown("torchvision model", spec.removeprefix(TORCHVISION), published)
+        return
+    meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
+    if meant and meant[0] not in (SMALL, *ARCHITECTURES):
+        raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")
+    raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
 
 
 def given_feedback(flags: object) -> dict[str, Any]:
@@ -134,99 +307,59 @@ def given_feedback(flags: object) -> dict[str, Any]:
     return {setting: value for setting, value in found.items() if value is not None}
 
 
-def _with_feedback(
-    spec: str, weights: str | None, iterations: int, overrides: dict[str, Any], image_size: int | None
-) -> Network:
-    unknown_flags = set(overrides) - set(FEEDBACK)
-    if unknown_flags:
-        raise unknown("feedback setting", sorted(unknown_flags)[0], FEEDBACK)
-    source = weights or (shipped_weights(iterations > 0) if spec == SMALL else PUBLISHED)
-    card = {} if weight_files.is_published(source) else weight_files.read_card(source)
-    on_card = card.get("feedback")
-    settings = {k: v for k, v in (on_card if isinstance(on_card, dict) else {}).items() if k in FEEDBACK}
-    settings.update(overrides)
-    if iterations == 0:
-        settings = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", weight_files.HeadlessNetworkWarning)  # said by ``headless``
-        if spec == SMALL:
-            normalisation = str(card.get("normalisation", "rms"))
-            module = small_net(source, normalisation=normalisation, iterations=iterations, **settings)
-        else:
-            module = from_torchvision(spec, source, iterations=iterations, **settings)
-    if spec == SMALL:
-        preprocessing = Preprocessing(image_size or 28, (0.5,), (0.5,))
-    else:
-        preprocessing = Preprocessing(image_size or 224)
-    headless = spec != SMALL and not hasattr(module, "classifier")
-    kind = "CNN-F" if iterations else "CNN"
-    label = weights or ("shipped, Fashion-MNIST" if spec == SMALL else PUBLISHED)
-    return Network(f"{spec} {kind}", module, preprocessing, str(label), REGIONS.get(spec, {}), headless=headless)
-
-
-def _torchvision(spec: str, weights: str | None, image_size: int | None) -> Network:
+def _torchvision(wish: Plan) -> Network:
     from torchvision import models
 
-    arch = spec.removeprefix("torchvision:")
-    known = models.list_models(module=models)
-    if arch not in known:
-        raise unknown("torchvision model", arch, known)
-    source = weights or PUBLISHED
-    published = weight_files.is_published(source)
-    entry = weight_files.published_entry(arch, source) if published else next(iter(models.get_model_weights(arch)))
+    arch, source = wish.spec.removeprefix(TORCHVISION), wish.source
+    published = source is not None and weight_files.is_published(source)
+    entry = weight_files.published_entry(arch, str(source)) if published else next(iter(models.get_model_weights(arch)))
     # These two rescale their input inside: so it is set wherever torchvision loads its weights into them.
-    extra = {"transform_input": True, "init_weights": False} if arch in ("googlenet", "inception_v3") else {}
-    module = models.get_model(arch, weights=None, **extra)
-    _load(module, weight_files.published(arch, source) if published else weight_files.read_weights(source), source)
-    as_trained = entry.transforms()
-    preprocessing = Preprocessing(image_size or as_trained.crop_size[0], tuple(as_trained.mean), tuple(as_trained.std))
-    return Network(spec, module, preprocessing, source, REGIONS.get(arch, {}))
+    extra = {"transform_input": True, "init_weights": source is None} if arch in ("googlenet", "inception_v3") else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(wish.seed)
+        module = models.get_model(arch, weights=None, **extra)
+    if source is not None:
+        _load(module, weight_files.published(arch, source) if published else weight_files.read_weights(source), source)
+    trained = entry.transforms()
+    size = wish.image_size or wish.card.image_size or trained.crop_size[0]
+    preprocessing = Preprocessing(size, tuple(trained.mean), tuple(trained.std))
+    return Network(wish.spec, module, preprocessing, wish.label, REGIONS.get(arch, {}), card=wish.card)
 
 
-def _from_file(spec: str, weights: str | None, image_size: int | None) -> Network:
-    file, _, function = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"model {spec}: no file {path}")
-    made = _call(path, function, spec)
+def _from_file(wish: Plan) -> Network:
+    spec = wish.spec
+    made, code = call(spec)
     if not isinstance(made, nn.Module):
-        raise ValueError(f"model {spec}: {function}() returned a {type(made).__name__}, expected an nn.Module")
-    if weights is not None:
-        _load(made, weight_files.read_weights(weights), weights)
+        raise ValueError(f"model {spec}: the function returned a {type(made).__name__}, expected an nn.Module")
+    if wish.source is not None:
+        _load(made, weight_files.read_weights(wish.source), wish.source)
+    _set_feedback(made, wish)
     preprocessing = getattr(made, "preprocessing", Preprocessing(224))
     if not isinstance(preprocessing, Preprocessing):
         raise ValueError(f"model {spec}: its preprocessing is a {type(preprocessing).__name__}, expected a Preprocessing")
-    if image_size is not None:
-        preprocessing = replace(preprocessing, size=image_size)
+    if wish.image_size is not None:
+        preprocessing = replace(preprocessing, size=wish.image_size, resize=None)
     regions = getattr(made, "regions", {})
     if not isinstance(regions, Mapping):
         raise ValueError(f"model {spec}: its regions are a {type(regions).__name__}, expected a dict {{region: layer}}")
     iterations = made.iterations if isinstance(made, CNNF) else 0
-    name = f"{path.name}:{function}" + (f" ({iterations} iterations)" if iterations else "")
-    return Network(name, made, preprocessing, weights or "as built", dict(regions), code=path.read_bytes())
+    name = spec.replace("\\", "/").rpartition("/")[2] + (f" ({iterations} iterations)" if iterations else "")
+    return Network(name, made, preprocessing, wish.label, dict(regions), card=wish.card, code=code)
 
 
-def _call(path: Path, function: str, spec: str) -> object:
-    """What ``function()`` of the Python file ``path`` returns."""
-    name = f"_network_of_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    python = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = python  # so that the sources of its classes can be found
-    if str(path.resolve().parent) not in sys.path:
-        sys.path.append(str(path.resolve().parent))  # for what it imports from beside itself
-    try:
-        module_spec.loader.exec_module(python)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model {spec}: running {path} failed: {type(error).__name__}: {error}") from error
-    if not callable(getattr(python, function, None)):
-        known = [key for key, value in vars(python).items() if inspect.isfunction(value) and value.__module__ == name]
-        raise unknown("function", function, known, where=str(path))
-    try:
-        return getattr(python, function)()
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model {spec}: calling {function}() in {path} failed: {type(error).__name__}: {error}") from error
+def _set_feedback(made: nn.Module, wish: Plan) -> None:
+    """The iterations and settings asked for, on a CNNF that a file of code has made."""
+    if not isinstance(made, CNNF):
+        if wish.iterations or wish.feedback:
+            raise ValueError(
+                f"{wish.spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings; return a "
+                "cnnf_brain.CNNF to run it with"
+            )
+        return
+    if wish.iterations is not None:
+        made.iterations = wish.iterations
+    if wish.feedback:
+        raise ValueError(f"{wish.spec}: the function itself sets the feedback of its CNNF; change it there")
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -235,50 +368,15 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def network_digest(module: nn.Module) -> str:
-    """SHA-256 over all that a network's features depend on, but for the settings of a CNNF's feedback.
-
-    The architecture, all parameters and buffers, the plain attributes of every module (a gain that its ``forward`` reads),
-    and the sources of classes that are not torch's or this package's own.
-    """
-    whole = hashlib.sha256(repr(module).encode())
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        _add_tensor(whole, name, tensor)
-    machinery = vars(nn.Module())
-    for path, part in module.named_modules():
-        for name in sorted(vars(part).keys() - machinery) if not isinstance(part, CNNF) else ():
-            value = getattr(part, name)
-            if isinstance(value, (Tensor, np.ndarray)):
-                _add_tensor(whole, f"{path}.{name}", torch.as_tensor(value))
-            else:
-                plain = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-                whole.update(f"{path}.{name}={plain}".encode())
-    for kind in sorted({type(m) for m in module.modules()}, key=repr):
-        if kind.__module__.split(".")[0] not in ("torch", "torchvision", "cnnf_brain"):
-            source = inspect.getsourcefile(kind)
-            whole.update(Path(source).read_bytes() if source and Path(source).is_file() else repr(kind).encode())
-    return whole.hexdigest()
-
-
-def _add_tensor(whole: Any, name: str, tensor: Tensor) -> None:
-    whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    """See ``Network.digest``."""
+    return Network("", module, Preprocessing(1)).digest
 
 
 def shipped_weights(with_feedback: bool) -> str:
     """Path of the shipped small network's weights; a FileNotFoundError where the installation lacks them."""
     path = resources.files("cnnf_brain") / "pretrained" / SHIPPED[with_feedback]
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: the shipped weights are missing; install cnnf-brain again, or give --weights")
+        raise FileNotFoundError(
+            f"{path}: the shipped weights are missing; install cnnf-brain again, or give weights of your own"
+        )
     return str(path)
-
-
-def check_device(device: str) -> torch.device:
-    """The torch device; a ValueError where this machine has none such."""
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
-    return place

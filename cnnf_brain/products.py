@@ -12,21 +12,21 @@ import os
 import shutil
 import sys
 import time
+import uuid
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
+import torchvision
 from filelock import FileLock, Timeout
-from torch import Tensor
 from tqdm import tqdm
 
 from cnnf_brain import activations, files, images
+from cnnf_brain.features import FEATURES_VERSION
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt, Product
@@ -64,11 +64,13 @@ def layer_products(
         raise ValueError(f"the batch size is {batch_size}, expected at least 1")
     activations.check_layers(network.module, layers)
     seen = stimuli.digest()
-    keys = {at: product_key(network, seen, at) for at in dict.fromkeys(layers)}
+    keys = {at: product_key(network, seen, at, batch_size) for at in dict.fromkeys(layers)}
     found = _cached(keys)
     missing = [at for at in keys if at not in found]
     if missing:
-        counts = feature_counts(network, stimuli, missing)
+        if network.identity is None:
+            print(f"{network.name}: its features are not kept in the cache, since {network.unidentified}", file=sys.stderr)
+        counts = activations.probe(network, stimuli, missing).counts
         for group in grouped(counts, len(stimuli), scratch_bytes):
             with Scratch({at: counts[at] for at in group}, len(stimuli), [keys[at] for at in group]) as scratch:
                 # another process may have computed them while this one waited for the scratch
@@ -78,7 +80,8 @@ def layer_products(
                 for at in group:
                     if at not in now:
                         now[at] = Product(at, scratch.product(at), counts[at])
-                        write_product(keys[at], now[at])
+                        if network.identity is not None:
+                            write_product(keys[at], now[at])
                 found.update(now)
     return {at: found[at] for at in layers}
 
@@ -87,53 +90,16 @@ def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Product]:
     return {at: product for at, key in keys.items() if (product := read_product(at, key)) is not None}
 
 
-def feature_counts(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> dict[LayerAt, int]:
-    """Features per image of every layer, from one pass of the first image.
-
-    A ValueError where the network cannot take it, or its features are not finite.
-    """
-    first = next(images.batches(stimuli, network.preprocessing, 1)).to(network.device)
-    try:
-        with torch.inference_mode():
-            maps = activations.extract(network.module, first, layers)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{network.name} cannot be run on an image of shape {tuple(first.shape[1:])} ({str(error).splitlines()[0]}); "
-            "it may need another --image-size"
-        ) from error
-    return {at: as_rows(maps[at], at).shape[1] for at in layers}
-
-
 def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: bool) -> None:
     """All images through the network, their features into ``scratch``, from where an interrupted run stopped."""
     done = scratch.rows_done()
     names = ", ".join(map(str, list(scratch.counts)[:3])) + (", …" if len(scratch.counts) > 3 else "")
     bar = tqdm(total=len(stimuli), initial=done, unit="image", desc=f"{network.name}: {names}", disable=not progress)
-    with bar, torch.inference_mode(), float32_convolutions(network.device):
+    with bar:
         for batch in images.batches(stimuli, network.preprocessing, batch_size, start=done):
-            shaped = batch.to(network.device, memory_format=torch.channels_last)
-            maps = activations.extract(network.module, shaped, list(scratch.counts))
-            for at, values in maps.items():
-                scratch.append(at, as_rows(values, at))
+            for at, rows in activations.features(network, batch, list(scratch.counts)).items():
+                scratch.append(at, rows)
             bar.update(len(batch))
-
-
-def float32_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Convolutions in float32 proper on a GPU as well, where torch's default rounds their input to TF32 (10 bits)."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-
-
-def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
-    """(B, n_features) float32 of maps (B, ...), C-order; a ValueError where they are not finite."""
-    rows = values.detach().flatten(1).to("cpu", torch.float32).numpy()
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            f"{at}: features are not finite (feedback without norm matching grows with every iteration); "
-            "use fewer iterations, a smaller step or match_norm"
-        )
-    return rows
 
 
 def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:
@@ -260,39 +226,25 @@ def remove_old(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class CodeVersion:
-    """What of the software features depend on."""
+def product_key(network: Network, images_digest: str, at: LayerAt, batch_size: int) -> str:
+    """Hash of all that K depends on. The first pass does not depend on the feedback's settings.
 
-    sources: str
-    torch: str
-    pillow: str
-
-
-def code_version() -> CodeVersion:
-    """Hash of the sources that make features, and the versions of torch and of what decodes images."""
-    package = Path(__file__).parent
-    paths = [
-        *sorted((package / "model").glob("*.py")),
-        *(package / f"{n}.py" for n in ("activations", "images", "products")),
-    ]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    return CodeVersion(digest, str(torch.__version__), PIL.__version__)
-
-
-def product_key(network: Network, images_digest: str, at: LayerAt) -> str:
-    """Hash of all that K depends on. The first pass does not depend on the feedback's settings."""
+    ``FEATURES_VERSION`` stands for this package's own code. A network without identity gets a key that never comes again.
+    """
     settings = None
     if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
         settings = {k: v for k, v in network.module.settings.items() if k != "iterations"}
     parts = {
-        "network": network.digest,
+        "network": network.identity or uuid.uuid4().hex,
         "feedback": settings,
         "preprocessing": repr(network.preprocessing),
         "images": images_digest,
         "layer": str(at),
-        "precision": f"float32 on {network.device.type}",
-        "code": asdict(code_version()),
+        "precision": f"float32 on {network.device.type}, batches of {batch_size}",
+        "features": FEATURES_VERSION,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "pillow": PIL.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,7 +1,8 @@
-"""Write the Brain-Score plugins of a CNN-F and of its CNN control, and check a ZIP before it is uploaded.
+"""Write the Brain-Score plugins of a network, for a CNN-F also of its CNN control, and check a ZIP before it is uploaded.
 
     python -m cnnf_brain.submit --weights FILE --output DIR      # a ZIP and a folder for each identifier
-    python -m cnnf_brain.submit --check ZIP                      # all that can be checked offline
+    python -m cnnf_brain.submit --model torchvision:resnet50 --output DIR --regions V1=layer1 ...
+    python -m cnnf_brain.submit --check ZIP                      # all that can be checked here; runs the plugin's code
 
 From trained weights to a submitted model, step by step: docs/brain-score.md.
 """
@@ -15,13 +16,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cnnf_brain import files, networks
-from cnnf_brain.model.weights import read_card
+from cnnf_brain import networks
+
+if TYPE_CHECKING:
+    from cnnf_brain.brainscore.request import Plugin
+
+READY, BROKEN, UNFINISHED, UNKNOWN = 0, 1, 3, 4  # exit codes of a check: see ``outcome``
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0 where all is written or holds, 1 with one line on stderr where it does not, 2 for its flags."""
+    """The command: 0 where all is written or ready, 1 with one line on stderr where it is not, 2 for its flags.
+
+    A check also ends with 3 for a draft, and with 4 where something was not run.
+    """
     args = parse(argv)
     # a batch system's end is an interrupt: what it leaves is cleaned up
     ended = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -38,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(args: argparse.Namespace) -> int:
-    """The CNN-F's plugin and its control's."""
-    from cnnf_brain.brainscore.plugin import Request, control_of, identify, title, write_plugin, write_record
+    """The network's plugin, and with feedback its control's."""
+    # first of all, since it says where brainscore-vision is missing
+    from cnnf_brain.brainscore.plugin import write_plugins
+    from cnnf_brain.brainscore.request import Request, control_of, identify
 
     bibtex = {"bibtex": args.bibtex.read_text(encoding="utf-8")} if args.bibtex else {}
     request = Request(
@@ -53,33 +64,36 @@ def write(args: argparse.Namespace) -> int:
         time_bins=tuple(args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
-        requires=args.requires,
         **bibtex,
     )
-    files.check_writable(args.output)
-    requests, identities = [request], [identify(request)]
-    if identities[0].iterations:
-        requests.append(control_of(request, args.control, place(args.control_stored, args.control_url)))
-        identities.append(identify(requests[1]))
+    plugins = [identify(request)]
+    if plugins[0].identity.iterations:
+        plugins.append(identify(control_of(request, args.control, place(args.control_stored, args.control_url))))
     elif args.control:
         raise ValueError(f"--control {args.control}: {args.weights} run no feedback, so they are the CNN themselves")
-    for one, identity in zip(requests, identities, strict=True):
-        folder, archive = write_plugin(identity, args.output, one.requires, one.bibtex)
-        print(f"{identity.identifier}: {title(identity)}")
-        print(f"  {archive} for the website, {folder} for a pull request (brainscore_vision/models/{folder.name})")
-        print(f"  regions {_listed(identity.regions)}")
-        if identity.iterations:
-            bins = " ".join(f"{start}-{end}" for start, end in identity.time_bins)
-            carded = "" if read_card(one.weights) else " (the weights have no card: these are yours, or else the defaults)"
-            print(f"  feedback {_listed(identity.feedback)}; time bins {bins} ms{carded}")
-        if identity.weights.draft:
-            print(
-                "  a draft: it names no place to load its weights from; upload them and add --stored PATH VERSION_ID or --url URL"
-            )
-    write_record(args.output, {i.identifier: Path(one.weights) for one, i in zip(requests, identities, strict=True)})
-    wanted = args.requires or f"cnnf-brain=={identities[0].version}"
-    print(f"requirements.txt asks for {wanted}: Brain-Score's machines must find that (--requires names another place)")
+    for plugin, (folder, archive) in zip(plugins, write_plugins(plugins, args.output), strict=True):
+        describe(plugin, folder, archive)
     return 0
+
+
+def describe(plugin: Plugin, folder: Path, archive: Path) -> None:
+    """What was written, in a few lines."""
+    from cnnf_brain.brainscore.plugin import title
+
+    identity = plugin.identity
+    print(f"{identity.identifier}: {title(identity)}")
+    print(f"  {archive} for the website, {folder} for a pull request (brainscore_vision/models/{folder.name})")
+    print(f"  regions {_listed(identity.regions)}")
+    if identity.iterations:
+        bins = " ".join(f"{start}-{end}" for start, end in identity.time_bins)
+        carded = "" if plugin.carded else " (the weights have no card: these are yours, or else the defaults)"
+        print(f"  feedback {_listed(identity.feedback)}; time bins {bins} ms{carded}")
+    if plugin.own:
+        print(f"  your code goes into the plugin and becomes public with it: {', '.join(plugin.own.sources)}")
+    if identity.weights.draft:
+        print(
+            "  a draft: it names no place to load its weights from; upload them and add --stored PATH VERSION_ID or --url URL"
+        )
 
 
 def _listed(pairs: Mapping[str, object]) -> str:
@@ -91,39 +105,59 @@ def place(stored: Sequence[str] | None, url: str | None) -> dict[str, str]:
     return {"stored": stored[0], "version_id": stored[1]} if stored else {"url": url} if url else {}
 
 
-def check(archive: Path, weights: Path | None) -> int:
-    """Every finding on a line of its own, as it comes."""
-    from cnnf_brain.brainscore.plugin import RECORD, read_record
+def check(archive: Path, weights: str | None) -> int:
+    """Every stage and every finding on a line of its own, as it comes."""
     from cnnf_brain.brainscore.rehearsal import rehearse
-    from cnnf_brain.brainscore.rules import read_submission
+    from cnnf_brain.brainscore.rules import DRAFT, FAILED, NOT_RUN, OK
 
-    if weights is None:
-        identifiers = read_submission(archive).identifiers
-        known = read_record(archive.parent)
-        recorded = next((Path(known[name]) for name in identifiers if name in known), None)
-        if recorded is not None and recorded.is_file():
-            weights = recorded
-            print(f"weights {weights} ({archive.parent / RECORD})")
-        else:
-            print("no weights are given (--weights FILE): the plugin fetches them from the place that it names")
-    started, counts = time.time(), {True: 0, False: 0, None: 0}
-    signs = {True: "  ok", False: "FAIL", None: "   -"}
-    broken = []
-    for finding in rehearse(archive, weights):
-        counts[finding.holds] += 1
-        broken += [finding.rule] * (finding.holds is False)
-        print(
-            f"{signs[finding.holds]}  {finding.rule.rstrip('.')}{f': {finding.detail}' if finding.detail else ''}",
-            flush=True,
-        )
-    seconds = f"{time.time() - started:.0f} s"
-    print(f"{counts[True]} ok, {counts[False]} failed, {counts[None]} not run; {seconds}", flush=True)
-    if broken:
-        print(
-            f"error: {archive} is not ready to be submitted: {'; '.join(rule.rstrip('.') for rule in broken)}",
-            file=sys.stderr,
-        )
-    return 1 if broken or counts[None] else 0
+    path = Path(weights) if weights else recorded_weights(archive)
+    print("the plugin's code is run now, with your rights; check a ZIP of strangers in a container", flush=True)
+    started = time.time()
+    signs = {OK: "  ok", FAILED: "FAIL", NOT_RUN: "   -", DRAFT: "   -"}
+    found: dict[str, list[str]] = {status: [] for status in signs}
+    for finding in rehearse(archive, path, lambda words: print(f"      {words}", flush=True)):
+        found[finding.status].append(finding.rule)
+        words = {NOT_RUN: "not run, ", DRAFT: "a draft, "}.get(finding.status, "")
+        detail = f": {words}{finding.detail}" if finding.detail else ""
+        print(f"{signs[finding.status]}  {finding.rule}{detail}", flush=True)
+    counts = ", ".join(f"{len(rules)} {status}" for status, rules in found.items() if rules or status in (OK, FAILED))
+    print(f"{counts}; {time.time() - started:.0f} s", flush=True)
+    return outcome(archive, found[FAILED], found[NOT_RUN], bool(found[DRAFT]))
+
+
+def outcome(archive: Path, failed: Sequence[str], not_run: Sequence[str], draft: bool) -> int:
+    """The last word on a ZIP, and the exit code.
+
+    0: ready. 1: something failed. 3: a draft, of which everything else is ok. 4: something was not run (the network did not reach
+    the weights, say) and nothing failed.
+    """
+    if failed:
+        print(f"error: {archive} is not ready to be submitted: {'; '.join(failed)}", file=sys.stderr)
+        return BROKEN
+    if not_run:
+        print(f"error: {archive} is not checked to the end; not run: {'; '.join(not_run)}", file=sys.stderr)
+        return UNKNOWN
+    if draft:
+        print(f"draft: {archive} names no place to load its weights from; everything else is ok")
+        return UNFINISHED
+    print(f"ready: {archive}")
+    return READY
+
+
+def recorded_weights(archive: Path) -> Path | None:
+    """The weights that were noted beside a ZIP when it was written, if they are still there."""
+    from cnnf_brain.brainscore.plugin import read_record
+    from cnnf_brain.brainscore.rules import read_submission
+    from cnnf_brain.folders import RECORD
+
+    known = read_record(archive.parent)
+    identifiers = read_submission(archive).identifiers
+    recorded = next((known[name] for name in identifiers if name in known), None)
+    if recorded is not None and Path(recorded).is_file():
+        print(f"weights {recorded} ({archive.parent / RECORD})")
+        return Path(recorded)
+    print("no weights are given (--weights FILE): they are fetched from the place that the plugin names")
+    return None
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -132,18 +166,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = p.add_argument
     add(
         "--weights",
-        type=Path,
         metavar="FILE",
-        help="of the CNN-F; beside --check those of the ZIP's plugin, if not recorded",
+        help="file, or published name (default: as --model has it); beside --check those of the ZIP's plugin, if not recorded",
     )
     add("--output", type=Path, metavar="DIR", help="gets IDENTIFIER.zip and IDENTIFIER/ for the CNN-F and the CNN")
     add("--check", type=Path, metavar="ZIP", help="check a ZIP instead")
     add("--stored", nargs=2, metavar=("PATH", "VERSION_ID"), help="where the website's Large File Upload put the weights")
     add("--url", help="address of the weights on a hub, instead of --stored")
-    add("--control", type=Path, metavar="FILE", help="weights of the CNN (default: the same, without feedback)")
+    add("--control", metavar="FILE", help="weights of the CNN (default: the same, without feedback)")
     add("--control-stored", nargs=2, metavar=("PATH", "VERSION_ID"))
     add("--control-url", metavar="URL")
-    add("--model", help="vgg16, alexnet, small, ... (default: as on the weights' card, else vgg16)")
+    add(
+        "--model",
+        help="as compare takes it: vgg16, torchvision:NAME, path/to/file.py:function (default: as on the card, else vgg16)",
+    )
     add(
         "--iterations",
         type=int,
@@ -168,7 +204,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--match-layers", action=argparse.BooleanOptionalAction)
     add("--ada-relu", choices=["signed", "printed"])
     add("--image-size", type=int, help="default: as trained, else 224")
-    add("--requires", metavar="REQUIREMENT", help="line of requirements.txt, e.g. 'cnnf-brain @ git+https://...@COMMIT'")
     add("--bibtex", type=Path, metavar="FILE", help="reference for the leaderboard (default: the CNN-F paper)")
     args = p.parse_args(argv)
     _settle(p, args)
@@ -180,8 +215,8 @@ def _settle(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         given: list[str] = [n for n, v in vars(args).items() if n not in ("check", "weights") and v not in (None, [], False)]
         if given:
             p.error(f"--{given[0].replace('_', '-')}: --check takes --weights alone beside it")
-    elif not (args.weights and args.output):
-        p.error("give --weights FILE --output DIR, or --check ZIP")
+    elif not (args.output and (args.weights or args.model)):
+        p.error("give --weights FILE or --model MODEL, and --output DIR; or --check ZIP")
     if args.iterations is not None and args.iterations < 0:
         p.error(f"--iterations {args.iterations}: expected a whole number, 0 or above")
     if args.stored and args.url:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,17 +45,23 @@ class LayerAt:
         return f"{self.layer}@{self.iteration}" + (":feedback" if self.feedback else "")
 
 
+class ChangedImageError(ValueError):
+    """An image's bytes are no longer those that were hashed."""
+
+
 @dataclass(frozen=True)
 class Images:
     """A list of encoded images, read one at a time.
 
     ``ids`` are unique stimulus ids in order; ``read(i)`` gives the encoded bytes (JPEG, PNG, ...) of image i;
-    ``where`` names the folder, archive or generator in messages.
+    ``where`` names the folder, archive or generator in messages. Once ``hashes`` or ``digest`` was called, an image
+    whose bytes have changed since then is refused.
     """
 
     ids: tuple[str, ...]
     read: Callable[[int], bytes] = field(repr=False)
     where: str
+    _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -66,29 +73,43 @@ class Images:
         return len(self.ids)
 
     def decode(self, index: int) -> Image.Image:
-        """Image ``index`` in RGB; a ValueError that names the image where it cannot be decoded."""
+        """Image ``index`` in RGB; a ValueError that names the image where it cannot be decoded or has changed."""
         try:
-            with Image.open(io.BytesIO(self.read(index))) as image:
+            encoded = self.read(index)
+            self._check_hash(index, encoded)
+            with Image.open(io.BytesIO(encoded)) as image:
                 if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
                     raise ValueError(f"mode {image.mode}; save it with 8 bits per channel")
                 return image.convert("RGB")
+        except ChangedImageError:
+            raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{self.where}: image {self.ids[index]!r} cannot be decoded ({error}); "
                 "replace the file or leave the stimulus out"
             ) from error
 
+    def _check_hash(self, index: int, encoded: bytes) -> None:
+        if self._hashes and hashlib.sha256(encoded).hexdigest() != self._hashes[index]:
+            raise ChangedImageError(
+                f"{self.where}: image {self.ids[index]!r} has changed since this run first read it; "
+                "leave the images alone while a run reads them, and start it again"
+            )
+
     def check(self) -> None:
         """Decode every image once, so that a damaged one is found before long work starts."""
         for index in range(len(self)):
             self.decode(index)
 
+    def hashes(self) -> tuple[str, ...]:
+        """Hexadecimal SHA-256 of each image's encoded bytes, in order; computed once and kept."""
+        if not self._hashes:
+            self._hashes.extend([hashlib.sha256(self.read(index)).hexdigest() for index in range(len(self))])
+        return tuple(self._hashes)
+
     def digest(self) -> str:
         """SHA-256 over the encoded bytes of all images in order (ids and file names do not count)."""
-        whole = hashlib.sha256()
-        for index in range(len(self)):
-            whole.update(hashlib.sha256(self.read(index)).digest())
-        return whole.hexdigest()
+        return hashlib.sha256(b"".join(map(bytes.fromhex, self.hashes()))).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,6 +206,11 @@ class Scores:
     pooled: np.ndarray | None
     ceiling: np.ndarray | None
 
+    @property
+    def undefined_folds(self) -> np.ndarray:
+        """(n_neuroids,) number of splits in which a site has no r; they are left out of its mean."""
+        return np.isnan(self.r).sum(axis=0)
+
 
 @dataclass(frozen=True)
 class TestResult:
@@ -202,28 +228,39 @@ class TestResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of two sets of Scores over the same sites and splits: estimate, interval and tests."""
+    """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
 
-    difference: float  # median over sites of the per-site difference in r
+    ``difference`` is the median over sites of the per-site difference in r (model minus baseline). ``low`` and
+    ``high`` are its 95% interval for new images, of the swap test: the one to read. ``sites_low`` and ``sites_high``
+    are the bootstrap interval for new sites with these very images, NaN for a single site: it is no interval for new
+    images. ``tests`` begin with those that are valid for new images.
+    """
+
+    difference: float
     low: float
     high: float
     tests: tuple[TestResult, ...]
+    sites_low: float = math.nan
+    sites_high: float = math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region.
 
-    ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once for each split).
-    ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, and where r is undefined
-    (constant predictions) for one of the two.
+    ``role``: ``baseline``, ``model``, or ``control`` (the model's own first pass beside its feedback). ``weights`` and ``feedback``
+    (trained or not) are in words. ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once
+    for each split). ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, without a
+    baseline, and where r is undefined (constant predictions) for one of the two.
     """
 
     region: str
     source: str
     simulated: bool
-    role: str  # "model" or "baseline"
+    role: str
     network: str
+    weights: str
+    feedback: str
     layer: str
     scores: Scores
     neuroid_ids: tuple[str, ...]

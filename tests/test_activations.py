@@ -9,8 +9,11 @@ import tiny
 import torch
 from torch import nn
 
-from cnnf_brain.activations import check_layers, extract
+from cnnf_brain import activations
+from cnnf_brain.activations import check_layers, extract, features, probe
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.networks import Network
 from cnnf_brain.types import LayerAt
 
 
@@ -127,3 +130,106 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
 def test_a_layer_without_one_tensor_is_an_error(name, message):
     with pytest.raises(ValueError, match=message):
         extract(InPlace().eval(), batch(), at(name))
+
+
+# Whether row i belongs to image i
+
+
+class TokensFirst(nn.Module):
+    """As transformers without batch_first: (tokens, images, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.tokens, self.swapped = nn.Conv2d(3, 5, 4, 4), nn.Identity(), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.tokens(self.patches(x).flatten(2).permute(2, 0, 1))
+        return self.swapped(y.transpose(0, 1))
+
+
+class Noisy(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.calls, self.conv, self.out = how, 0, nn.Conv2d(3, 5, 3), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        self.calls += 1
+        if self.how == "noise":
+            y = y + 0.1 * torch.randn_like(y)
+        elif self.how == "state":
+            y = y * self.calls
+        elif self.how == "statistics":
+            y = (y - y.mean((0, 2, 3), keepdim=True)) / y.std((0, 2, 3), keepdim=True)
+        elif self.how == "order":
+            y = y + torch.arange(len(y)).view(-1, 1, 1, 1)
+        return self.out(y)
+
+
+def made(module: nn.Module) -> Network:
+    return Network("mine", module.eval(), Preprocessing(tiny.SIZE))
+
+
+def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_as_images():
+    network = made(TokensFirst())
+    assert probe(network, tiny.images(8), at("swapped")).counts == {LayerAt("swapped"): 80}
+    with pytest.raises(
+        ValueError, match=r"mine tokens@0: .*shape \(16, 4, 5\) for 4 images; expected the images along the first"
+    ):
+        probe(network, tiny.images(8), at("tokens"))
+    equal = Network("mine", network.module, Preprocessing(8))  # 4 tokens, and 4 images are tried first
+    with pytest.raises(ValueError, match=r"shape \(4, 1, 5\) for 1 images"):
+        probe(equal, tiny.images(8), at("tokens"))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("noise", "not deterministic"),
+        ("state", "not deterministic"),
+        ("statistics", "depend on the other images of its batch"),
+        ("order", "depend on the other images of its batch"),
+    ],
+)
+def test_rows_that_depend_on_anything_but_their_image_are_refused(how, reason):
+    with pytest.raises(ValueError, match=reason):
+        probe(made(Noisy(how)), tiny.images(8), at("out"))
+    probe(made(Noisy("nothing")), tiny.images(8), at("out"))
+
+
+def test_a_module_that_stays_in_training_mode_is_named():
+    network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)))
+    network.module[1].train()
+    with pytest.raises(ValueError, match="mine: 1 is in training mode; its features would be random"):
+        probe(network, tiny.images(8), at("0"))
+
+
+def test_fewer_images_than_are_tried():
+    assert probe(tiny.network(), tiny.images(1), at("fc@2")).counts == {LayerAt("fc", 2): 5}
+
+
+def test_overflow_is_found_on_the_first_images_not_only_on_the_first():
+    network = tiny.network(iterations=0)
+    dark = torch.zeros(4, 3, tiny.SIZE, tiny.SIZE)
+    dark[3] = 1e38
+    with pytest.raises(ValueError, match="features are not finite"):
+        features(network, dark * 10, at("conv1"))
+
+
+def test_growth_over_the_first_pass_is_told():
+    loose = tiny.network(match_norm=False)
+    with torch.no_grad():
+        loose.module.conv1.weight *= 30
+    batch = torch.stack([loose.preprocessing(tiny.images(8).decode(i)) for i in range(activations.PROBED)])
+    wanted = at("relu2@0", "relu2@1", "relu2@2")
+    with torch.no_grad():
+        maps = loose.module(batch, keep=Keep(wanted)).layers
+    size = [float(maps[one].square().mean().sqrt()) for one in wanted]
+    expected = {
+        one: grown / size[0] for one, grown in zip(wanted, size, strict=True) if grown > activations.GROWTH * size[0]
+    }
+    assert expected
+    assert probe(loose, tiny.images(8), wanted).growth == pytest.approx(expected, rel=1e-3)
+    assert probe(tiny.network(match_layers=True), tiny.images(8), at("relu2@2")).growth == {}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tiny
 import torch
 import xarray as xr
@@ -28,7 +29,6 @@ from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
 from cnnf_brain.report import PAGE
 from cnnf_brain.report import comparison as report
-from cnnf_brain.trainer.card import save_weights
 from cnnf_brain.types import LayerAt
 
 COMPONENTS = 4
@@ -85,14 +85,14 @@ def finished(tmp_path_factory) -> World:
 
 @pytest.fixture
 def no_work(monkeypatch) -> None:
-    """More than one image through a network is a failure: errors come before long work."""
+    """More than the first images through a network are a failure: errors come before long work."""
     extract = activations.extract
 
-    def one_image(model, batch, layers):
-        assert len(batch) == 1, "long work has started"
+    def first_images(model, batch, layers):
+        assert len(batch) <= activations.PROBED, "long work has started"
         return extract(model, batch, layers)
 
-    monkeypatch.setattr(activations, "extract", one_image)
+    monkeypatch.setattr(activations, "extract", first_images)
     monkeypatch.setattr(products.Scratch, "append", lambda *a: pytest.fail("long work has started"))
 
 
@@ -111,7 +111,10 @@ def test_all_files_are_there_and_nothing_else(finished):
 
 def test_the_first_line_says_what_was_taken(finished):
     first = finished.said.splitlines()[0]
-    assert first.startswith(f"recordings V4={finished.v4} IT={finished.it}; model {finished.model('feedback')}")
+    assert first.startswith(
+        f"recordings V4={finished.v4} IT={finished.it}; model nets.py:feedback (1 iterations) [as built], "
+    )
+    assert "feedback untrained; baseline its own first pass (as named)" in first
     assert "SIMULATED" not in finished.said
 
 
@@ -137,7 +140,7 @@ def test_the_summary_is_as_documented(finished):
     assert not missing, f"not in docs/compare.md: {missing}"
     assert content["schema"] == report.SCHEMA
     assert content["simulated"] is False
-    assert content["family_size"] == dict.fromkeys(report.HEADS, 2)
+    assert set(content["family_size"].values()) == {2}
     v4, it = content["evaluations"][1], content["evaluations"][3]
     assert (v4["images"], v4["sites"]) == (40, 6)
     assert (it["images"], it["sites"]) == (60, 8)
@@ -146,7 +149,7 @@ def test_the_summary_is_as_documented(finished):
     assert 0 < v4["ceiling"] <= 1
     assert it["ceiling"] is None
     assert it["r2/ceiling"] is None
-    assert [t["valid"] for t in v4["tests"]] == [False, True, True, False, False]
+    assert [t["valid"] for t in v4["tests"]] == [True, True, False, False, False], "valid tests first"
 
 
 def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.ndarray:
@@ -205,7 +208,12 @@ def test_the_table_shows_the_summarys_numbers(finished):
         else:
             low, high = e["difference_interval"]
             assert cells["difference [95%]"] == f"{e['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            assert cells["swap"] == f"{e['tests'][2]['p_holm']:.2g}"
+            tests = {t["name"]: t for t in e["tests"]}
+            assert [low, high] == tests["swap over images"]["interval"], "of new images, not of new sites"
+            assert cells["swap p"] == f"{tests['swap over images']['p_holm']:.2g}"
+            welch = tests["Welch over folds (the paper's)"]
+            assert cells["Welch p ⚠"] == f"{welch['p_holm']:.2g}; t({welch['df']:.1f}) = {welch['statistic']:.2f}"
+            assert not any("Wilcoxon" in name or "sites" in name for name in head), "they stand in summary.json"
     assert "1 site was excluded: V4 of V4.nc: site6 (constant)." in text
     assert "Folds hold fewer than 20 test images" in text
 
@@ -224,10 +232,12 @@ def test_differences_are_those_of_the_sites(finished):
 
 def test_the_run_can_be_done_again_from_its_description(finished):
     run = json.loads((finished.folder / "out" / "run.json").read_text())
-    assert run["options"]["model"] == finished.model("feedback")
+    assert run["options"]["model"] == [finished.model("feedback")]
     assert run["options"]["seed"] == 0
-    assert run["model"]["feedback"]["match_norm"] is True
-    assert re.fullmatch(r"[0-9a-f]{64}", run["model"]["sha256"])
+    (network,) = run["networks"]
+    assert network["settings"]["match_norm"] is True
+    assert network["feedback"] == "feedback untrained"
+    assert re.fullmatch(r"[0-9a-f]{64}", network["sha256"])
     assert run["versions"]["torch"] == importlib.metadata.version("torch")
     assert {r["region"]: (r["images"], r["sites"]) for r in run["recordings"]} == {"V4": (40, 6), "IT": (60, 8)}
     assert run["seconds"] >= 0
@@ -262,7 +272,7 @@ def test_explicit_layers_and_iterations(world):
     ]
     assert [e["baseline_layer"] for e in world.entries() if e["role"] == "model"] == ["0@0", "2@0", "1@0"]
     feedback = rows_of((world.folder / "out" / "table.md").read_text())[-1]
-    assert feedback[3:5] == ["1 feedback", "0"]
+    assert feedback[4:6] == ["1 feedback", "0"]
 
 
 def test_nested_choice(world):
@@ -271,6 +281,7 @@ def test_nested_choice(world):
     assert layers_of(world) == [("V4", "baseline", "nested"), ("V4", "model", "nested")]
     base, model = world.entries()
     assert len(model["chosen"]) == 10
+    assert model["role"] == "model"
     assert set(model["chosen"]) <= {"0@0", "0@1", "2@0", "2@1"}
     assert set(base["chosen"]) <= {"0@0", "2@0"}
     assert "nested: in each split" in (world.folder / "out" / "table.md").read_text()
@@ -336,8 +347,8 @@ def test_a_baseline_of_another_architecture(world, capsys):
         ("4@0", "second@0"),
         ("4@1", "second@0"),
     ]
-    assert world.run(*baseline, "--baseline-layers", "V4=act", "IT=act") == 0
-    assert {e["layer"] for e in world.entries() if e["role"] == "baseline"} == {"act@0"}
+    assert world.run(*baseline, "--baseline-layers", "V4=act", "IT=act", "--output", world.folder / "act") == 0
+    assert {e["layer"] for e in world.entries("act") if e["role"] == "baseline"} == {"act@0"}
     assert world.run(*baseline, "--layers", "V4=0", "--recordings", world.v4, "--baseline-layers", "V4=conv") == 1
     assert "layer 'conv' is not known in Net" in capsys.readouterr().err
 
@@ -348,7 +359,7 @@ def test_a_baseline_without_a_layer_of_that_name_must_be_told(world, capsys):
     plain = world.folder / "plain.py"
     plain.write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n")
     assert world.run("--baseline", f"{plain}:net", "--layers", "V4=2", "--recordings", world.v4) == 1
-    assert "has no layer '2'; name the one to compare with: --baseline-layers V4=LAYER" in capsys.readouterr().err
+    assert "has no layer '2'; name the one to compare with for region V4 (baseline layers)" in capsys.readouterr().err
 
 
 def test_several_layers_of_the_baseline_are_all_compared_with(world):
@@ -379,27 +390,87 @@ def test_identical_networks_differ_by_nothing(world):
         assert (e["difference"], e["difference_interval"]) == (0, [0, 0])
         assert [t["p"] for t in e["tests"]] == [1.0] * 5
         assert [t["p_holm"] for t in e["tests"]] == [1.0] * 5
+        assert e["difference_interval_over_sites"] == [0, 0]
 
 
-def test_the_small_net_takes_its_card(world):
+def test_the_paper_s_baseline_is_what_training_started_from(world, monkeypatch):
+    """The card names it; the trained weights' own first pass stands beside as a control."""
+    words = ["--model", "small", "--layers", "V4", "--recordings", world.v4]
+    assert world.run(*words) == 0
+    entries = world.entries()
+    assert [(e["role"], e["network"], e["layer"], e["weights"]) for e in entries] == [
+        ("baseline", "small CNN", "pool2@0", "shipped, Fashion-MNIST"),
+        ("control", "small CNN-F (feedback trained)", "pool2@0", "shipped, Fashion-MNIST"),
+        ("model", "small CNN-F (feedback trained)", "pool2@1", "shipped, Fashion-MNIST"),
+        ("model", "small CNN-F (feedback trained)", "pool2@2", "shipped, Fashion-MNIST"),
+    ]
+    assert [a["iteration"] for a in world.summary()["accuracy"]] == [0, 0, 1, 2]
+    table = (world.folder / "out" / "table.md").read_text()
+    assert "small CNN-F (feedback trained), control" in table
+    head, *rows = rows_of(table)
+    assert [row[head.index("top-1")] for row in rows] == ["91.06 %", "89.22 %", "87.38 %", "86.02 %"]
+    assert ">top-1 accuracy</text>" in (world.folder / "out" / "figure.svg").read_text()
+
+
+def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
+    for more in (["--model", world.model("net")], ["--baseline", "none"]):
+        assert world.run(*more, "--output", world.folder / more[0]) == 0
+        assert not any("difference" in e for e in world.entries(more[0]))
+        assert {e["role"] for e in world.entries(more[0])} <= {"model", "control"}
+        assert "difference" not in rows_of((world.folder / more[0] / "table.md").read_text())[0]
+        assert "stands alone" in (world.folder / more[0] / PAGE).read_text()
+
+
+def test_several_models_against_one_baseline(world):
+    words = ["--model", world.model("net"), world.model("louder"), "--baseline", world.model("other"), "--layers", "V4"]
+    assert world.run(*words, "--recordings", world.v4) == 0
+    assert [(e["role"], e["network"], "difference" in e) for e in world.entries()] == [
+        ("baseline", "nets.py:other", False),
+        ("model", "nets.py:net", True),
+        ("model", "nets.py:louder", True),
+    ]
+    assert set(world.summary()["family_size"].values()) == {2}
+
+
+def test_random_weights_are_the_control_for_trained_ones(world):
+    words = ["--model", "small", "small", "--weights", networks.shipped_weights(True), "none", "--layers", "V4=pool2@0"]
+    assert world.run(*words, "--recordings", world.v4) == 0
+    assert [(e["role"], e["weights"]) for e in world.entries()][1:] == [
+        ("model", networks.shipped_weights(True)),
+        ("model", "random, seed 0"),
+    ]
+
+
+def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(world, capsys):
+    weights = world.folder / "plain.safetensors"
     torch.manual_seed(0)
-    weights = world.folder / "small.safetensors"
-    save_weights(weights, cnnf_brain.small_net(), {"feedback": {"target": "relu1", "match_norm": True, "step": 0.5}})
-    words = ["--model", "small", "--weights", weights, "--layers", "V4", "--recordings", world.v4]
-    assert world.run(*words, "--iterations", 0, 1, "--ada-relu", "printed") == 0
-    run = json.loads((world.folder / "out" / "run.json").read_text())
-    assert run["model"]["feedback"] == {
-        "iterations": 1,
-        "target": "relu1",
-        "step": 0.5,
-        "match_norm": True,
-        "match_layers": False,
-        "ada_relu": "printed",
-        "tolerance": None,
-    }
-    assert run["baseline"]["weights"] == str(weights), "by default the same"
-    assert run["baseline"]["feedback"]["iterations"] == 0
-    assert layers_of(world) == [("V4", "baseline", "pool2@0"), ("V4", "model", "pool2@1")]
+    safetensors.torch.save_file(cnnf_brain.small_net().state_dict(), weights)
+    assert world.run("--model", "small", "--weights", weights, "--layers", "V4", "--recordings", world.v4) == 0
+    said = capsys.readouterr().out
+    assert "feedback untrained" in said.splitlines()[0]
+    head, *rows = rows_of(said)
+    assert all("feedback untrained" in row[head.index("network")] for row in rows[1:])
+    assert "FEEDBACK UNTRAINED" in said
+    assert "FEEDBACK UNTRAINED" in (world.folder / "out" / PAGE).read_text()
+
+
+def test_maps_that_grow_are_said(world, capsys):
+    words = ["--model", "small", "--no-match-norm", "--step-size", 1e6, "--layers", "V4=input@1", "--recordings", world.v4]
+    assert world.run(*words) == 0
+    assert re.search(
+        r"input@1: maps are \S+ times as large as in the first pass, so that a few images", capsys.readouterr().out
+    )
+
+
+def test_two_questions_do_not_share_a_folder(world, capsys):
+    assert world.run("--seed", 0) == 0
+    before = {path.name: path.read_bytes() for path in (world.folder / "out").iterdir()}
+    assert world.run("--seed", 1) == 1
+    assert "holds the results of another question (options.seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (world.folder / "out").iterdir()} == before
+    tiny.recordings(world.folder / "v4", "V4", n_repeats=4, constant=1, seed=5)  # other data under the same name
+    assert world.run("--seed", 0) == 1
+    assert "another question (recordings" in capsys.readouterr().err
 
 
 def test_without_output_the_folder_is_under_results(world, monkeypatch, capsys):
@@ -415,16 +486,15 @@ def test_without_output_the_folder_is_under_results(world, monkeypatch, capsys):
 
 
 def test_the_headless_network_says_so(world, capsys):
-    import safetensors.torch
     from torchvision import models
 
     torch.manual_seed(0)
     state = {k: v for k, v in models.alexnet(weights=None).state_dict().items() if k.startswith("features.")}
     path = world.folder / "features.safetensors"
     safetensors.torch.save_file(state, path)
-    words = ["--model", "alexnet", "--weights", path, "--image-size", 64, "--match-norm", "--iterations", 0, 1]
+    words = ["--model", "alexnet", "--weights", path, "--baseline-weights", path, "--image-size", 64, "--iterations", 0, 1]
     assert world.run(*words, "--layers", "V4", "--recordings", world.v4) == 0
-    assert "alexnet CNN-F (" in capsys.readouterr().out
+    assert re.search(r"alexnet CNN-F \[.*features.safetensors\] is headless", capsys.readouterr().out)
     assert layers_of(world) == [("V4", "baseline", "features.7@0"), ("V4", "model", "features.7@1")]
 
 
@@ -495,10 +565,11 @@ def test_auto_decides_offline_within_five_seconds(offline):
     options, why = decide(Options())
     assert time.monotonic() - start < 5
     assert options.recordings == ("simulated",)
-    assert (options.model, options.baseline) == ("small", "small")
+    assert options.model == ("small",)
     assert "auto fell to the simulated recordings: MajajHong2015.public is not in the cache and cannot be downloaded" in why
-    assert compare.headline(options, why).startswith(
-        "SIMULATED recordings simulated; model small, baseline small (auto fell"
+    assert compare.headline(options, compare.choose_networks(options), why).startswith(
+        "SIMULATED recordings simulated; model small CNN-F [shipped, Fashion-MNIST], feedback trained; "
+        "baseline small CNN [shipped, Fashion-MNIST] (auto fell"
     )
 
 
@@ -511,12 +582,12 @@ def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
     assert "vgg16 weights IMAGENET1K_V1 are not in the cache and cannot be downloaded" in why
 
 
-@pytest.mark.parametrize("more", [{"model": "alexnet"}, {"weights": "mine.safetensors"}])
+@pytest.mark.parametrize("more", [{"model": ("alexnet",)}, {"weights": ("mine.safetensors",)}])
 def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeypatch, more):
     monkeypatch.setattr(compare, "public_available", lambda: (True, "MajajHong2015.public can be downloaded (237 MB)"))
     options, why = decide(Options(**more))
     assert options.recordings == ("MajajHong2015.public",)
-    assert options.model == more.get("model", "vgg16")
+    assert options.model == more.get("model", ("vgg16",))
     assert why == "auto: MajajHong2015.public can be downloaded (237 MB)"
 
 
@@ -524,7 +595,7 @@ def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
     monkeypatch.setattr(compare, "public_available", lambda: (True, "recordings here"))
     monkeypatch.setattr(compare, "published_available", lambda arch, name: (True, f"{arch} {name} there"))
     options, why = decide(Options(iterations=(0, 1)))
-    assert (options.recordings, options.model, options.baseline) == (("MajajHong2015.public",), "vgg16", "vgg16")
+    assert (options.recordings, options.model) == (("MajajHong2015.public",), ("vgg16",))
     assert why == "auto: recordings here; vgg16 IMAGENET1K_V1 there"
 
 
@@ -533,19 +604,9 @@ def test_a_source_that_is_named_never_falls_back(monkeypatch, recordings):
     monkeypatch.setattr(compare, "public_available", lambda: pytest.fail("asked"))
     options, why = decide(Options(recordings=recordings))
     assert options.recordings == recordings
-    assert options.model == "vgg16"
+    assert options.model == ("vgg16",)
     assert why == "as named"
-    assert decide(Options(recordings=("V4=simulated", "IT=simulated")))[0].model == "small"
-
-
-def test_the_baseline_has_the_models_weights_unless_others_are_named():
-    def weights(**more: str) -> str | None:
-        return decide(Options(recordings=("simulated",), **more))[0].baseline_weights
-
-    assert weights(weights="a.pth") == "a.pth"
-    assert weights(weights="a.pth", model="vgg16", baseline="vgg16") == "a.pth"
-    assert weights(weights="a.pth", baseline_weights="b.pth") == "b.pth"
-    assert weights(weights="a.pth", model="vgg16", baseline="alexnet") is None
+    assert decide(Options(recordings=("V4=simulated", "IT=simulated")))[0].model == ("small",)
 
 
 # Bad input: one line on stderr, exit code 1, before long work, and nothing written
@@ -558,7 +619,7 @@ def spoiled_image(world: World) -> list[object]:
 
 
 def few_images(world: World) -> list[object]:
-    path = tiny.recordings(world.folder / "few", n_images=9)
+    path = tiny.recordings(world.folder / "few", n_images=11)
     return ["--layers", "V4", "--recordings", path]
 
 
@@ -578,13 +639,13 @@ def malicious(world: World) -> list[object]:
 
     path = world.folder / "weights.pth"
     path.write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
-    return ["--weights", path, "--model", "alexnet"]
+    return ["--weights", path, "--baseline", "none", "--model", "alexnet"]
 
 
 def other_weights(world: World) -> list[object]:
     path = world.folder / "weights.pth"
     torch.save(tiny.layers().state_dict(), path)
-    return ["--weights", path, "--model", "alexnet"]
+    return ["--weights", path, "--baseline", "none", "--model", "alexnet"]
 
 
 def v4_folder(world: World) -> list[object]:
@@ -600,42 +661,68 @@ def file_in_the_way(world: World) -> list[object]:
     return ["--output", world.folder / "file" / "out"]
 
 
+def eleven_images(world: World) -> list[object]:
+    """Ten folds of one image and one of two: r would be 1 or -1 there, and nowhere else."""
+    path = tiny.recordings(world.folder / "eleven", n_images=11)
+    return ["--layers", "V4", "--recordings", path, "--components", 2]
+
+
+ON_V4 = ["--recordings", "V4=V4"]
 BAD = {
-    "image": (spoiled_image, r"image 'picture007' cannot be decoded"),
-    "few images": (few_images, r"9 images are fewer than the 10 folds"),
+    "image": (spoiled_image, r"V4.nc: 1 of 40 images are not those that it was written with: picture007.png"),
+    "few images": (few_images, r"11 images are too few .*: at least 40 are needed"),
     "constant": (all_constant, r"no site is left, all 3 are constant or have NaN responses"),
     "pickle": (malicious, r"was not loaded, since loading such a file could run code"),
     "weights": (other_weights, r"does not fit the network. missing: features.0.weight"),
     "session": (v4_folder, r"session '201026' is not known.*201025"),
-    "output": (file_in_the_way, r"cannot write .*choose another folder"),
+    "output": (file_in_the_way, r"(cannot write .*choose another folder|is a file; name a folder)"),
     "region": (["--layers", "V5=2", "--recordings", "V5=V4"], r"V5=V4|region 'V5' is not known in .*V4.nc.*Known: V4"),
     "no recordings": (["--layers", "V4", "IT", "--recordings", "V4=V4"], r"no recordings are given for region IT"),
     "region not asked": (["--layers", "V4", "--recordings", "IT=V4"], r"region 'IT' is not known.*regions asked for"),
-    "no such file": (["--recordings", "nowhere.nc"], r"--recordings nowhere.nc: there is no such file or folder"),
-    "session of none": (["--session", "x"], r"--session x applies to sources in the layout of V4_compact_models"),
-    "features": (["--components", 20], r"feedback .* 4@0: 12 features are fewer than 20 components; use fewer --components"),
+    "no such file": (["--recordings", "nowhere.nc"], r"recordings 'nowhere.nc': there is no such file or folder"),
+    "session of none": (["--session", "x"], r"session x applies to recordings in the layout of V4_compact_models"),
+    "features": (["--components", 20], r"feedback .* 4@0: 12 features are fewer than 20 components; use fewer components"),
     "components": (["--components", 36], r"36 components need more than 36 training images, a split has 36; use fewer"),
     "nested": (
         ["--components", 32, "--select", "nested", "--layers", "V4", "--recordings", "V4=V4"],
-        r"a split within the training images has 32; use fewer --components",
+        r"a split within the training images has 32; use fewer components",
     ),
-    "no component": (["--components", 0], r"--components is 0, expected at least 1"),
-    "no pca": (["--pca", 0], r"--pca is 0, expected at least 1"),
-    "pca": (["--pca", 3], r"--pca 3 keeps fewer components than the 4 of PLS"),
-    "batch": (["--batch-size", 0], r"--batch-size is 0, expected at least 1"),
-    "iteration": (["--iterations", 0, 2], r"2@2: iteration 2 is not run; the network runs 1"),
-    "negative iteration": (["--iterations", -1, 1], r"--iterations -1 1: expected whole numbers >= 0"),
+    "no component": (["--components", 0], r"components is 0, expected at least 1"),
+    "no pca": (["--pca", 0], r"pca is 0, expected at least 1"),
+    "pca": (["--pca", 3], r"pca = 3 keeps fewer components than the 4 of PLS"),
+    "batch": (["--batch-size", 0], r"batch_size is 0, expected at least 1"),
+    "iteration": (["--model", "MODEL:net", "--iterations", 0, 2], r"has no feedback; it runs with 0 iterations alone"),
+    "no image size": (["--model", "small", "--image-size", 0], r"image size is 0, expected a whole number of pixels"),
+    "no weights": (["--model", "small", "--weights", ""], r"weights of small are an empty text"),
+    "pairs": (["--model", "small", "vgg16", "--weights", "a", "b", "c"], r"2 models and 3 weights; give one name for all"),
+    "no baseline": (["--baseline", "none", "--baseline-weights", "x"], r"baseline weights x are given, and no baseline"),
+    "near": (["--model", "resnet50"], r"model 'resnet50' is not known; did you mean torchvision:resnet50"),
+    "tokens": (
+        ["--model", "MODEL:tokens", "--layers", "V4=tokens", *ON_V4],
+        r"expected the images along the first axis",
+    ),
+    "dropout": (["--model", "MODEL:dropped", "--layers", "V4=out", *ON_V4], r"it is not deterministic"),
+    "training": (["--model", "MODEL:stays", "--layers", "V4=out", *ON_V4], r"is in training mode"),
+    "statistics": (
+        ["--model", "MODEL:batch", "--layers", "V4=out", *ON_V4],
+        r"depend on the other images of its batch",
+    ),
+    "eleven": (eleven_images, r"11 images"),
+    "negative iteration": (["--iterations", -1, 1], r"iterations are \[-1, 1\], expected whole numbers >= 0"),
     "layer": (["--layers", "V4=12"], r"layer '12' is not known.*Known: input, 0, 1, 2"),
-    "word": (["--layers", "V4="], r"--layers 'V4=': expected REGION or REGION=LAYER"),
+    "word": (["--layers", "V4="], r"layers 'V4=': expected REGION or REGION=LAYER"),
     "form": (["--layers", "V4=2@x"], r"'2@x' is not of the form NAME, NAME@ITERATION"),
     "no layer": (["--layers", "V1"], r"no layer is known for region 'V1'; name one"),
-    "baseline layers": (["--baseline-layers", "V1=2"], r"region V1 is not among --layers \(V4, IT\)"),
+    "baseline layers": (["--baseline-layers", "V1=2"], r"region V1, but it is not among the regions asked for \(V4, IT\)"),
     "model": (["--model", "vgg61"], r"model 'vgg61' is not known; did you mean .*'vgg16'"),
     "device": (["--device", "nonsense"], r"device 'nonsense' cannot be used here"),
-    "feedback": (["--step-size", 0.5], r"--step-size: settings of the feedback, and the command runs no"),
+    "feedback": (["--step-size", 0.5], r"the function itself sets the feedback of its CNNF"),
     "not finite": (lambda world: ["--model", world.model("exploding")], r"second@0: features are not finite"),
-    "size": (["--image-size", 2], r"cannot be run on an image of shape \(3, 2, 2\)"),
-    "flags": (["--model", "alexnet", "--iterations", 0, "--match-norm"], r"--match-norm: settings of the feedback"),
+    "size": (["--image-size", 2], r"cannot be run on images of shape \(3, 2, 2\)"),
+    "flags": (
+        ["--model", "alexnet", "--iterations", 0, "--match-norm"],
+        r"match_norm: settings of the feedback, and no feedback iteration",
+    ),
 }
 
 
@@ -643,14 +730,14 @@ BAD = {
 def test_bad_input(world, no_work, capsys, kind):
     more, message = BAD[kind]
     words = more(world) if callable(more) else [str(w).replace("V4=V4", f"V4={world.v4}") for w in more]
+    words = [str(w).replace("MODEL:", world.model("")) for w in words]
     words = [str(w).replace("IT=V4", f"IT={world.v4}").replace("V5=V4", f"V5={world.v4}") for w in words]
     assert world.run(*words) == 1
     said = capsys.readouterr()
     assert said.err.count("\n") == 1, said.err
     assert re.match(rf"error: .*({message})", said.err), said.err
     assert not (world.folder / "trap").exists()
-    out = world.folder / "out"
-    assert not out.exists() or not list(out.iterdir())
+    assert not (world.folder / "out").exists(), "an error leaves no folder"
 
 
 @pytest.mark.parametrize("words", [["--iterations", "two"], ["--splits", "none"], ["--nonsense"], ["--select", "best"]])
@@ -677,9 +764,7 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
 
 
 @pytest.mark.parametrize("name", ["scores.nc", "table.md", "figure.svg", "summary.json", "run.json"])
-def test_a_disk_that_fills_up_leaves_no_file_half_written(world, monkeypatch, capsys, name):
-    assert world.run() == 0
-    before = (world.folder / "out" / name).read_bytes()
+def test_a_disk_that_fills_up_leaves_the_results_as_they_were(world, monkeypatch, capsys, name):
     replace = Path.replace
 
     def full(temporary, path):
@@ -687,24 +772,39 @@ def test_a_disk_that_fills_up_leaves_no_file_half_written(world, monkeypatch, ca
             raise OSError(28, "No space left on device")
         return replace(temporary, path)
 
-    monkeypatch.setattr(Path, "replace", full)
-    assert world.run("--seed", 1) == 1
-    assert re.search(rf"error: .*cannot write .*{name}: No space left on device; free space", capsys.readouterr().err)
-    left = set(os.listdir(world.folder / "out"))
-    assert left <= set(report.FILES)
-    assert "summary.json" not in left, "where it stands, the other files are of the same run"
-    if name != "summary.json":
-        assert (world.folder / "out" / name).read_bytes() == before
+    for before in ({}, None):
+        if before is None:
+            assert world.run() == 0
+            before = {path.name: path.read_bytes() for path in (world.folder / "out").iterdir()}
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            assert world.run() == 1
+        assert re.search(rf"error: .*cannot write .*{name}: No space left on device; free space", capsys.readouterr().err)
+        out = world.folder / "out"
+        assert {path.name: path.read_bytes() for path in (out.iterdir() if out.exists() else ())} == before
+        assert not list(world.folder.glob(".out*"))
 
 
 def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(world, monkeypatch, capsys):
     def refuses(path):
         raise OSError(30, f"cannot write {path}: Read-only file system")
 
-    monkeypatch.setattr(compare.files, "check_writable", refuses)
+    monkeypatch.setattr(compare.folders, "check_writable", refuses)
     monkeypatch.setattr(compare, "load", lambda *a: pytest.fail("recordings were read"))
     assert world.run() == 1
     assert "Read-only file system" in capsys.readouterr().err
+
+
+def test_recordings_and_layers_are_checked_before_weights_are_downloaded(world, monkeypatch, capsys):
+    monkeypatch.setattr(networks.weight_files, "published", lambda *a: pytest.fail("downloaded"))
+    for more, message in (
+        (["--layers", "V4=features.99", "--recordings", world.v4], "layer 'features.99' is not known"),
+        (["--recordings", "nowhere.nc"], "nowhere.nc"),
+        (["--layers", "V4", "--recordings", world.folder / "few.nc"], "few.nc"),
+    ):
+        for model in ("vgg16", "torchvision:resnet50"):
+            assert world.run("--model", model, *more) == 1
+            assert message in capsys.readouterr().err or model != "vgg16"
 
 
 def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
@@ -721,35 +821,53 @@ def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
         patch.setattr(activations, "extract", interrupted)
         assert world.run(*words) == 130
     assert "interrupted; the same command goes on from what is finished" in capsys.readouterr().err
-    assert not list((world.folder / "out").iterdir())
+    assert not (world.folder / "out").exists()
     done = sum(seen[:-1])
     seen.clear()
     monkeypatch.setattr(activations, "extract", lambda m, b, layers: (seen.append(len(b)), extract(m, b, layers))[1])
     assert world.run(*words) == 0
     first = world.summary()
     # In all: 40 images of V4 and 60 of IT once for the model (the baseline's first pass is in the cache or once more), and
-    # single images that count features.
+    # the first images, on which networks are tried.
     again = sum(seen)
     seen.clear()
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(world.folder / "fresh"))
     assert world.run(*words) == 0
     assert world.summary() == first
-    singles = 6  # two before the work, one for each product that is missing
-    assert again <= sum(seen) - done + singles
+    probes = 12 * 6  # images: one probe before the work, one for each group of products that is missing
+    assert again <= sum(seen) - done + probes
 
 
-# Words of --layers as layers of both networks
+# Words for layers as layers of all networks
 
 
-def test_without_a_number_the_default_iterations_that_the_model_runs():
-    model, baseline = tiny.network(iterations=1), tiny.network(iterations=0)
-    assert compare.iterations_of(Options(), model) == (0, 1)
-    assert compare.iterations_of(Options(), tiny.network(iterations=4)) == (0, 1, 2)
-    assert compare.iterations_of(Options(), baseline) == (0,)
-    assert compare.iterations_of(Options(iterations=(3,)), tiny.network(iterations=4)) == (3,)
-    (asked,) = evaluate.asked_layers(["V4"], (0, 1), model, baseline)
-    assert [str(at) for at in asked.model] == ["relu1@0", "relu1@1"]
-    assert [str(at) for at in asked.baseline] == ["relu1@0"]
+def rows(asked: evaluate.RegionAsked) -> list[tuple[str, str, str]]:
+    return [(row.role, str(row.at), str(row.against)) for one in asked.networks for row in one.rows]
+
+
+def test_without_a_number_all_iterations_that_the_model_runs():
+    model, baseline = tiny.network(iterations=3), tiny.network(seed=1, iterations=0)
+    (asked,) = evaluate.asked_layers(["V4"], None, [model], baseline)
+    assert rows(asked) == [
+        ("baseline", "relu1@0", "None"),
+        ("control", "relu1@0", "relu1@0"),
+        *(("model", f"relu1@{t}", "relu1@0") for t in (1, 2, 3)),
+    ]
+
+
+def test_the_first_pass_stands_beside_an_iteration_that_is_asked_for():
+    (asked,) = evaluate.asked_layers(["V4=pool2@2"], None, [tiny.network()], tiny.network(seed=1, iterations=0))
+    assert rows(asked)[1:] == [("control", "pool2@0", "pool2@0"), ("model", "pool2@2", "pool2@0")]
+
+
+def test_a_network_is_never_compared_with_itself():
+    model = tiny.network()
+    for itself in (model, tiny.network(iterations=0)):  # the same weights
+        (asked,) = evaluate.asked_layers(["V4"], (0, 1), [model], itself)
+        assert rows(asked) == [("baseline", "relu1@0", "None"), ("model", "relu1@1", "relu1@0")]
+        (asked,) = evaluate.asked_layers(["V4"], (0,), [model], itself)
+        assert asked.baseline is None
+        assert rows(asked) == [("model", "relu1@0", "None")]
 
 
 @pytest.mark.parametrize(
@@ -761,8 +879,7 @@ def test_without_a_number_the_default_iterations_that_the_model_runs():
         (["V4=features.16@1:feedback", "IT"], (0, 3), 3),
     ],
 )
-def test_the_network_runs_as_many_iterations_as_are_asked_for(monkeypatch, words, iterations, most):
-    asked = []
-    monkeypatch.setattr(networks, "load_network", lambda spec, weights, iterations=0, **more: asked.append(iterations))
-    compare.load_networks(Options(layers=tuple(words), iterations=iterations, model="vgg16", baseline="vgg16"))
-    assert asked == [most, 0]
+def test_the_network_runs_as_many_iterations_as_are_asked_for(words, iterations, most):
+    choice = compare.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
+    (model,), baseline = choice.skeletons
+    assert (model.iterations, baseline.iterations) == (most, 0)

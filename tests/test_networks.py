@@ -1,8 +1,9 @@
-"""What --model and --weights name: all kinds, what goes wrong, the card, the digest."""
+"""What a model and weights name: all kinds, what goes wrong, the digest."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from torchvision import models
 
 import cnnf_brain
 from cnnf_brain import networks
+from cnnf_brain.activations import check_layers
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.networks import load_network, network_digest
-from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.networks import Network, load_network, network_digest
+from cnnf_brain.products import layer_products
+from cnnf_brain.types import LayerAt
 
 
 @pytest.fixture
@@ -35,69 +38,106 @@ def weights_of(module: nn.Module, path: Path) -> str:
     return str(path)
 
 
-# The small net
+# The small net (cards: test_cards.py)
 
 
-def small_card(path: Path, **card: object) -> str:
-    torch.manual_seed(0)
-    save_weights(path, cnnf_brain.small_net(iterations=1), card)
-    return str(path)
-
-
-def test_small_takes_the_cards_settings(tmp_path):
-    settings = {
-        "iterations": 5,
-        "target": "relu1",
-        "step": 0.1,
-        "match_norm": True,
-        "match_layers": False,
-        "ada_relu": "printed",
-        "tolerance": None,
-    }
-    path = small_card(tmp_path / "a.safetensors", feedback=settings, normalisation="l2")
-    network = load_network("small", path, iterations=3)
-    assert network.module.settings == {**settings, "iterations": 3}
-    assert network.iterations == 3
-    assert network.name == "small CNN-F"
-    assert network.weights == path
+def test_the_shipped_network_runs_as_its_card_says():
+    network = load_network("small")
+    assert (network.iterations, network.module.step, network.module.match_norm) == (2, 0.1, True)
+    assert network.title == "small CNN-F (feedback trained)"
+    assert network.weights == "shipped, Fashion-MNIST"
     assert network.preprocessing == Preprocessing(28, (0.5,), (0.5,))
     assert network.layer_of("V4") == "pool2"
-    assert not network.headless
     assert not network.module.training
-    l2 = cnnf_brain.small_net(path, normalisation="l2", **{**settings, "iterations": 3}).eval()
-    x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    rms = cnnf_brain.small_net(path, **{**settings, "iterations": 3}).eval()
-    assert torch.allclose(network.module(x), l2(x), atol=1e-6)  # channels_last rounds otherwise
-    assert not torch.allclose(network.module(x), rms(x), atol=1e-4)
+    cnn = load_network("small", iterations=0)
+    assert cnn.title == "small CNN"
+    assert cnn.digest != network.digest
+    assert load_network("small", feedback={"step": 0.7}).title == "small CNN-F (feedback settings changed after training)"
 
 
-def test_flags_override_the_card(tmp_path):
-    path = small_card(tmp_path / "a.safetensors", feedback={"target": "relu1", "step": 0.1, "iterations": 2})
-    network = load_network("small", path, iterations=1, feedback={"step": 0.7, "match_norm": True})
-    assert {k: network.module.settings[k] for k in ("target", "step", "match_norm")} == {
-        "target": "relu1",
-        "step": 0.7,
-        "match_norm": True,
-    }
-
-
-def test_with_0_iterations_it_is_the_cnn(tmp_path):
-    path = small_card(tmp_path / "a.safetensors", feedback={"target": "relu1", "step": 0.1, "iterations": 2})
-    network = load_network("small", path)
-    assert network.name == "small CNN"
-    assert network.iterations == 0
-    assert network.module.settings["target"] == "input"
-    assert network.digest == load_network("small", path, iterations=2).digest
-
-
-def test_weights_without_a_card_run_with_the_defaults(tmp_path):
+def test_weights_without_a_card_run_with_the_trainers_defaults(tmp_path):
     torch.manual_seed(0)
     path = weights_of(cnnf_brain.small_net(), tmp_path / "plain.safetensors")
-    assert load_network("small", path, iterations=1).module.settings["step"] == 1.0
+    small = load_network("small", path)
+    assert small.module.settings == {
+        "iterations": 2, "target": "input", "step": 1.0, "match_norm": True, "match_layers": False, "ada_relu": "signed",
+        "tolerance": None,
+    }  # fmt: skip
+    assert small.feedback == "feedback untrained"
 
 
-def test_a_feedback_setting_that_does_not_exist(tmp_path):
-    path = small_card(tmp_path / "a.safetensors")
+def test_feedback_of_networks_that_do_not_normalise_is_stable_by_default(tmp_path):
+    """Unmatched, maps grow a thousandfold with each iteration, and a few images drive the regression."""
+    torch.manual_seed(0)
+    theirs = models.alexnet(weights=None)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter *= 2  # as large as trained weights make its maps
+    path = weights_of(theirs, tmp_path / "alexnet.safetensors")
+    network = load_network("alexnet", path, image_size=64)
+    assert (network.iterations, network.module.match_norm, network.module.match_layers) == (2, True, True)
+    assert cnnf_brain.alexnet(path).settings == network.module.settings == cnnf_brain.alexnet().settings
+    loose = load_network("alexnet", path, image_size=64, feedback={"match_layers": False, "match_norm": False})
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        held, grown = (n.module(x, keep=cnnf_brain.Keep()).logits.norm(dim=-1)[:, 0] for n in (network, loose))
+    assert torch.allclose(held, held[0].expand(3), rtol=1e-4)
+    assert grown[2] > 10 * grown[0] or grown[2] < grown[0] / 10
+
+
+def test_random_weights_are_drawn_with_a_seed():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (load_network("small", "none", iterations=0, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.digest == again.digest != other.digest
+    assert other.weights == "random, seed 1"
+    resnet = [load_network("torchvision:resnet18", "none", seed=seed).digest for seed in (0, 0, 1)]
+    assert resnet[0] == resnet[1] != resnet[2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"weights": ""}, "weights of small are an empty text; give a file"),
+        ({"image_size": 0}, "image size is 0, expected a whole number of pixels"),
+        ({"image_size": -3}, "image size is -3"),
+        ({"iterations": -1}, "iterations is -1, expected a whole number >= 0"),
+    ],
+)
+def test_nothing_falls_back_to_a_default(asked, message):
+    with pytest.raises(ValueError, match=message):
+        load_network("small", **asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: (w * 100).to(torch.int64), r"conv1.weight is int64, expected floating point.*quantised model"),
+        (lambda w: w > 0, r"conv1.weight is bool, expected floating point"),
+        (lambda w: w.to(torch.int8), r"conv1.weight is int8, expected floating point"),
+    ],
+)
+def test_weights_of_another_type_are_not_cast(tmp_path, change, message):
+    state = cnnf_brain.small_net().state_dict()
+    safetensors.torch.save_file({**state, "conv1.weight": change(state["conv1.weight"])}, tmp_path / "w.safetensors")
+    for load in (lambda path: load_network("small", path), cnnf_brain.small_net):
+        with pytest.raises(ValueError, match=message):
+            load(str(tmp_path / "w.safetensors"))
+
+
+def test_layers_are_checked_without_any_weights(tmp_path):
+    """A wrong layer is found before 528 MB are downloaded."""
+    for spec, layer in (("vgg16", "features.16"), ("torchvision:resnet50", "layer2"), ("small", "pool2")):
+        network = networks.plan(spec).skeleton()
+        check_layers(network.module, [LayerAt(layer)])
+        assert spec == "small" or all(p.is_meta for p in network.module.parameters())
+        with pytest.raises(ValueError, match="layer 'layer99' is not known"):
+            check_layers(network.module, [LayerAt("layer99")])
+
+
+def test_a_feedback_setting_that_does_not_exist():
+    path = networks.shipped_weights(True)
     with pytest.raises(ValueError, match=r"feedback setting 'steps' is not known; did you mean 'step'"):
         load_network("small", path, iterations=1, feedback={"steps": 1.0})
     with pytest.raises(ValueError, match=r"layer 'relu9' is not known"):
@@ -106,7 +146,9 @@ def test_a_feedback_setting_that_does_not_exist(tmp_path):
 
 def test_the_shipped_weights_are_named_where_they_are_missing(monkeypatch):
     monkeypatch.setattr(networks, "SHIPPED", {True: "no.safetensors", False: "no.safetensors"})
-    with pytest.raises(FileNotFoundError, match=r"no.safetensors: the shipped weights are missing; .* give --weights"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no.safetensors: the shipped weights are missing; .* give weights of your own"
+    ):
         load_network("small")
 
 
@@ -149,7 +191,13 @@ def test_weights_of_another_network_list_what_does_not_fit(tmp_path):
             load_network(spec, path)
 
 
-@pytest.mark.parametrize("spec", ["vgg61", "small.py", "resnet50"])
+@pytest.mark.parametrize(("spec", "meant"), [("resnet50", "resnet50"), ("resnet-18", "resnet18"), ("vit_b16", "vit_b_16")])
+def test_a_name_of_torchvisions_says_how_it_is_written(spec, meant):
+    with pytest.raises(ValueError, match=f"model '{spec}' is not known; did you mean torchvision:{meant}"):
+        load_network(spec)
+
+
+@pytest.mark.parametrize("spec", ["vgg61", "small.py"])
 def test_an_unknown_model_lists_the_kinds(spec):
     with pytest.raises(ValueError, match=rf"model '{spec}' is not known.*vgg16.*torchvision:NAME, path/to/file.py:function"):
         load_network(spec)
@@ -221,7 +269,7 @@ def test_weights_into_a_network_of_ones_own(file, tmp_path):
     path = weights_of(other.module, tmp_path / "w.safetensors")
     network = load_network(f"{file}:net", path)
     assert torch.equal(network.module.first.weight, other.module.first.weight)
-    assert network.digest == other.digest
+    assert network.digest != other.digest, "another function of the file made it"
     with pytest.raises(ValueError, match="does not fit the network"):
         load_network(f"{file}:feedback", path)
 
@@ -242,7 +290,7 @@ def test_what_lies_beside_the_file_can_be_imported(file):
     ("function", "message"),
     [
         ("broken", r"calling broken\(\) in .*types.py failed: RuntimeError: no such luck"),
-        ("wrong", r"wrong\(\) returned a int, expected an nn.Module"),
+        ("wrong", r"the function returned a int, expected an nn.Module"),
         ("nett", r"function 'nett' is not known in .*types.py; did you mean 'net'"),
         ("not_a_function", r"function 'not_a_function' is not known in"),
     ],
@@ -311,7 +359,7 @@ def test_weights_that_are_missing_or_damaged(tmp_path, spec):
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:63"])
 def test_a_device_that_is_not_here(device):
-    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here .*try --device cpu"):
+    with pytest.raises(ValueError, match=rf"device '{device}' cannot be used here .*expected auto, cpu, or cuda"):
         load_network("small", device=device)
 
 
@@ -320,8 +368,8 @@ def test_a_device_that_is_not_here(device):
 
 def test_the_digest_sees_plain_attributes_and_the_file(file):
     digests = {name: load_network(f"{file}:{name}").digest for name in ("net", "same", "other", "louder", "dead")}
-    assert digests["net"] == digests["same"]
-    assert len(set(digests.values())) == 4
+    assert len(set(digests.values())) == 5
+    assert load_network(f"{file}:net").digest == digests["net"]
     file.write_text(tiny.FILE.replace("self.gain * self.first(x)", "self.gain + self.first(x)"))
     assert load_network(f"{file}:net").digest != digests["net"]
 
@@ -376,3 +424,88 @@ def test_the_digest_does_not_depend_on_the_memory_format():
     plain = CNNF(tiny.layers(), iterations=0)
     assert network_digest(plain) == network_digest(CNNF(tiny.layers()).to(memory_format=torch.channels_last))
     assert network_digest(plain) != network_digest(tiny.layers())
+
+
+# The identity
+
+
+LINEAR_AND_CUBIC = """
+import torch
+from torch import nn
+from cnnf_brain.images import Preprocessing
+
+class Net(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.out = nn.Identity()
+        self.act = act
+        self.preprocessing = Preprocessing(16)
+
+    def forward(self, x):
+        return self.out(self.act(self.conv(x)))
+
+def power(n):
+    return Net(lambda x: x ** n)
+
+def linear():
+    return power(1)
+
+def cubic():
+    return power(3)
+"""
+
+
+def test_two_functions_of_one_file_share_no_features(tmp_path, cache):
+    """Closures and the function's name tell them apart: their features were taken from one place of the cache."""
+    path = tmp_path / "nets.py"
+    path.write_text(LINEAR_AND_CUBIC)
+    linear, cubic = (load_network(f"{path}:{name}") for name in ("linear", "cubic"))
+    assert linear.identity != cubic.identity
+    assert network_digest(linear.module) != network_digest(cubic.module), "by the closure alone"
+    at = LayerAt("out")
+    ks = [layer_products(network, tiny.images(12), [at], progress=False)[at].values for network in (linear, cubic)]
+    assert not np.allclose(*ks)
+
+
+def change_table(module: Odd) -> None:
+    module.table["a"][1500] = 1
+
+
+def change_nested(module: Odd) -> None:
+    module.table["b"] = [(1, {"c": 3})]
+
+
+@pytest.mark.parametrize("change", [change_table, change_nested])
+def test_the_digest_sees_into_dicts(change):
+    def made() -> Odd:
+        module = Odd()
+        module.table = {"a": torch.zeros(2000), "b": [(1, {"c": 2})]}
+        return module
+
+    module = made()
+    assert network_digest(module) == network_digest(made())
+    change(module)
+    assert network_digest(module) != network_digest(made())
+
+
+class Strange:
+    """An object of which nobody can say what it holds."""
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda module: module.register_forward_pre_hook(lambda m, x: x), "the network itself has a forward hook"),
+        (lambda module: setattr(module, "thing", Strange()), "thing is a .*Strange, whose content is not known"),
+        (lambda module: setattr(module, "things", {"a": [Strange()]}), "things.* is a .*Strange"),
+    ],
+)
+def test_what_cannot_be_identified_has_no_identity(change, why):
+    module = Odd()
+    change(module)
+    network = Network("odd", module, Preprocessing(16))
+    assert network.identity is None
+    assert re.search(why, network.unidentified)
+    assert len(network.digest) == 64

@@ -28,6 +28,7 @@ from cnnf_brain.networks import Network
 from cnnf_brain.products import DamagedCacheWarning, layer_products, product_key
 from cnnf_brain.types import Images, LayerAt, Product
 
+PROBE = [4, 4, 1, 3]  # the passes that every network is tried with first
 AT = [LayerAt.parse(name) for name in ("relu1@0", "pool2@1", "pool2@2", "relu2@1:feedback", "fc@2")]
 
 
@@ -108,7 +109,7 @@ def test_groups_fill_the_scratch_space(cache):
 def test_too_little_scratch_is_an_error_before_the_images_run(cache, passes):
     with pytest.raises(OSError, match=r"relu1@0: its features over 12 images take"):
         compute(tiny.network(), tiny.images(12), scratch_bytes=4 * 1176 * 12 - 1)
-    assert passes == [1], "one image, to count the features"
+    assert passes == PROBE, "the first images alone"
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
@@ -120,13 +121,13 @@ def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
 
 
 def test_features_that_are_not_finite_are_an_error(cache, monkeypatch):
-    first_is_fine = products.feature_counts(tiny.network(), tiny.images(12), [LayerAt("relu2", 2)])
-    monkeypatch.setattr(products, "feature_counts", lambda *a: first_is_fine)
+    first_is_fine = activations.probe(tiny.network(), tiny.images(12), [LayerAt("relu2", 2)])
+    monkeypatch.setattr(activations, "probe", lambda *a: first_is_fine)
     network = tiny.network(iterations=2, match_norm=False)
     with torch.no_grad():
         network.module.conv2.weight *= 1e12
     with pytest.raises(
-        ValueError, match=r"relu2@2: features are not finite .*fewer iterations, a smaller step or match_norm"
+        ValueError, match=r"relu2@2: features are not finite .*fewer iterations, a smaller step, match_norm or match_layers"
     ):
         compute(network, tiny.images(12), [LayerAt("relu2", 2)])
     assert list((cache / "scratch").iterdir()) == []
@@ -138,11 +139,11 @@ def test_features_that_are_not_finite_are_found_with_the_first_image(cache, pass
         network.module.conv1.bias[0] = torch.nan
     with pytest.raises(ValueError, match=r"relu1@0: features are not finite"):
         compute(network, tiny.images(12))
-    assert passes == [1]
+    assert passes == PROBE[:1]
 
 
 def test_an_image_that_the_network_cannot_take_is_an_error(cache):
-    with pytest.raises(ValueError, match=r"tiny cannot be run on an image of shape \(3, 9, 9\).*--image-size"):
+    with pytest.raises(ValueError, match=r"tiny cannot be run on images of shape \(3, 9, 9\).*another image size"):
         compute(tiny.network(size=9), tiny.images(12))
 
 
@@ -154,11 +155,11 @@ def test_a_batch_holds_an_image(batch_size):
 
 def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
     before = torch.backends.cudnn.allow_tf32
-    with products.float32_convolutions(torch.device("cuda")):
+    with activations.float32_convolutions(torch.device("cuda")):
         assert torch.backends.cudnn.enabled
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
-    with products.float32_convolutions(torch.device("cpu")):
+    with activations.float32_convolutions(torch.device("cpu")):
         assert torch.backends.cudnn.allow_tf32 == before
 
 
@@ -167,9 +168,9 @@ def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
 
 def test_the_second_time_nothing_is_computed(cache, passes):
     first = compute(tiny.network(), tiny.images(12), batch_size=5)
-    assert passes == [1, 5, 5, 2]
-    again = compute(tiny.network(), tiny.images(12), batch_size=4)
-    assert len(passes) == 4
+    assert passes == [*PROBE, 5, 5, 2]
+    again = compute(tiny.network(), tiny.images(12), batch_size=5)
+    assert len(passes) == 7
     for at in AT:
         assert np.array_equal(first[at].values, again[at].values)
         assert (first[at].at, first[at].n_features) == (again[at].at, again[at].n_features)
@@ -179,12 +180,12 @@ def test_only_what_is_missing_is_computed(cache, passes):
     compute(tiny.network(), tiny.images(12), AT[:2])
     passes.clear()
     found = compute(tiny.network(), tiny.images(12), batch_size=6)
-    assert passes == [1, 6, 6]
+    assert passes == [*PROBE, 6, 6]
     assert list(found) == AT
 
 
 def key(network: Network | None = None, name: str = "pool2@1", images: str = "digest") -> str:
-    return product_key(network or tiny.network(), images, LayerAt.parse(name))
+    return product_key(network or tiny.network(), images, LayerAt.parse(name), 8)
 
 
 def changed(weight: str = "conv1.bias") -> Network:
@@ -241,12 +242,47 @@ def test_another_version_of_the_software_has_another_key(monkeypatch):
     assert key() != before
 
 
-def test_the_sources_that_make_features_are_in_the_key(monkeypatch):
-    before, read = products.code_version(), Path.read_bytes
-    for name in ("activations.py", "images.py", "products.py", "feedback.py", "layers.py"):
+def test_the_versions_that_make_features_are_in_the_key(monkeypatch):
+    before = key()
+    for module, name in (
+        (products, "FEATURES_VERSION"),
+        (products.torchvision, "__version__"),
+        (products.PIL, "__version__"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
-            assert products.code_version() != before, name
+            patch.setattr(module, name, 99)
+            assert key() != before, name
+
+
+def test_the_batch_size_is_in_the_key():
+    network = tiny.network()
+    assert product_key(network, "images", AT[0], 8) != product_key(network, "images", AT[0], 4)
+
+
+def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
+    """What a hook does to the features cannot be known: taken from a cache they could be those of another hook."""
+    for factor in (1.0, 3.0):
+        network = tiny.network(iterations=0)
+        network.module.relu1.register_forward_hook(lambda module, inputs, output, factor=factor: output * factor)
+        plain = Network("plain", torch.nn.Sequential(*network.module.children()), network.preprocessing)
+        passes.clear()
+        compute(replace(plain, module=plain.module.eval()), tiny.images(12), [LayerAt("1")])
+        assert len(passes) > len(PROBE)
+        assert "not kept in the cache, since module '1' has a forward hook" in capsys.readouterr().err
+    assert not list((cache / "products").glob("*"))
+
+
+def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(cache, monkeypatch):
+    content = [tiny.encoded(picture) for picture in tiny.pictures(24)]
+    reads = []
+
+    def read(i: int) -> bytes:
+        reads.append(i)
+        return content[i + 12 if i == 11 and reads.count(11) > 1 else i]
+
+    with pytest.raises(ValueError, match="image011"):
+        compute(tiny.network(), Images(tuple(f"image{i:03}" for i in range(12)), read, "a folder"), AT[:1])
+    assert not list((cache / "products").glob("*"))
 
 
 def test_an_image_with_another_byte_is_computed_anew(cache, passes):
@@ -255,7 +291,7 @@ def test_an_image_with_another_byte_is_computed_anew(cache, passes):
     passes.clear()
     other = Images(stimuli.ids, lambda i: tiny.encoded(tiny.pictures(12)[i] ^ (i == 11)), stimuli.where)
     found = compute(tiny.network(), other, AT[:1])
-    assert len(passes) > 1
+    assert len(passes) > len(PROBE)
     assert_same(found[AT[0]].values, expected(tiny.network(), other, AT[0]))
 
 
@@ -263,7 +299,7 @@ def test_an_image_with_another_byte_is_computed_anew(cache, passes):
 def test_a_damaged_cache_file_is_computed_again(cache, damage):
     network, stimuli = tiny.network(), tiny.images(12)
     first = compute(network, stimuli, AT[:2])
-    path = cache / "products" / f"{product_key(network, stimuli.digest(), AT[1])}.npz"
+    path = cache / "products" / f"{product_key(network, stimuli.digest(), AT[1], 8)}.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "pickle":
@@ -283,7 +319,7 @@ def test_a_damaged_cache_file_is_computed_again(cache, damage):
 
 
 def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-    """Let pass number ``after`` (the first counts features) end in ``error``."""
+    """Let pass number ``after`` (the first ones try the network) end in ``error``."""
     extract, seen = activations.extract, []
 
     def fails(model, batch, layers):
@@ -298,20 +334,20 @@ def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInte
 def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, request):
     network, stimuli = tiny.network(), tiny.images(12)
     with monkeypatch.context() as patch:
-        interrupt(patch, after=4)
+        interrupt(patch, after=len(PROBE) + 3)
         with pytest.raises(KeyboardInterrupt):
             compute(network, stimuli, batch_size=2)
     assert len(list((cache / "scratch").iterdir())) == 1
     passes = request.getfixturevalue("passes")
     found = compute(network, stimuli, batch_size=2)
-    assert passes == [1, 2, 2, 2], "six images were done"
+    assert passes == [*PROBE, 2, 2, 2], "six images were done"
     for at in AT:
         assert_same(found[at].values, expected(network, stimuli, at))
     assert list((cache / "scratch").iterdir()) == []
 
 
 def test_an_error_removes_the_scratch(cache, monkeypatch):
-    interrupt(monkeypatch, after=3, error=RuntimeError)
+    interrupt(monkeypatch, after=len(PROBE) + 2, error=RuntimeError)
     with pytest.raises(RuntimeError, match="enough"):
         compute(tiny.network(), tiny.images(12), batch_size=2)
     assert list((cache / "scratch").iterdir()) == []
@@ -376,8 +412,9 @@ from test_products import AT
 extract, passes = activations.extract, []
 def halting(model, batch, layers):
     passes.append(len(batch))
-    print("images", sum(passes) - 1, flush=True)
-    sys.stdin.readline()
+    if len(passes) > 4:  # behind the probe
+        print("images", sum(passes[4:]), flush=True)
+        sys.stdin.readline()
     return extract(model, batch, layers)
 activations.extract = halting
 found = products.layer_products(tiny.network(), tiny.images(12), AT, batch_size=2, progress=False)
@@ -411,11 +448,11 @@ def wait_for(stream: IO[str] | None, words: str) -> None:
 
 def test_a_killed_process_is_gone_on_from(cache, passes):
     with child(cache) as process:
-        say(process, 3)
+        say(process, 2)
         wait_for(process.stdout, "images 6")  # images 4 and 5 are on their way, 0 to 3 are written
         process.kill()
     found = compute(tiny.network(), tiny.images(12), batch_size=2)
-    assert passes == [1, 2, 2, 2, 2]
+    assert passes == [*PROBE, 2, 2, 2, 2]
     for at in AT:
         assert_same(found[at].values, expected(tiny.network(), tiny.images(12), at))
 
@@ -423,12 +460,11 @@ def test_a_killed_process_is_gone_on_from(cache, passes):
 @pytest.mark.slow
 def test_two_processes_at_once_compute_once(cache):
     with child(cache) as first, child(cache) as second:
-        say(first, 1)
         wait_for(first.stdout, "images 2")
         say(second, 20)
         wait_for(second.stderr, "another process computes the same features; waiting for it")
         outputs = [first.communicate("\n" * 20)[0], second.communicate()[0]]
-    assert "images" not in outputs[1].replace("images 0", ""), "the second one runs an image to count features, no more"
+    assert "images" not in outputs[1], "the second one runs the first images to try the network, no more"
     sums = [[line for line in output.splitlines() if line.startswith("sum")] for output in outputs]
     assert sums[0] == sums[1] != []
     assert list((cache / "scratch").iterdir()) == []
@@ -436,7 +472,7 @@ def test_two_processes_at_once_compute_once(cache):
 
 def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache, capsys):
     network, stimuli = tiny.network(), tiny.images(12)
-    scratch = products.Scratch({AT[0]: 6 * 14 * 14}, 12, [product_key(network, stimuli.digest(), AT[0])])
+    scratch = products.Scratch({AT[0]: 6 * 14 * 14}, 12, [product_key(network, stimuli.digest(), AT[0], 8)])
     held = threading.Event()
 
     def hold() -> None:

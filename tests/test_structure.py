@@ -17,12 +17,12 @@ MAX_LINES = 450
 # The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
 # its neighbours on the same level unless they are strangers to each other.
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "checks", "devices", "files", "folders", "provenance", "style"}),
+    frozenset({"types", "checks", "devices", "features", "files", "folders", "provenance", "style", "user_code"}),
     frozenset({"model", "predictivity", "recordings", "images"}),
-    frozenset({"networks"}),
+    frozenset({"networks", "identity"}),
     frozenset({"activations", "trainer", "attacks"}),
     frozenset({"products", "brainscore"}),
-    frozenset({"report", "evaluate"}),
+    frozenset({"report", "evaluate", "accuracy", "choice"}),
     frozenset({"compare", "submit", "robustness", "visualize", "training", "benchmarks"}),
 )
 STRANGERS = 1

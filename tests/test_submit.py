@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from PIL import Image
 
@@ -38,6 +39,7 @@ def run(capsys):
 
 
 def test_a_zip_and_a_folder_for_each_identifier(run, tmp_path):
+    tmp_path = tmp_path / "out"
     stored = ["--stored", "user_12/small.safetensors", "v-1"]
     code, out, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL, *stored)
     assert (code, err) == (0, [])
@@ -50,19 +52,19 @@ def test_a_zip_and_a_folder_for_each_identifier(run, tmp_path):
         assert (tmp_path / identifier / "__init__.py").is_file()
         assert identifier in out
         with zipfile.ZipFile(tmp_path / name) as opened:
-            assert sum(one.endswith("/__init__.py") for one in opened.namelist()) == 1
+            assert sum(one.endswith(f"models/{identifier}/__init__.py") for one in opened.namelist()) == 1
             assert "'version_id': 'v-1'" in opened.read(f"{identifier}/models/{identifier}/model.py").decode()
-    assert json.loads((tmp_path / "submission.json").read_text()) == {
-        name.removesuffix(".zip"): str(Path(shipped_weights(True)).resolve()) for name in archives
-    }
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["kind"] == "submit"
+    assert record["weights"] == {name.removesuffix(".zip"): str(Path(shipped_weights(True)).resolve()) for name in archives}
     assert "draft" not in out
-    assert "requirements.txt asks for cnnf-brain==" in out
 
 
 def test_a_control_of_its_own_weights(run, tmp_path):
-    code, out, _ = run(
+    tmp_path = tmp_path / "out"
+    code, _, _ = run(
         *("--weights", shipped_weights(True), "--control", shipped_weights(False), "--output", tmp_path, *SMALL),
-        *("--url", "https://hub/a", "--control-url", "https://hub/b", "--requires", "cnnf-brain @ git+https://hub/c@1"),
+        *("--url", "https://hub/a", "--control-url", "https://hub/b"),
     )
     assert code == 0
     (cnnf,) = tmp_path.glob("small_CNNF_*/model.py")
@@ -71,11 +73,10 @@ def test_a_control_of_its_own_weights(run, tmp_path):
     assert "'url': 'https://hub/b'" in cnn.read_text()
     assert "'iterations': 0" in cnn.read_text()
     assert cnnf.parent.name.split("_")[2] != cnn.parent.name.split("_")[2]
-    assert (cnn.parent / "requirements.txt").read_text() == "cnnf-brain @ git+https://hub/c@1\n"
-    assert "requirements.txt asks for cnnf-brain @ git+https://hub/c@1" in out
 
 
 def test_no_iterations_write_the_cnn_alone(run, tmp_path):
+    tmp_path = tmp_path / "out"
     regions = ["--regions", "V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
     code, out, _ = run(
         *("--weights", shipped_weights(False), "--output", tmp_path, "--model", "small", "--neural-only", *regions),
@@ -107,7 +108,9 @@ def test_settings_of_the_feedback_are_told(run, tmp_path):
     bare = tmp_path / "bare.safetensors"
     safetensors.torch.save_file(state, bare)
     for weights, carded in ((bare, False), (shipped_weights(True), True)):
-        code, out, _ = run("--weights", weights, "--output", tmp_path / "out", *SMALL, "--step-size", "0.25")
+        code, out, _ = run(
+            "--weights", weights, "--output", tmp_path / "out", *SMALL, "--iterations", 2, "--step-size", "0.25"
+        )
         assert code == 0
         (line,) = (line for line in out.splitlines() if line.startswith("  feedback"))
         assert "step=0.25" in line
@@ -132,7 +135,29 @@ def test_what_is_wrong_is_said_in_a_line(run, tmp_path, flags, said):
     assert len(err) == 1
     assert err[0].startswith("error: ")
     assert said in err[0]
-    assert not list(tmp_path.rglob("*.zip"))
+    assert list(tmp_path.iterdir()) == []  # no empty folder either
+
+
+def test_what_another_command_wrote_is_left_alone(run, tmp_path):
+    (tmp_path / "run.json").write_text('{"kind": "compare", "configuration": {}}')
+    code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL)
+    assert code == 1
+    assert "holds the results of compare, not of submit" in err[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_code_of_ones_own_goes_into_the_plugin(run, tmp_path):
+    (tmp_path / "nets.py").write_text(tiny.FILE)
+    regions = ["--regions", "V1=first", "V2=first", "V4=act", "IT=second"]
+    code, out, _ = run("--model", f"{tmp_path / 'nets.py'}:net", "--output", tmp_path / "out", "--neural-only", *regions)
+    assert code == 0
+    assert "your code goes into the plugin and becomes public with it: nets.py" in out
+    assert "draft" not in out
+    (archive,) = (tmp_path / "out").glob("*.zip")
+    with zipfile.ZipFile(archive) as opened:
+        (name,) = (one for one in opened.namelist() if one.endswith("network_code/nets.py"))
+        text = opened.read(name).decode()
+    assert f"from brainscore_vision.models.{archive.stem}.cnnf_brain.images import Preprocessing" in text
 
 
 def test_behaviour_needs_imagenets_classes(run, tmp_path):
@@ -140,14 +165,15 @@ def test_behaviour_needs_imagenets_classes(run, tmp_path):
     code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *flags)
     assert code == 1
     assert "has 10 classes" in err[0]
-    assert "--neural-only" in err[0]
+    assert "neural_only" in err[0]
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "give --weights FILE --output DIR, or --check ZIP"),
-        (["--weights", "a.pt"], "give --weights FILE --output DIR, or --check ZIP"),
+        ([], "give --weights FILE or --model MODEL, and --output DIR; or --check ZIP"),
+        (["--weights", "a.pt"], "and --output DIR; or --check ZIP"),
+        (["--output", "a"], "give --weights FILE or --model MODEL"),
         (["--check", "a.zip", "--output", "b"], "--output: --check takes --weights alone beside it"),
         (["--check", "a.zip", "--neural-only"], "--neural-only: --check takes"),
         (["--weights", "a.pt", "--output", "b", "--iterations", "-1"], "--iterations -1: expected a whole number"),
@@ -178,7 +204,7 @@ def test_a_zip_that_is_not_ready(run, tmp_path):
     assert "FAIL  No metadata.yml or metadata.yaml: Brain-Score makes them itself: root/models/my-model/metadata.yml" in out
     assert "FAIL  No identifier has a hyphen: my-model" in out
     assert "  ok  The ZIP is at most 50 MB" in out
-    assert "-  memory and time of one hundred images" in out
+    assert "-  memory and time that the real benchmarks will take: not run, since The plugin" in out
     assert len(err) == 1
     assert err[0].startswith(f"error: {path} is not ready to be submitted: ")
 
@@ -203,6 +229,50 @@ def test_without_brainscore_vision(run, monkeypatch, tmp_path):
     assert "pip install 'cnnf-brain[brainscore]'" in err[0]
 
 
+@pytest.mark.parametrize(
+    ("failed", "not_run", "draft", "code", "said"),
+    [
+        ([], [], False, 0, "ready: a.zip"),
+        ([], [], True, 3, "draft: a.zip names no place to load its weights from; everything else is ok"),
+        ([], ["the address"], True, 4, "error: a.zip is not checked to the end; not run: the address"),
+        (["a rule"], ["the address"], True, 1, "error: a.zip is not ready to be submitted: a rule"),
+    ],
+)
+def test_the_last_word_and_the_exit_code(capsys, failed, not_run, draft, code, said):
+    assert submit.outcome(Path("a.zip"), failed, not_run, draft) == code
+    assert "".join(capsys.readouterr()).strip() == said
+
+
+@pytest.mark.slow
+def test_a_draft_an_address_that_is_not_reached_and_code_of_ones_own(run, tmp_path):
+    """Checked from the command line: what is written comes to these ends."""
+    for place, code, said in (
+        ([], 3, "a draft, it names none: upload the weights"),
+        (
+            ["--url", "http://127.0.0.1:9/small.safetensors"],
+            4,
+            "not run, http://127.0.0.1:9/small.safetensors was not reached",
+        ),
+    ):
+        folder = tmp_path / f"out{code}"
+        assert (
+            run("--weights", shipped_weights(False), "--output", folder, *SMALL[:3], "--regions", *CNN_REGIONS, *place)[0]
+            == 0
+        )
+        (archive,) = folder.glob("*.zip")
+        ended, out, _ = run("--check", archive)
+        assert (ended, said in out) == (code, True), out
+        assert ", 0 failed, 1 " in out
+        assert "the plugin's code is run now, with your rights" in out
+    (tmp_path / "nets.py").write_text("import beside\n" + tiny.FILE)
+    (tmp_path / "beside.py").write_text("from cnnf_brain.checks import near\n")
+    regions = ["--regions", "V1=0", "V2=2", "V4=2", "IT=4"]
+    run("--model", f"{tmp_path / 'nets.py'}:feedback", "--output", tmp_path / "own", "--neural-only", *regions)
+    (archive,) = (tmp_path / "own").glob("feedback_CNNF_*.zip")
+    ended, out, _ = run("--check", archive)
+    assert (ended, out.splitlines()[-1]) == (0, f"ready: {archive}"), out
+
+
 @pytest.mark.slow
 def test_behaviour_from_the_1000_logits(run, tmp_path, monkeypatch):
     """AlexNet of random weights, written, loaded as a plugin, and asked for labels and for a region's layer."""
@@ -219,16 +289,14 @@ def test_behaviour_from_the_1000_logits(run, tmp_path, monkeypatch):
     from cnnf_brain.brainscore import load_plugin
     from cnnf_brain.brainscore.commitment import local_file
     from cnnf_brain.brainscore.identity import Identity
+    from cnnf_brain.brainscore.rules import read_submission
 
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
-    (folder,) = (path for path in (tmp_path / "out").glob("alexnet_CNNF_*") if path.is_dir())
-    code_of_plugin: dict = {}
-    source = (folder / "model.py").read_text()
-    exec(compile(source, "model.py", "exec"), code_of_plugin)
-    identity = Identity.from_dict(code_of_plugin["IDENTITY"])
+    (archive,) = (tmp_path / "out").glob("alexnet_CNNF_*.zip")
+    content = read_submission(archive).identity
+    identity = Identity.from_dict(content)
     local_file(identity.weights).symlink_to(weights)
-    model = load_plugin(code_of_plugin["IDENTITY"], folder.name)
-    assert code_of_plugin["get_bibtex"](folder.name).startswith("@inproceedings{Huang2020CNNF")
+    model = load_plugin(content, archive.stem)
 
     network = identity.load(str(weights))
     Image.new("RGB", (80, 80), (200, 30, 90)).save(tmp_path / "red.png")

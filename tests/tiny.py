@@ -71,6 +71,40 @@ def feedback():
     made.regions = {"V4": "2", "IT": "4"}
     return made
 
+class Spoiled(nn.Module):
+    # rows that do not belong to images, in four ways
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6, track_running_stats=False) if how == "batch" else nn.Identity()
+        self.tokens = nn.Identity()
+        self.out = nn.Identity()
+        self.preprocessing = Preprocessing(16)
+
+    def train(self, mode=True):
+        return super().train(mode or self.how == "stays")
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        if self.how == "dropped":
+            y = nn.functional.dropout(y, 0.5)
+        self.tokens(y.flatten(2).permute(2, 0, 1))  # as transformers without batch_first
+        return self.out(y)
+
+def tokens():
+    return Spoiled("tokens")
+
+def dropped():
+    return Spoiled("dropped")
+
+def stays():
+    return Spoiled("stays")
+
+def batch():
+    return Spoiled("batch")
+
 def broken():
     raise RuntimeError("no such luck")
 

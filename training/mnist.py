@@ -9,7 +9,8 @@ The defaults are the paper's standard training: Adam, learning rate 1e-3, weight
 first pass of the weights of each step, alone (only) or beside the clean ones (augment); in both, the reconstruction is of
 the clean image. Epsilon and the attack's step size are for images in [0, 1]. What the
 paper leaves open (batch size, target layer, step size, matching of norms) has its default and its reason in
-docs/training-small.md.
+docs/training-small.md. The reconstruction loss is the mean over the elements; Table 1 prints their sum, which
+--reconstruction-reduction sum takes.
 
 Data: four IDX files, gzipped or not, in --data DIR; without --data in the cache folder, in Debian's package
 dataset-fashion-mnist, else downloaded by torchvision. A twelfth of the training images (5,000) is held out for
@@ -21,13 +22,15 @@ the end, on the weights as they are stored.
 Output (--output, default runs/DATASET-MODEL-seedN):
     model.safetensors     the weights; their card is in the metadata
     report.html           a page that shows the run: accuracy, log, what the run was, what it does not show
-    card.json, card.md    command, seed, commit, data hash, versions, time, accuracy at every iteration
+    card.json, card.md    command, seed, commit, data hash, versions, time, accuracy at every iteration; card.json
+                          also the SHA-256 of model.safetensors
     config.json           the configuration, written at the start
     log.jsonl             for each epoch: losses by term and iteration, validation accuracy at every iteration
     checkpoints/          the last three
 
 The same command again continues where the output folder has a checkpoint, exactly (on a CPU with the same number of
-threads bit for bit), and does nothing where the run is finished. SIGTERM and Ctrl-C finish the step, save and exit.
+threads bit for bit). Where the run is finished it checks model.safetensors against the SHA-256 in card.json, and
+restores the file from the last checkpoint if it is gone or damaged. SIGTERM and Ctrl-C finish the step, save and exit.
 
 Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal and saved: start it again.
 """
@@ -39,8 +42,6 @@ import shlex
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cnnf_brain.report import page
 from cnnf_brain.trainer import data, small
@@ -152,7 +153,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help="default runs/DATASET-MODEL-seedN")
     add("--save-every", type=positive(int), default=500, metavar="STEPS", help="between checkpoints (default 500)")
     add("--resume", action="store_true", help="insist on a checkpoint to continue (one is continued in any case)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default cuda where there is one")
+    add("--device", default="auto", help="auto (the default): cuda where there is one, else cpu")
     args = parser.parse_args(argv)
     settle_model_flags(parser, args)
     settle_training_flags(parser, args)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cnnf_brain import files
-from cnnf_brain.brainscore.identity import AGAIN, STORED_BELOW, Identity, Weights
+from cnnf_brain import devices, files
+from cnnf_brain.brainscore.identity import AGAIN, BUCKET, STORED_BELOW, Identity, Weights
 from cnnf_brain.brainscore.time_bins import IterationsInTime
 from cnnf_brain.brainscore.wrapper import IterationWrapper
 from cnnf_brain.model.feedback import CNNF
@@ -27,7 +27,6 @@ except ImportError as error:
     ) from error
 
 CLASSES = 1000  # ImageNet's, in the order of their synset names: Brain-Score's labels are read off them
-BUCKET = "brainscore-storage"
 
 
 class IterationCommitment(ModelCommitment):
@@ -81,7 +80,7 @@ class IterationCommitment(ModelCommitment):
         super().start_recording(recording_target, time_bins=time_bins)
 
 
-def load_plugin(identity: Mapping[str, Any], identifier: str) -> IterationCommitment:
+def load_plugin(identity: Mapping[str, Any], identifier: str, code: Path | None = None) -> IterationCommitment:
     """The model of a plugin, on a GPU where there is one.
 
     Parameters
@@ -90,21 +89,22 @@ def load_plugin(identity: Mapping[str, Any], identifier: str) -> IterationCommit
         ``Identity.as_dict()``, as it stands in the plugin.
     identifier : str
         The one that the plugin registers.
+    code : Path, optional
+        The folder of the user's own code in the plugin.
 
     Raises
     ------
     ValueError
-        An identifier or installed software that do not belong to the identity, weights with another SHA-256, a layer that the
-        network lacks.
+        An identifier or software that do not belong to the identity, weights with another SHA-256, a layer that the network
+        lacks.
     OSError
         Weights that cannot be had.
     """
     known = Identity.from_dict(identity)
     known.check_identifier(identifier)
-    known.check_software()
-    path = weights_file(known.weights)
-    network = known.load(str(path), device="cuda" if torch.cuda.is_available() else "cpu")
-    return commit(known, network)
+    known.check_features()
+    path = None if known.weights.made else weights_file(known.weights)
+    return commit(known, known.load(path, code, str(devices.pick())))
 
 
 def commit(identity: Identity, network: Network) -> IterationCommitment:
@@ -121,18 +121,23 @@ def check_classes(network: Network) -> None:
     if found != CLASSES:
         raise ValueError(
             f"{network.name} ({network.weights}) has {found or 'no'} classes: Brain-Score's behavioural benchmarks read the "
-            f"{CLASSES} logits of ImageNet. Give weights that were trained on ImageNet, or --neural-only for a plugin that "
-            "takes the neural benchmarks alone"
+            f"{CLASSES} logits of ImageNet. Give weights that were trained on ImageNet, or neural_only for a plugin that takes "
+            "the neural benchmarks alone"
         )
 
 
 def n_classes(network: Network) -> int:
-    """Outputs of the last layer; 0 without a classifier."""
+    """Outputs for an image; 0 without a classifier."""
     module = network.module
-    if network.headless or not isinstance(module, CNNF):
+    if network.headless:
         return 0
-    last = module.get_submodule(module.layer_names[-1])
-    return last.out_features if isinstance(last, nn.Linear) else 0
+    if isinstance(module, CNNF):
+        last = module.get_submodule(module.layer_names[-1])
+        return last.out_features if isinstance(last, nn.Linear) else 0
+    size = network.preprocessing.size
+    with torch.inference_mode():
+        output = module(torch.zeros(1, len(network.preprocessing.mean), size, size, device=network.device))
+    return output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else 0
 
 
 def weights_file(weights: Weights) -> Path:
@@ -146,27 +151,13 @@ def weights_file(weights: Weights) -> Path:
         Where it is another file.
     """
     here = local_file(weights)
-    if not here.is_file() and weights.draft:
-        raise OSError(
-            f"weights {weights.file}: this plugin is a draft that names no place to load them from, and they are not at {here}; "
-            "upload them and write the plugin anew with --stored PATH VERSION_ID or --url URL (docs/brain-score.md)"
-        )
-    if weights.url:
-        files.download(weights.url, f"sha256:{weights.sha256}", here.parent, here.name)
-    elif weights.stored and not here.is_file():
-        try:
-            load_weight_file(
-                bucket=BUCKET,
-                folder_name=STORED_BELOW,
-                relative_path=weights.stored,
-                version_id=weights.version_id,
-                sha1=weights.sha1,
-            )
-        except Exception as error:  # Brain-Score raises bare Exceptions where it cannot download
+    if not here.is_file():
+        if weights.draft:
             raise OSError(
-                f"weights {weights.file}: {STORED_BELOW}/{weights.stored} (version {weights.version_id}) cannot be loaded from "
-                f"Brain-Score's storage ({' '.join(str(error).split())}); connect to the network, or place the file at {here}"
-            ) from error
+                f"weights {weights.file}: this plugin is a draft that names no place to load them from, and they are not at "
+                f"{here}; upload them and write the plugin anew with their place (docs/brain-score.md)"
+            )
+        _fetch(weights, here)
     found = files.sha256(here)
     if found != weights.sha256:
         raise ValueError(
@@ -174,6 +165,27 @@ def weights_file(weights: Weights) -> Path:
             f"fetched again, or where other weights are meant {AGAIN}"
         )
     return here
+
+
+def _fetch(weights: Weights, here: Path) -> None:
+    here.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if weights.url:
+            torch.hub.download_url_to_file(weights.url, str(here), hash_prefix=weights.sha256, progress=False)
+        else:
+            load_weight_file(
+                bucket=BUCKET,
+                folder_name=STORED_BELOW,
+                relative_path=weights.stored,
+                version_id=weights.version_id,
+                sha1=weights.sha1,
+            )
+    except Exception as error:  # Brain-Score raises bare Exceptions where it cannot download
+        place = weights.url or f"{STORED_BELOW}/{weights.stored} (version {weights.version_id}) in Brain-Score's storage"
+        raise OSError(
+            f"weights {weights.file}: {place} cannot be loaded, or is another file ({' '.join(str(error).split())}); connect "
+            f"to the network, or place the file at {here}"
+        ) from error
 
 
 def local_file(weights: Weights) -> Path:

@@ -1,20 +1,29 @@
-"""What a plugin is: weights, settings, regions, time bins, and the identifier that stands for all of them."""
+"""What a plugin is: network, weights, settings, regions, time bins, and the identifier that stands for all of them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from cnnf_brain.brainscore.time_bins import check_bins
 from cnnf_brain.brainscore.wrapper import LOGITS, check_name
+from cnnf_brain.features import FEATURES_VERSION
 from cnnf_brain.files import short_hash
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network, load_network
-from cnnf_brain.products import code_version
 
 REGIONS = ("V1", "V2", "V4", "IT")
+BUCKET = "brainscore-storage"
 STORED_BELOW = "brainscore-vision/models"  # the folder in Brain-Score's storage that uploads come to
+AGAIN = "write the plugin anew with python -m cnnf_brain.submit"
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,9 @@ class Weights:
 
     ``stored`` and ``version_id`` are what the website's Large File Upload returned: the path below
     ``brainscore-vision/models`` in Brain-Score's storage, and the version; ``sha1`` goes to Brain-Score's loader, which only
-    notes it. ``url`` is a hub's address instead. Neither makes the plugin a draft, which loads from this machine alone.
+    notes it. ``url`` is a hub's address instead. With neither, the plugin is a draft, which loads from this machine alone.
+
+    Without ``file`` the network's own code makes the weights, and ``sha256`` is that of the made ones (``made_hash``).
     """
 
     file: str
@@ -34,6 +45,10 @@ class Weights:
     url: str = ""
 
     def __post_init__(self) -> None:
+        if self.made and (self.stored or self.url):
+            raise ValueError(
+                "a place is given, and the network's own code makes its weights; give a file of weights, or no place"
+            )
         if self.stored and self.url:
             raise ValueError(f"weights {self.file}: a place in Brain-Score's storage and a url are given; give one of them")
         if bool(self.stored) != bool(self.version_id):
@@ -45,30 +60,54 @@ class Weights:
             raise ValueError(f"weights {self.file}: {self.url!r} is no address; expected https://...")
 
     @property
+    def made(self) -> bool:
+        """Whether the network's own code makes them."""
+        return not self.file
+
+    @property
     def draft(self) -> bool:
-        """Whether no place is known that a server could load from."""
-        return not (self.stored or self.url)
+        """Whether no place is known that a server could load them from, and one is needed."""
+        return not (self.stored or self.url or self.made)
+
+    @property
+    def address(self) -> str:
+        """Where they can be asked for by HTTP; empty where no place is known."""
+        if self.stored:
+            return f"https://{BUCKET}.s3.amazonaws.com/{STORED_BELOW}/{self.stored}?versionId={self.version_id}"
+        return self.url
+
+
+def made_hash(module: nn.Module) -> str:
+    """SHA-256 over a network's parameters and buffers with their names."""
+    whole = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)
 class Identity:
     """All that a plugin's features depend on, as it stands in the plugin.
 
-    ``regions`` maps V1, V2, V4 and IT to layers by iteration. ``readout`` is ``logits``, or empty where the network takes no
-    behavioural task. ``time_bins`` holds (start, end) in ms of each iteration. ``sources`` is the hash of the software that
-    makes features (``products.code_version``). ``identifier`` follows from everything but the place of the weights.
+    ``model`` is what ``load_network`` takes; of the user's own code the file's name and the function, and ``code`` is the
+    code's hash. ``preprocessing`` holds the fields of ``images.Preprocessing``. ``regions`` maps V1, V2, V4 and IT to layers by
+    iteration. ``readout`` is ``logits``, or empty where the network takes no behavioural task. ``time_bins`` holds (start, end) in
+    ms of each iteration. ``features`` is the version of the features that the software makes. ``identifier`` follows from all
+    of it but the place of the weights and the software's own version.
     """
 
     name: str
     model: str
     iterations: int
     feedback: Mapping[str, Any]
-    image_size: int
+    preprocessing: Mapping[str, Any]
     regions: Mapping[str, str]
     readout: str
     time_bins: tuple[tuple[int, int], ...]
     weights: Weights
-    sources: str = field(default_factory=lambda: code_version().sources)
+    code: str = ""
+    features: int = FEATURES_VERSION
     version: str = field(default_factory=lambda: metadata.version("cnnf-brain"))
 
     def __post_init__(self) -> None:
@@ -77,7 +116,7 @@ class Identity:
         if missing:
             raise ValueError(
                 f"no layer is named for {', '.join(missing)}; Brain-Score's neural benchmarks ask for {', '.join(REGIONS)}: "
-                f"name one for each (--regions {' '.join(f'{region}=LAYER' for region in missing)})"
+                "name a layer for each in regions, for instance V4=features.16"
             )
         check_bins(self.time_bins, self.iterations)
         if self.readout not in (LOGITS, ""):
@@ -118,26 +157,37 @@ class Identity:
                 f"version; {AGAIN}"
             )
 
-    def check_software(self) -> None:
-        """A ValueError where the installed software makes features otherwise than that which wrote the plugin."""
-        installed = code_version().sources
-        if installed != self.sources:
+    def check_features(self) -> None:
+        """A ValueError where the software beside it makes features of another version."""
+        if self.features != FEATURES_VERSION:
             raise ValueError(
-                f"{self.identifier} was written with cnnf-brain {self.version} (sources {self.sources[:8]}), installed is "
-                f"{metadata.version('cnnf-brain')} (sources {installed[:8]}), which may make other features and would write "
-                f"them into the cache of that version; install what requirements.txt names, or else {AGAIN}"
+                f"{self.identifier} was written for features of version {self.features}, and the software in it makes version "
+                f"{FEATURES_VERSION}, which it would write into the cache of the other; {AGAIN}"
             )
 
-    def load(self, path: str, device: str = "cpu") -> Network:
-        """The network with the weights in the file ``path``."""
-        return load_network(
-            self.model,
-            path,
-            iterations=self.iterations,
-            feedback=self.feedback,
-            image_size=self.image_size,
-            device=device,
-        )
+    def load(self, weights: Path | None, code: Path | None = None, device: str = "cpu") -> Network:
+        """The network, with the weights in a file, and the user's own code from the folder ``code``.
+
+        A ValueError where the network's own code makes other weights than when the plugin was written.
+        """
+        path = None if weights is None else str(weights)
+        if is_own_code(self.model):
+            network = load_network(str((code or Path()) / self.model), path, device=device)
+        else:
+            feedback = self.feedback if self.iterations else {}
+            network = load_network(self.model, path, iterations=self.iterations, feedback=feedback, device=device)
+        if isinstance(network.module, CNNF):
+            network.module.iterations = self.iterations
+        if self.weights.made and made_hash(network.module) != self.weights.sha256:
+            raise ValueError(
+                f"{self.model} made other weights than when the plugin was written, so its features are others; save them in a "
+                "file and write the plugin with that"
+            )
+        shown = dict(self.preprocessing)
+        preprocessing = Preprocessing(shown["size"], tuple(shown["mean"]), tuple(shown["std"]), shown["resize"])
+        return replace(network, preprocessing=preprocessing)
 
 
-AGAIN = "write the plugin anew: python -m cnnf_brain.submit --weights FILE --output DIR"
+def is_own_code(model: str) -> bool:
+    """Whether a network's name is that of a function in a file."""
+    return ".py:" in model

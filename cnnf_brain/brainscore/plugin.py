@@ -1,148 +1,50 @@
-"""Weights -> the plugin of a CNN-F or CNN, as Brain-Score takes it: a folder for a pull request, a ZIP for the website."""
+"""Plugins -> their files, as Brain-Score takes them: a folder for a pull request, a ZIP for the website."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pprint
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import files
-from cnnf_brain.brainscore.commitment import check_classes, commit
-from cnnf_brain.brainscore.identity import REGIONS, Identity, Weights
-from cnnf_brain.brainscore.rules import taken
-from cnnf_brain.brainscore.time_bins import default_bins
-from cnnf_brain.brainscore.wrapper import LOGITS
-from cnnf_brain.checks import unknown
-from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.model.weights import read_card
-from cnnf_brain.networks import Network, load_network
-from cnnf_brain.types import LayerAt
+from cnnf_brain import files, folders, provenance
+from cnnf_brain.brainscore import vendor
+from cnnf_brain.brainscore.dependencies import requirements_of
+from cnnf_brain.brainscore.identity import Identity
+from cnnf_brain.brainscore.request import Plugin
 
-BIBTEX = """@inproceedings{Huang2020CNNF,
-  title     = {Neural Networks with Recurrent Generative Feedback},
-  author    = {Huang, Yujia and Gornet, James and Dai, Sihui and Yu, Zhiding and Nguyen, Tan and Tsao, Doris Y.
-               and Anandkumar, Anima},
-  booktitle = {Advances in Neural Information Processing Systems},
-  volume    = {33},
-  year      = {2020}
-}"""
-RECORD = "submission.json"  # beside the ZIPs: where the weights lie on this machine
-DEFAULT_MODEL, DEFAULT_ITERATIONS = "vgg16", 2
+KIND = "submit"  # whose folder it is, in folders.RECORD
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one plugin is to hold; what is left open is taken from the weights' card or stands for itself.
+def plugin_files(plugin: Plugin) -> dict[str, str]:
+    """Path inside the plugin's folder -> text, of all its files.
 
-    ``iterations`` 0 is the CNN. ``regions`` overrides the layers of ``networks.REGIONS``; a layer without ``@`` is taken at the
-    last iteration. ``neural_only`` is for networks without ImageNet's 1000 classes.
+    The package's part that it needs is among them, so that Brain-Score's machines need no cnnf-brain.
     """
-
-    weights: Path
-    place: Mapping[str, str] = field(default_factory=dict)  # stored and version_id, or url
-    iterations: int | None = None
-    model: str | None = None
-    name: str | None = None
-    regions: Mapping[str, str] = field(default_factory=dict)
-    feedback: Mapping[str, Any] = field(default_factory=dict)
-    time_bins: tuple[tuple[int, int], ...] | None = None
-    image_size: int | None = None
-    neural_only: bool = False
-    requires: str | None = None
-    bibtex: str = BIBTEX
-
-
-def control_of(request: Request, weights: Path | None = None, place: Mapping[str, str] | None = None) -> Request:
-    """The CNN beside a CNN-F: without feedback, of the same weights unless others are given."""
-    regions = {region: str(LayerAt(LayerAt.parse(layer).layer)) for region, layer in request.regions.items()}
-    other: dict[str, Any] = {} if weights is None else {"weights": weights, "place": place or {}}
-    return replace(request, iterations=0, feedback={}, time_bins=None, regions=regions, **other)
-
-
-def identify(request: Request) -> Identity:
-    """The identity of the plugin that is asked for, with its network loaded once and every layer checked.
-
-    Raises
-    ------
-    ValueError
-        A name that Brain-Score refuses, a region without layer, a layer that the network lacks, weights that do not fit, a
-        network without 1000 classes that is to take behavioural tasks, an identifier that is taken.
-    OSError
-        Weights that are not there.
-    """
-    path = Path(request.weights)
-    card = read_card(path)
-    settings = card.get("feedback")
-    on_card = settings.get("iterations") if isinstance(settings, dict) else None
-    model = request.model or str(card.get("arch") or DEFAULT_MODEL)
-    if on_card is None:
-        on_card = DEFAULT_ITERATIONS
-    iterations = int(on_card if request.iterations is None else request.iterations)
-    check_sizes = {"image_size": request.image_size or card.get("image_size")}
-    network = load_network(model, str(path), iterations=iterations, feedback=request.feedback, **check_sizes)  # type: ignore[arg-type]
-    if not isinstance(network.module, CNNF):
-        raise ValueError(f"model {model!r} is none that a file of weights alone makes; expected small, {DEFAULT_MODEL}, ...")
-    for region in request.regions:
-        if region not in REGIONS:
-            raise unknown("region", region, REGIONS, "Brain-Score")
-    layers = {region: layer for region, layer in network.regions.items() if region in REGIONS} | dict(request.regions)
-    kind = "CNNF" if iterations else "CNN"
-    identity = Identity(
-        name=f"{request.name or model}_{kind}",
-        model=model,
-        iterations=iterations,
-        feedback={key: value for key, value in network.module.settings.items() if key != "iterations"} if iterations else {},
-        image_size=network.preprocessing.size,
-        regions={region: _at_last(layers[region], iterations) for region in REGIONS if region in layers},
-        readout="" if request.neural_only else LOGITS,
-        time_bins=request.time_bins or default_bins(iterations),
-        weights=Weights(path.name, files.sha256(path), _sha1(path), **request.place),
-    )
-    _check(identity, network)
-    return identity
-
-
-def _check(identity: Identity, network: Network) -> None:
-    if identity.readout:
-        check_classes(network)
-    commit(identity, network)  # every layer is there
-    where = taken(identity.identifier)
-    if where:
-        raise ValueError(
-            f"identifier {identity.identifier!r} is taken: brainscore-vision ships it in models/{where}; use --name"
-        )
-
-
-def _at_last(layer: str, iterations: int) -> str:
-    """``features.23`` -> ``features.23@2``: what feedback has settled to is what the model says of a region."""
-    return layer if "@" in layer else str(replace(LayerAt.parse(layer), iteration=iterations))
-
-
-def _sha1(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha1").hexdigest()
-
-
-def plugin_files(identity: Identity, requires: str | None = None, bibtex: str = BIBTEX) -> dict[str, str]:
-    """Path inside the plugin's folder -> text, of all its files."""
+    identity, own = plugin.identity, plugin.own
     name = identity.identifier
-    regions = json.dumps(identity.regions, indent=2) + "\n"
+    imports = own.imports if own else set()
+    outside = {one.partition(".")[0] for one in imports}
+    if identity.weights.file.endswith(".safetensors"):
+        outside.add("safetensors")
+    requirements = requirements_of(outside)
     literal = pprint.pformat(files.plain(identity.as_dict()), sort_dicts=False, width=116)
-    return {
+    content = {
         "__init__.py": _INIT.format(identifier=name),
-        "model.py": _MODEL.format(title=title(identity), identity=literal, bibtex=_wrapped(bibtex.strip())),
+        "model.py": _MODEL.format(
+            title=title(identity), identity=literal, bibtex=_wrapped(plugin.bibtex.strip()), own=vendor.OWN
+        ),
         "test.py": _TEST.format(identifier=name),
-        "requirements.txt": (requires or f"cnnf-brain=={metadata.version('cnnf-brain')}") + "\n",
-        f"region_layer_map/{name}.json": regions,
+        f"region_layer_map/{name}.json": json.dumps(identity.regions, indent=2) + "\n",
+        **vendor.package_files(imports),
     }
+    if requirements:
+        content["requirements.txt"] = "".join(f"{line}\n" for line in requirements)
+    return content | (own.files(name) if own else {})
 
 
 def _wrapped(text: str) -> str:
@@ -158,26 +60,53 @@ def title(identity: Identity) -> str:
     return f"{identity.model} as {kind}"
 
 
-def write_plugin(identity: Identity, output: Path, requires: str | None = None, bibtex: str = BIBTEX) -> tuple[Path, Path]:
-    """Write ``output/IDENTIFIER/`` (for a pull request) and ``output/IDENTIFIER.zip`` (for the website), each whole.
+def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, Path]]:
+    """Write ``output/IDENTIFIER/`` (for a pull request) and ``output/IDENTIFIER.zip`` (for the website) of each plugin.
 
-    The same identity gives the same bytes. An OSError where ``output`` cannot be written.
+    ``run.json`` beside them notes where the weights lie on this machine. All of them are made in a folder beside ``output``
+    and then moved there. The same plugin gives the same bytes.
+
+    Raises
+    ------
+    ValueError
+        Where ``output`` holds anything but plugins that were written so.
+    OSError
+        Where it cannot be written, or another process writes there.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    content = plugin_files(identity, requires, bibtex)
-    folder, archive = output / identity.identifier, output / f"{identity.identifier}.zip"
-    with tempfile.TemporaryDirectory(prefix=".plugin-", dir=output) as temporary:
-        new = Path(temporary, "new")
-        for name, text in content.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(temporary, "old"))
-        shutil.move(new, folder)
-    with files.whole_file(archive) as path:
-        write_zip(path, identity.identifier, content)
-    return folder, archive
+    output = Path(output).absolute()
+    with folders.locked(output):
+        folders.claim(output, KIND, {})
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            for path in (new, old):
+                path.mkdir()
+            files.check_writable(new)
+            made = [_write(plugin, new) for plugin in plugins]
+            weights = {p.identity.identifier: None if p.weights is None else str(p.weights.resolve()) for p in plugins}
+            record = {"kind": KIND, "configuration": {}, "weights": read_record(output) | weights, **_about()}
+            output.mkdir(exist_ok=True)
+            files.write_json(output / folders.RECORD, record)
+            for folder, archive in made:
+                if (output / folder.name).exists():
+                    (output / folder.name).rename(old / folder.name)
+                shutil.move(folder, output / folder.name)
+                archive.replace(output / archive.name)
+    return [(output / folder.name, output / archive.name) for folder, archive in made]
+
+
+def _about() -> dict[str, Any]:
+    return {"command": provenance.command(), "commit": provenance.commit(), "versions": provenance.versions()}
+
+
+def _write(plugin: Plugin, output: Path) -> tuple[Path, Path]:
+    """The folder and the ZIP of one plugin in ``output``, an empty folder."""
+    name, content = plugin.identity.identifier, plugin_files(plugin)
+    for file, text in content.items():
+        path = output / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    write_zip(output / f"{name}.zip", name, content)
+    return output / name, output / f"{name}.zip"
 
 
 def write_zip(path: Path, name: str, content: Mapping[str, str]) -> None:
@@ -199,22 +128,18 @@ def _entry(name: str, mode: int) -> zipfile.ZipInfo:
     return entry
 
 
-def write_record(output: Path, weights: Mapping[str, Path]) -> None:
-    """``submission.json``: identifier -> the weights on this machine, which ``--check`` shows the plugin."""
-    path = output / RECORD
-    known = read_record(output)
-    files.write_json(path, known | {name: str(file.resolve()) for name, file in weights.items()})
-
-
-def read_record(output: Path) -> dict[str, str]:
-    """Identifier -> path of its weights, as ``write_record`` left it; empty where there is none."""
-    path = output / RECORD
+def read_record(output: Path) -> dict[str, str | None]:
+    """Identifier -> path of its weights (None: its own code makes them), as ``write_plugins`` left it; empty where it did not."""
+    path = output / folders.RECORD
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and give --weights FILE beside --check") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return dict(record["weights"]) if record.get("kind") == KIND else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and name the weights where the plugin is checked"
+        ) from error
 
 
 _INIT = """\
@@ -228,10 +153,13 @@ model_registry['{identifier}'] = lambda: get_model('{identifier}')
 _MODEL = '''\
 """{title}.
 
-Written by `python -m cnnf_brain.submit`. The identifier follows from the identity below: change neither by hand.
+Written by `python -m cnnf_brain.submit`. The identifier follows from the identity below: change neither by hand. The folder
+cnnf_brain beside this file is the part of that package which the model needs; no other is installed or used.
 """
 
-from cnnf_brain.brainscore import load_plugin
+from pathlib import Path
+
+from .cnnf_brain.brainscore import load_plugin
 
 IDENTITY = {identity}
 
@@ -240,7 +168,7 @@ BIBTEX = {bibtex}
 
 def get_model(identifier):
     """The model that Brain-Score scores; its weights are fetched, and their SHA-256 checked, when it is loaded."""
-    return load_plugin(IDENTITY, identifier)
+    return load_plugin(IDENTITY, identifier, Path(__file__).parent / '{own}')
 
 
 def get_bibtex(model_identifier):
@@ -254,9 +182,9 @@ from pathlib import Path
 
 import pytest
 from brainscore_vision import model_registry
-from cnnf_brain.brainscore.identity import Identity
-from cnnf_brain.brainscore.commitment import local_file
 
+from .cnnf_brain.brainscore.commitment import local_file
+from .cnnf_brain.brainscore.identity import Identity
 from .model import IDENTITY, get_bibtex, get_model
 
 IDENTIFIER = '{identifier}'
@@ -267,8 +195,8 @@ def test_the_identifier_is_that_of_the_identity():
     Identity.from_dict(IDENTITY).check_identifier(IDENTIFIER)
 
 
-def test_the_installed_software_is_that_of_the_plugin():
-    Identity.from_dict(IDENTITY).check_software()
+def test_the_software_in_the_plugin_makes_its_features():
+    Identity.from_dict(IDENTITY).check_features()
 
 
 def test_the_map_names_the_layers_of_the_identity():
@@ -283,7 +211,7 @@ def test_bibtex():
 
 def test_regions_can_be_recorded_from():
     weights = Identity.from_dict(IDENTITY).weights
-    if not local_file(weights).is_file():
+    if weights.file and not local_file(weights).is_file():
         pytest.skip('needs the weights, which are not on this machine; they are not fetched for a test')
     model = get_model(IDENTIFIER)
     assert model.identifier == IDENTIFIER

@@ -1,26 +1,39 @@
-"""The rules that Brain-Score's website puts a ZIP to, each one a function that says what breaks it."""
+"""The rules that Brain-Score's website puts a ZIP to, each one with a function that says what breaks it."""
 
 from __future__ import annotations
 
+import ast
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 MAX_BYTES = 50_000_000
 WEIGHTS = {".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".h5", ".hdf5", ".onnx", ".npz", ".npy", ".bin", ".pkl"}
 _REGISTERED = re.compile(r"model_registry\[\s*(['\"])(?P<id>[^'\"]*)\1\s*\]")
 
 
+OK, FAILED, NOT_RUN, DRAFT = "ok", "failed", "not run", "draft"
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One check: its rule in words, whether it holds (None: not run, with the reason in ``detail``)."""
+    """One check: its rule in words, and what came of it.
+
+    ``status``: OK; FAILED; NOT_RUN, with the reason in ``detail``; DRAFT, where the plugin names no place for its weights.
+    """
 
     rule: str
-    holds: bool | None
+    status: str
     detail: str = ""
+
+
+def held(rule: str, holds: bool, detail: str = "") -> Finding:
+    """The finding of a check that was run."""
+    return Finding(rule, OK if holds else FAILED, detail)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,24 @@ class Submission:
                 found += [match["id"] for match in _REGISTERED.finditer(text)]
         return tuple(dict.fromkeys(found))
 
+    def text(self, file: str) -> str:
+        """A text file of the plugin, by its path in the plugin's folder; empty where there is none."""
+        inside = (text for name, text in self.texts.items() if "/".join(PurePosixPath(name).parts[3:]) == file)
+        return next(inside, "")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """IDENTITY as it stands in the plugin's model.py, which is read and not run; a ValueError where none stands there."""
+        try:
+            tree = ast.parse(self.text("model.py"))
+            assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+            (found,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "IDENTITY")
+            return dict(ast.literal_eval(found))
+        except (SyntaxError, ValueError, TypeError) as error:
+            raise ValueError(
+                "model.py holds no IDENTITY as python -m cnnf_brain.submit writes it; write the plugin anew"
+            ) from error
+
 
 def _in_plugin(parts: tuple[str, ...], name: str) -> bool:
     return len(parts) >= 3 and parts[1] == "models" and (len(parts) > 3 or name.endswith("/"))
@@ -70,18 +101,28 @@ def read_submission(path: Path) -> Submission:
     return Submission(path, names, texts, path.stat().st_size)
 
 
-def size(zip_: Submission) -> str:
-    """The ZIP is at most 50 MB."""
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the website: its name, what it says, what breaks it in a ZIP (empty: nothing).
+
+    A ZIP that breaks a rule ``to_run`` holds nothing that could be run.
+    """
+
+    name: str
+    text: str
+    broken: Callable[[Submission], str]
+    to_run: bool = False
+
+
+def _size(zip_: Submission) -> str:
     return "" if zip_.size <= MAX_BYTES else f"it has {zip_.size / 1e6:.1f} MB"
 
 
-def no_spaces(zip_: Submission) -> str:
-    """No name has a space."""
+def _no_spaces(zip_: Submission) -> str:
     return _listed(name for name in zip_.names if " " in name)
 
 
-def one_root(zip_: Submission) -> str:
-    """Everything lies in one folder, and no path leads out of it."""
+def _one_root(zip_: Submission) -> str:
     parts = [PurePosixPath(name).parts for name in zip_.names]
     roots = sorted({part[0] for part in parts if part})
     outside = [
@@ -91,73 +132,75 @@ def one_root(zip_: Submission) -> str:
     return _listed(outside or loose or (roots if len(roots) != 1 else ()))
 
 
-def plugin_folder(zip_: Submission) -> str:
-    """The plugin is ROOT/models/PLUGIN, one of them, and nothing lies beside it."""
+def _plugin_folder(zip_: Submission) -> str:
     if len(zip_.plugins) != 1:
         return f"found {', '.join(zip_.plugins) or 'none'}"
     inside = re.compile(rf"[^/]+/(models/({re.escape(zip_.plugins[0])}/.*)?)?")
     return _listed(name for name in zip_.names if not inside.fullmatch(name))
 
 
-def folder_entries(zip_: Submission) -> str:
-    """ROOT/, ROOT/models/ and ROOT/models/PLUGIN/ are entries of their own."""
+def _folder_entries(zip_: Submission) -> str:
     folders = {f"{'/'.join(PurePosixPath(n).parts[:k])}/" for n in zip_.names for k in range(1, 4) if n.count("/") >= k}
     return _listed(sorted(folders - set(zip_.names)), "missing: ")
 
 
-def needed_files(zip_: Submission) -> str:
-    """The plugin has an __init__.py and a test.py."""
+def _needed_files(zip_: Submission) -> str:
     needed = {f"{plugin}/{file}" for plugin in zip_.plugins for file in ("__init__.py", "test.py")}
     return _listed(sorted(needed - {"/".join(PurePosixPath(name).parts[2:]) for name in zip_.names}), "missing: ")
 
 
-def no_metadata(zip_: Submission) -> str:
-    """No metadata.yml or metadata.yaml: Brain-Score makes them itself."""
-    return _listed(name for name in zip_.names if PurePosixPath(name).name.lower() in ("metadata.yml", "metadata.yaml"))
+def _no_metadata(zip_: Submission) -> str:
+    return _listed(name for name in zip_.names if name.lower().endswith(("metadata.yml", "metadata.yaml")))
 
 
-def no_weights(zip_: Submission) -> str:
-    """No weights inside: they are loaded from Brain-Score's storage or a hub."""
+def _no_weights(zip_: Submission) -> str:
     return _listed(name for name in zip_.names if PurePosixPath(name).suffix.lower() in WEIGHTS)
 
 
-def one_identifier(zip_: Submission) -> str:
-    """One identifier, registered as model_registry['IDENTIFIER'] in plain letters: Brain-Score finds plugins by that text."""
+def _one_identifier(zip_: Submission) -> str:
     found = zip_.identifiers
     return "" if len(found) == 1 else f"found {', '.join(found) or 'none'}"
 
 
-def no_hyphens(zip_: Submission) -> str:
-    """No identifier has a hyphen."""
+def _no_hyphens(zip_: Submission) -> str:
     return _listed(name for name in (*zip_.identifiers, *zip_.plugins) if "-" in name)
 
 
-def not_taken(zip_: Submission) -> str:
-    """Neither the identifier nor the folder's name is that of another model."""
+def _not_taken(zip_: Submission) -> str:
     found = {name: taken(name) for name in dict.fromkeys((*zip_.identifiers, *zip_.plugins))}
     return _listed(f"{name} is in brainscore-vision's models/{folder}" for name, folder in found.items() if folder)
 
 
-RULES: tuple[Callable[[Submission], str], ...] = (
-    size,
-    no_spaces,
-    one_root,
-    plugin_folder,
-    folder_entries,
-    needed_files,
-    no_metadata,
-    no_weights,
-    one_identifier,
-    no_hyphens,
-    not_taken,
+RULES = (
+    Rule("size", "The ZIP is at most 50 MB", _size),
+    Rule("no_spaces", "No name has a space", _no_spaces),
+    Rule("one_root", "Everything lies in one folder, and no path leads out of it", _one_root, to_run=True),
+    Rule(
+        "plugin_folder",
+        "The plugin is ROOT/models/PLUGIN, one of them, and nothing lies beside it",
+        _plugin_folder,
+        to_run=True,
+    ),
+    Rule("folder_entries", "ROOT/, ROOT/models/ and ROOT/models/PLUGIN/ are entries of their own", _folder_entries),
+    Rule("needed_files", "The plugin has an __init__.py and a test.py", _needed_files, to_run=True),
+    Rule("no_metadata", "No metadata.yml or metadata.yaml: Brain-Score makes them itself", _no_metadata),
+    Rule("no_weights", "No weights inside: they are loaded from Brain-Score's storage or a hub", _no_weights),
+    Rule(
+        "one_identifier",
+        "One identifier, registered as model_registry['IDENTIFIER'] in plain letters: Brain-Score finds plugins by that text",
+        _one_identifier,
+        to_run=True,
+    ),
+    Rule("no_hyphens", "No identifier has a hyphen", _no_hyphens),
+    Rule("not_taken", "Neither the identifier nor the folder's name is that of another model", _not_taken),
 )
 
 
 def check_rules(zip_: Submission) -> Iterator[Finding]:
     """Every rule of the website on ``zip_``."""
     for rule in RULES:
-        broken = rule(zip_)
-        yield Finding((rule.__doc__ or "").strip(), not broken, broken)
+        broken = rule.broken(zip_)
+        yield held(rule.text, not broken, broken)
 
 
 def taken(name: str) -> str:

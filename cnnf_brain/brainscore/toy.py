@@ -1,4 +1,4 @@
-"""A benchmark of Brain-Score's own classes on Recordings of ours: simulated ones in rehearsals, real ones in tests."""
+"""A benchmark of Brain-Score's own classes on Recordings of ours: made-up ones in rehearsals, real ones in tests."""
 
 from __future__ import annotations
 
@@ -8,52 +8,56 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain.recordings.simulated import simulated
-from cnnf_brain.types import Recordings
+from cnnf_brain.recordings.arrays import recordings_from_arrays
+from cnnf_brain.types import Images, Recordings
 
 try:
     from brainscore_core.supported_data_standards.brainio.assemblies import NeuronRecordingAssembly
     from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
     from brainscore_vision import load_ceiling, load_metric
     from brainscore_vision.benchmark_helpers.neural_common import NeuralBenchmark, average_repetition
+    from brainscore_vision.metrics.regression_correlation.metric import (
+        CrossRegressedCorrelation,
+        pearsonr_correlation,
+        pls_regression,
+    )
 except ImportError as error:
     raise ImportError(
         f"cnnf_brain.brainscore needs brainscore-vision ({error}): pip install 'cnnf-brain[brainscore]'"
     ) from error
 
 WINDOW = (70, 170)  # ms
+SITES, REPEATS, COMPONENTS = 12, 4, 4  # of the toy benchmark
+SEEDS = {"V4": 0, "IT": 1}
 
 
-def toy_benchmark(region: str, folder: Path, *, each: int, sites: int, splits: int = 10) -> Any:
-    """NeuralBenchmark with metric ``pls`` on simulated recordings: ``each`` images of every object, the first ``sites``.
+def toy_benchmark(region: str, images: Images, folder: Path) -> Any:
+    """A NeuralBenchmark of PLS on random responses to a handful of ``images``, which are written to ``folder``.
 
-    The attribute ``stimuli`` is the number of images. Images are written to ``folder``.
+    Its regression has few components and its splits are two, so that 16 images are enough.
     """
-    recordings = simulated(region)
-    objects = recordings.object_names
-    assert objects is not None
-    chosen = np.sort(np.concatenate([np.flatnonzero(objects == name)[:each] for name in np.unique(objects)]))
-    data = recordings.data.isel(stimulus=chosen, neuroid=slice(sites))
-    images = type(recordings.images)(
-        tuple(recordings.images.ids[i] for i in chosen), lambda i: recordings.images.read(int(chosen[i])), "simulated"
+    data = np.random.default_rng(SEEDS[region]).standard_normal((len(images), SITES, REPEATS))
+    data += data.mean(axis=2, keepdims=True)  # repeats that agree, which the ceiling is made of
+    recordings = recordings_from_arrays(None, images, region=region, source="simulated", repeats=data, simulated=True)
+    metric = CrossRegressedCorrelation(
+        regression=pls_regression(regression_kwargs={"n_components": COMPONENTS}),
+        correlation=pearsonr_correlation(),
+        crossvalidation_kwargs={"stratification_coord": None, "splits": 2, "train_size": 0.5},
     )
-    small = Recordings(recordings.source, recordings.region, data, images, simulated=True)
-    benchmark = neural_benchmark(small, region, folder, splits=splits)
-    benchmark.stimuli = len(chosen)
-    return benchmark
+    return neural_benchmark(recordings, region, folder, metric=metric)
 
 
-def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, splits: int = 10) -> Any:
-    """A NeuralBenchmark as MajajHong2015's: ``pls``, internal consistency as the ceiling, 8 degrees.
+def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, metric: Any = None) -> Any:
+    """A NeuralBenchmark as MajajHong2015's: ``pls`` unless another metric is given, internal consistency as the ceiling, 8 degrees.
 
-    Stratified by ``object_name`` where the recordings have it. A ValueError where they hold no repeats.
+    ``pls`` is stratified by ``object_name`` where the recordings have it. A ValueError where they hold no repeats.
     """
     single = assembly(recordings, region, folder)
     stratified = None if recordings.object_names is None else "object_name"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         target = average_repetition(single)
-        metric = load_metric("pls", crossvalidation_kwargs={"stratification_coord": stratified, "splits": splits})
+        metric = metric or load_metric("pls", crossvalidation_kwargs={"stratification_coord": stratified})
         ceiling = load_ceiling("internal_consistency")
     return NeuralBenchmark(
         identifier=f"toy.{folder.name}.{region}-pls",
@@ -95,19 +99,19 @@ def assembly(recordings: Recordings, region: str, folder: Path) -> Any:
             },
             dims=["presentation", "neuroid", "time_bin"],
         ).squeeze("time_bin")
-    made.attrs["stimulus_set"] = stimuli(recordings, folder, about)
+    made.attrs["stimulus_set"] = stimuli(recordings.images, folder, about)
     return made
 
 
-def stimuli(recordings: Recordings, folder: Path, about: dict[str, np.ndarray]) -> Any:
-    """The images as Brain-Score's StimulusSet, written to ``folder``."""
+def stimuli(images: Images, folder: Path, about: dict[str, np.ndarray]) -> Any:
+    """Images as Brain-Score's StimulusSet, written to ``folder``; ``about`` holds its columns."""
     folder.mkdir(parents=True, exist_ok=True)
     made = StimulusSet({name: list(values) for name, values in about.items()})
     made.stimulus_paths = {}
-    for number, name in enumerate(recordings.images.ids):
+    for number, name in enumerate(images.ids):
         path = folder / f"{name}.png"
         if not path.exists():
-            path.write_bytes(recordings.images.read(number))
+            path.write_bytes(images.read(number))
         made.stimulus_paths[name] = path
     made.identifier = f"toy.{folder.name}"
     return made

@@ -1,33 +1,47 @@
-"""One stage of a rehearsal, in a process of its own beside a scratch copy of Brain-Score's models.
+"""The stages of a rehearsal, in a process beside a scratch copy of Brain-Score's models.
 
-``python -m cnnf_brain.brainscore.worker STAGE SCRATCH``: started by rehearsal.py, which sets the environment; writes one line of
-JSON for each finding to ``SCRATCH/STAGE.jsonl``.
+``python -m cnnf_brain.brainscore.worker SCRATCH``: started by rehearsal.py, which sets the environment. It writes a line of JSON to
+``SCRATCH/findings.jsonl`` where a stage begins, for each finding, and where the stage ends.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import resource
 import shutil
-import socket
 import sys
 import time
 import traceback
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import brainscore_vision
 import numpy as np
+import psutil
+import torch
 from PIL import Image
 
-from cnnf_brain.brainscore.rules import Finding
+from cnnf_brain import files
+from cnnf_brain.brainscore.commitment import local_file, weights_file
+from cnnf_brain.brainscore.dependencies import absent, forget
+from cnnf_brain.brainscore.identity import Weights
+from cnnf_brain.brainscore.offline import shut
+from cnnf_brain.brainscore.rehearsal import STAGES
+from cnnf_brain.brainscore.rules import DRAFT, FAILED, NOT_RUN, OK, Finding, held
+from cnnf_brain.brainscore.toy import stimuli, toy_benchmark
+from cnnf_brain.types import Images
 
-N_COST = 100  # images that memory and time are measured on
-EACH = 10  # images of each object in the toy benchmark
-SITES = 12
+N_IMAGES = 16  # of the toy benchmark; memory and time are measured on them
+ROWS = 128  # that a step of PLS is timed on
+PATIENCE = 20.0  # seconds for an address to answer
 # Images and sites of real benchmarks, from brainscore-vision's own tests of its data.
 BENCHMARKS = (
     ("FreemanZiemba2013.V1-pls", "V1", 315, 102),
@@ -41,100 +55,120 @@ PLS_STEPS = 1500  # power iterations of scikit-learn's PLS in one split, 25 comp
 SPLITS = 10
 
 
-def offline() -> None:
-    """From here on no connection beyond this machine is made: what asks for one fails at once, as without a network."""
-    connect = socket.socket.connect
+@dataclass
+class Rehearsal:
+    """What the stages share: the task, the model once it is loaded, and what running the images took."""
 
-    def refused(self: socket.socket, address: Any) -> None:
-        local = self.family not in (socket.AF_INET, socket.AF_INET6) or address[0] in ("127.0.0.1", "::1", "localhost")
-        if not local:
-            raise OSError(f"the rehearsal is offline, and something asks for {address[0]}")
-        return connect(self, address)
+    task: dict[str, Any]
+    scratch: Path
+    blocked: str = ""  # why what follows cannot be run
+    model: Any = None
+    seconds: float = 0.0  # of an image
+    features: dict[str, int] = field(default_factory=dict)  # of each layer
+    step: dict[str, float] = field(default_factory=dict)  # seconds of a step of PLS on ROWS images, of each layer
 
-    def unknown_host(host: Any, *rest: Any, **more: Any) -> Any:
-        if host in ("127.0.0.1", "::1", "localhost", None, ""):
-            return lookup(host, *rest, **more)
-        raise socket.gaierror(socket.EAI_NONAME, f"the rehearsal is offline, and something asks for {host}")
-
-    lookup = socket.getaddrinfo
-    socket.socket.connect = refused  # type: ignore[assignment, method-assign]
-    socket.getaddrinfo = unknown_host
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As it stands in the plugin."""
+        return self.task["identity"]
 
 
-def place_weights(task: dict[str, Any]) -> None:
-    """The weights where the plugin looks for them first (a link), and the network shut; without weights the plugin may fetch."""
-    identity = plugin_module(task).IDENTITY
-    if task["weights"] is None:
+def weights(run: Rehearsal) -> Iterator[Finding]:
+    """The address of the weights is asked for, and the file comes to where the plugin looks for it first.
+
+    The network is open to this stage alone, and it runs nothing of the plugin.
+    """
+    known = Weights(**run.identity["weights"])
+    if known.made:
+        yield Finding("the plugin's own code makes its weights, and none are loaded", OK)
         return
-    from cnnf_brain.brainscore.commitment import local_file
-    from cnnf_brain.brainscore.identity import Weights
-
-    target = local_file(Weights(**identity["weights"]))
+    given = run.task["weights"]
+    reached = ask(known, None if given is None else Path(given))
+    yield reached
+    if given is None and reached.status != OK:
+        run.blocked = "the weights are neither on this machine nor fetched"
+        return
+    if given is None:
+        path = weights_file(known)
+        yield Finding("the fetched weights have the plugin's SHA-256", OK, f"{path.stat().st_size} bytes")
+        return
+    same = files.sha256(Path(given)) == known.sha256
+    yield held("the weights on this machine have the plugin's SHA-256", same, given if same else f"{given} is another file")
+    if not same:
+        run.blocked = "the weights on this machine are not the plugin's"
+        return
+    target = local_file(known)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        target.symlink_to(task["weights"])
-    offline()
+    target.symlink_to(given)
 
 
-def plugin_module(task: dict[str, Any]) -> Any:
-    """The plugin's model.py, imported from the scratch copy."""
-    import importlib
+def ask(known: Weights, given: Path | None) -> Finding:
+    """Whether the place that the plugin names answers, with a file as large as the one here; the file is not fetched for it."""
+    words = "Brain-Score's machines can load the weights from the place that the plugin names"
+    if known.draft:
+        return Finding(words, DRAFT, "it names none: upload the weights, and write the plugin anew with their place")
+    try:
+        asked = urllib.request.Request(known.address, method="HEAD")
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+            length = answer.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        if error.code in (405, 501):
+            return Finding(words, NOT_RUN, f"{known.address} does not say whether it has the file ({error.code})")
+        return Finding(words, FAILED, f"{known.address} answers {error.code} {error.reason}")
+    except OSError as error:
+        return Finding(words, NOT_RUN, f"{known.address} was not reached ({error})")
+    if given is None or length is None:
+        return Finding(words, OK, f"{known.address} answers")
+    size = given.stat().st_size
+    told = f"{known.address} has {length} bytes, the file here {size}"
+    return held(words, int(length) == size, f"{told}; its content is compared when the weights are not on this machine")
 
-    return importlib.import_module(f"brainscore_vision.models.{Path(task['plugin']).name}.model")
 
-
-def load(task: dict[str, Any], scratch: Path) -> Iterator[Finding]:
+def load(run: Rehearsal) -> Iterator[Finding]:
     """Discovery, the model, its map and reference."""
-    import brainscore_vision
-    import torch
-
-    assert Path(brainscore_vision.__file__ or "").is_relative_to(scratch)
-    identifier = task["identifier"]
-    model = brainscore_vision.load_model(identifier)
-    yield Finding("brainscore-vision discovers the plugin in a copy of its models folder and load_model loads it", True)
-    same = model.identifier == identifier
-    yield Finding(
-        "the model's identifier is the registered one", same, "" if same else f"{model.identifier!r}, {identifier!r}"
+    assert Path(brainscore_vision.__file__ or "").is_relative_to(run.scratch)
+    identifier = run.task["identifier"]
+    try:
+        run.model = brainscore_vision.load_model(identifier)
+    except (Exception, SystemExit):
+        run.blocked = "the model cannot be loaded"
+        raise
+    yield Finding("brainscore-vision discovers the plugin in a copy of its models folder and load_model loads it", OK)
+    same = run.model.identifier == identifier
+    yield held(
+        "the model's identifier is the registered one", same, "" if same else f"{run.model.identifier!r}, {identifier!r}"
     )
-    yield Finding("it runs without a GPU", not torch.cuda.is_available(), "CUDA_VISIBLE_DEVICES is empty")
-    module = plugin_module(task)
-    draft = not (module.IDENTITY["weights"]["stored"] or module.IDENTITY["weights"]["url"])
-    words = "the plugin names a place that Brain-Score's machines can load the weights from"
-    place = module.IDENTITY["weights"]["stored"] or module.IDENTITY["weights"]["url"]
-    told = f"not reached for in this rehearsal: {place}" if task["weights"] else place
-    yield Finding(words, not draft, "a draft: write it anew with --stored PATH VERSION_ID or --url URL" if draft else told)
-    path = Path(task["plugin"], "region_layer_map", f"{identifier}.json")
+    yield held("it runs without a GPU", not torch.cuda.is_available(), "CUDA_VISIBLE_DEVICES is empty")
+    path = Path(run.task["plugin"], "region_layer_map", f"{identifier}.json")
     written = json.loads(path.read_text()) if path.is_file() else None
-    used = dict(model.layer_model.region_layer_map)
+    used = dict(run.model.layer_model.region_layer_map)
     agree = written == used
-    yield Finding(
+    yield held(
         f"region_layer_map/{identifier}.json is what the model uses", agree, f"{used}" if agree else f"{written}, {used}"
     )
     bibtex = brainscore_vision.load_model_bibtex(identifier)
-    yield Finding("get_bibtex gives the reference for the leaderboard", bool(bibtex and bibtex.strip().startswith("@")))
+    yield held("get_bibtex gives the reference for the leaderboard", bool(bibtex and bibtex.strip().startswith("@")))
 
 
-def generic(task: dict[str, Any], scratch: Path) -> Iterator[Finding]:
+def tests(run: Rehearsal) -> Iterator[Finding]:
     """Brain-Score's generic tests with images in place of the missing ones, then the plugin's test.py."""
     try:
-        import pytest  # noqa: F401
         from brainscore_core.plugin_management import generic_plugin_tests_helper
         from brainscore_vision.model_helpers import generic_plugin_tests
     except ImportError as error:
-        told = f"not run ({error}); pip install pytest pytest-check"
-        yield Finding("Brain-Score's generic plugin tests pass", False, told)
+        told = f"{error}; pip install pytest pytest-check"
+        yield Finding("Brain-Score's generic plugin tests pass", FAILED, told)
         return
-
     path = Path(generic_plugin_tests.__file__ or "")
     images = path.parent / "generic_plugin_tests_resources"
     images.mkdir(exist_ok=True)
     for name, image in zip(("rgb1.jpg", "rgb2.jpg", "rgb3.png"), pictures(3), strict=True):
         image.save(images / name)
-    asked = ["--plugin_directory", task["plugin"]]
+    asked = ["--plugin_directory", run.task["plugin"]]
     added = (path.parent / "conftest.py").is_file()  # it adds that option
     helper = [] if added else [generic_plugin_tests_helper]
-    yield run_tests("Brain-Score's generic plugin tests pass", path, scratch, asked, helper)
-    yield run_tests("the plugin's test.py passes", Path(task["plugin"], "test.py"), scratch)
+    yield run_tests("Brain-Score's generic plugin tests pass", path, run.scratch, asked, helper)
+    yield run_tests("the plugin's test.py passes", Path(run.task["plugin"], "test.py"), run.scratch)
 
 
 def run_tests(words: str, file: Path, scratch: Path, options: Sequence[str] = (), plugins: Sequence[Any] = ()) -> Finding:
@@ -144,7 +178,7 @@ def run_tests(words: str, file: Path, scratch: Path, options: Sequence[str] = ()
     seen = Outcomes()
     common = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(scratch)]
     code = pytest.main([str(file), *common, *options], plugins=[*plugins, seen])
-    return Finding(words, code == 0 and seen.passed > 0, str(seen))
+    return held(words, code == 0 and seen.passed > 0, str(seen))
 
 
 class Outcomes:
@@ -163,82 +197,70 @@ class Outcomes:
         return "; ".join([f"{self.passed} passed", *self.wrong])
 
 
-def toy(task: dict[str, Any], scratch: Path) -> Iterator[Finding]:
-    """V4 and IT through NeuralBenchmark with the metric pls and the internal-consistency ceiling, one after the other."""
-    import brainscore_vision
+def scoring(run: Rehearsal) -> Iterator[Finding]:
+    """V4 and IT through NeuralBenchmark with PLS and the internal-consistency ceiling, one after the other.
 
-    from cnnf_brain.brainscore.toy import toy_benchmark
-
-    model = brainscore_vision.load_model(task["identifier"])
+    All layers are run once, before; Brain-Score's own cache of activations serves the benchmarks.
+    """
+    model, shown = run.model, encoded_pictures(N_IMAGES)
+    measure(run, stimuli(shown, run.scratch / "images", {"stimulus_id": np.array(shown.ids), "number": np.arange(N_IMAGES)}))
     scored = {}
     for region in ("V4", "IT"):
-        started = time.time()
-        benchmark = toy_benchmark(region, scratch / "images", each=EACH, sites=SITES, splits=2)
-        score = benchmark(model)
-        scored[region] = float(score)
-        told = (
-            f"{float(score):.3f} of {benchmark.stimuli} images, in {time.time() - started:.0f} s (means nothing: SIMULATED)"
-        )
-        yield Finding(f"a toy benchmark scores {region} end to end", bool(np.isfinite(float(score))), told)
+        score = float(toy_benchmark(region, shown, run.scratch / "images")(model))
+        scored[region] = score
+        told = f"{score:.3f} of {N_IMAGES} images (means nothing: SIMULATED)"
+        yield held(f"a toy benchmark scores {region} end to end", bool(np.isfinite(score)), told)
     layers = model.layer_model.region_layer_map
     apart = layers["V4"] == layers["IT"] or scored["V4"] != scored["IT"]
-    yield Finding("V4 and IT, asked for one after the other, are answered by their own layers", apart)
-    if plugin_module(task).IDENTITY["iterations"]:
-        yield in_time(model, scratch)
+    yield held("V4 and IT, asked for one after the other, are answered by their own layers", apart)
+    if run.identity["iterations"]:
+        yield in_time(model, toy_benchmark("IT", shown, run.scratch / "images")._assembly.attrs["stimulus_set"])
 
 
-def in_time(model: Any, scratch: Path) -> Finding:
+def measure(run: Rehearsal, shown: Any) -> None:
+    """Run all images at every layer that scoring asks for, and note what it took."""
+    model = run.model
+    regions = model.layer_model.region_layer_map
+    in_time = [name for region in regions for of_layer in model.layer_model._layers(region) for name in of_layer]
+    names = list(dict.fromkeys([*regions.values(), *(in_time if run.identity["iterations"] else [])]))
+    started = time.time()
+    found = model.activations_model(shown, layers=names, number_of_trials=1, require_variance=False)
+    run.seconds = (time.time() - started) / N_IMAGES
+    for layer in dict.fromkeys(regions.values()):
+        values = found.transpose("presentation", "neuroid").values[:, found["layer"].values == layer]
+        run.features[layer] = values.shape[1]
+        run.step[layer] = seconds_per_step(np.resize(values, (ROWS, values.shape[1])).astype(np.float64))
+
+
+def in_time(model: Any, shown: Any) -> Finding:
     """Whether several time bins are answered by different iterations."""
     bins = [tuple(time_bin) for time_bin in model.layer_model._bins]
     model.start_recording("IT", time_bins=bins)
-    found = model.look_at(stimulus_set(scratch / "few", 4))
+    found = model.look_at(shown)
     values = found.transpose("time_bin", "presentation", "neuroid").values
     differ = all(np.abs(values[t] - values[t - 1]).max() > 0 for t in range(1, len(bins)))
-    shown = ", ".join(f"{start}-{end}" for start, end in bins)
-    return Finding("recorded from in several time bins, every iteration answers its own", differ, f"{shown} ms")
+    told = ", ".join(f"{start}-{end}" for start, end in bins)
+    return held("recorded from in several time bins, every iteration answers its own", differ, f"{told} ms")
 
 
-def cost(task: dict[str, Any], scratch: Path) -> Iterator[Finding]:
-    """Memory and seconds of one hundred images in each region, and what that makes of the real benchmarks."""
-    import brainscore_vision
-
-    os.environ["RESULTCACHING_DISABLE"] = "1"
-    model = brainscore_vision.load_model(task["identifier"])
-    stimuli = stimulus_set(scratch / "hundred", N_COST)
-    before = peak()
-    seconds: dict[str, float] = {}
-    features: dict[str, int] = {}
-    rate: dict[str, float] = {}
-    layers: dict[str, str] = model.layer_model.region_layer_map
-    for region, layer in layers.items():
-        same = next((one for one in seconds if layers[one] == layer), None)
-        if same is not None:
-            seconds[region], features[region], rate[region] = seconds[same], features[same], rate[same]
-            continue
-        started = time.time()
-        model.start_recording(region, time_bins=[(70, 170)])
-        found = model.look_at(stimuli)
-        seconds[region] = (time.time() - started) / N_COST
-        features[region] = found.sizes["neuroid"]
-        rate[region] = seconds_per_step(np.asarray(found.values, dtype=np.float64))
-        del found
-    told = ", ".join(f"{region} {seconds[region]:.3f} s/image, {features[region]} features" for region in seconds)
+def cost(run: Rehearsal) -> Iterator[Finding]:
+    """What the images of the stage before make of the real benchmarks."""
+    regions: dict[str, str] = run.model.layer_model.region_layer_map
+    told = ", ".join(f"{region} {run.features[layer]} features" for region, layer in regions.items())
     yield Finding(
-        f"{N_COST} images are run", True, f"{told}; {peak():.1f} GiB at most ({before:.1f} GiB of them the model's)"
+        f"{N_IMAGES} images are run at all layers", OK, f"{run.seconds:.3f} s/image, {peak():.1f} GiB at most; {told}"
     )
-    import psutil
-
     have = psutil.virtual_memory().available / 2**30
     for name, region, images, sites in BENCHMARKS:
-        memory = PLS_MEMORY * 4 * images * features[region] / 2**30
-        run = seconds[region] * images
-        fit = rate[region] * 0.9 * images / N_COST * PLS_STEPS * SPLITS
+        layer = regions[region]
+        memory = PLS_MEMORY * 4 * images * run.features[layer] / 2**30
+        fit = run.step[layer] * 0.9 * images / ROWS * PLS_STEPS * SPLITS
         room = "" if memory < have else f" (this machine has {have:.0f} GiB free)"
-        told = f"about {memory:.1f} GiB{room}; here {duration(run)} for the images, {duration(fit)} for PLS of {sites} sites"
-        yield Finding(f"estimate for {name}, {images} images", True, told)
-    if plugin_module(task).IDENTITY["readout"]:
-        told = f"here {duration(seconds['IT'] * RAJALINGHAM)} for the images"
-        yield Finding(f"estimate for Rajalingham2018-i2n, {RAJALINGHAM} images", True, told)
+        told = f"about {memory:.1f} GiB{room}; here {duration(run.seconds * images)} for the images, {duration(fit)} for PLS"
+        yield Finding(f"estimate for {name}, {images} images", OK, f"{told} of {sites} sites")
+    if run.identity["readout"]:
+        told = f"here {duration(run.seconds * RAJALINGHAM)} for the images"
+        yield Finding(f"estimate for Rajalingham2018-i2n, {RAJALINGHAM} images", OK, told)
 
 
 def duration(seconds: float) -> str:
@@ -269,42 +291,61 @@ def pictures(n: int) -> list[Image.Image]:
     return [Image.fromarray(one).resize((224, 224), Image.Resampling.BICUBIC) for one in coarse]
 
 
-def stimulus_set(folder: Path, n: int) -> Any:
-    """n pictures as Brain-Score's StimulusSet."""
-    from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
+def encoded_pictures(n: int) -> Images:
+    """The same, as PNG in memory."""
+    made = []
+    for picture in pictures(n):
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        made.append(buffer.getvalue())
+    return Images(tuple(f"picture{number:03}" for number in range(n)), lambda i: made[i], "made-up pictures")
 
-    folder.mkdir()
-    names = [f"picture{number:03}" for number in range(n)]
-    stimuli = StimulusSet({"stimulus_id": names})
-    stimuli.stimulus_paths = {name: folder / f"{name}.png" for name in names}
-    for name, picture in zip(names, pictures(n), strict=True):
-        picture.save(folder / f"{name}.png")
-    stimuli.identifier = folder.name
-    return stimuli
+
+def told(error: BaseException, scratch: Path) -> str:
+    """An error for the reader of the findings, who cannot place a file in the scratch folder: it is gone by then."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check (--weights FILE)", text)
 
 
 def main() -> int:
-    """Run one stage: 0 where it came to its end, 1 with a finding where it did not."""
-    stage, scratch = sys.argv[1], Path(sys.argv[2])
-    stages: dict[str, Callable[[dict[str, Any], Path], Iterator[Finding]]]
-    stages = {"load": load, "generic": generic, "toy": toy, "cost": cost}
-    task = json.loads((scratch / "task.json").read_text())
+    """Run all stages: 0 where each came to its end, whatever it found."""
+    scratch = Path(sys.argv[1])
+    run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch)
+    stages: dict[str, Callable[[Rehearsal], Iterator[Finding]]]
+    stages = {"weights": weights, "load": load, "tests": tests, "scoring": scoring, "cost": cost}
     warnings.simplefilter("ignore")
-    with open(scratch / f"{stage}.jsonl", "w") as results:
-        try:
-            place_weights(task)
-            for finding in stages[stage](task, scratch):
-                print(json.dumps(asdict(finding)), file=results, flush=True)
-        except Exception as error:
-            traceback.print_exc()
-            from cnnf_brain.brainscore.rehearsal import STAGES
-
-            finding = Finding(STAGES[stage], False, f"{type(error).__name__}: {' '.join(str(error).split())}")
-            print(json.dumps(asdict(finding)), file=results, flush=True)
-            return 1
-        finally:
-            shutil.rmtree(scratch / "homes" / "RESULTCACHING_HOME", ignore_errors=True)
+    with open(scratch / "findings.jsonl", "w") as results:
+        for stage in STAGES:
+            if stage.name == "load":  # the plugin's code is run from here on
+                shut()
+                forget(absent(run.task["requirements"]))
+            perform(stage.name, stage.text, stages[stage.name], run, results)
+    shutil.rmtree(scratch / "homes" / "RESULTCACHING_HOME", ignore_errors=True)
     return 0
+
+
+def perform(name: str, text: str, stage: Callable[[Rehearsal], Iterator[Finding]], run: Rehearsal, results: IO[str]) -> None:
+    """Run one stage and write what it finds; what it raises is a finding."""
+
+    def write(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=results, flush=True)
+
+    started = time.time()
+    write({"begin": name})
+    try:
+        if run.blocked:
+            write(asdict(Finding(text, NOT_RUN, f"since {run.blocked}")))
+        else:
+            for finding in stage(run):
+                write(asdict(finding))
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        lacking = isinstance(error, ModuleNotFoundError)
+        why = "; Brain-Score's machines lack it, and requirements.txt does not name it" if lacking else ""
+        write(asdict(Finding(text, FAILED, f"{told(error, run.scratch)}{why}")))
+        if name == "scoring":
+            run.blocked = "no image was run to its end"
+    write({"end": name, "seconds": time.time() - started})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from cnnf_brain import activations
 from cnnf_brain.files import short_hash
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.products import as_rows, float32_convolutions
 from cnnf_brain.types import Images, LayerAt
 
 try:
@@ -68,13 +67,17 @@ class IterationWrapper(PytorchWrapper):
         iteration that it does not run, ``logits`` of a network without a classifier, and features that are not finite.
         """
         places = {name: self.layer_at(name) for name in layer_names}
-        batch = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        pixels = np.stack([np.asarray(image) for image in images])
+        rows = np.minimum(np.arange(len(pixels)), n_different(pixels) - 1)
+        batch = torch.from_numpy(pixels[: rows[-1] + 1])
         self._model.eval()
-        with torch.inference_mode(), float32_convolutions(self._device):
+        with torch.inference_mode(), activations.float32_convolutions(self._device):
             shaped = batch.to(self._device, memory_format=torch.channels_last)
             maps = activations.extract(self._model, shaped, list(dict.fromkeys(places.values())))
             found = ((name, at, maps[at]) for name, at in places.items())
-            return OrderedDict((name, np.array(as_rows(map_, at).reshape(map_.shape))) for name, at, map_ in found)
+            return OrderedDict(
+                (name, np.array(activations.as_rows(map_, at).reshape(map_.shape)[rows])) for name, at, map_ in found
+            )
 
     def get_layer(self, layer_name: str) -> nn.Module:
         """The module that computes ``layer_name``."""
@@ -132,6 +135,14 @@ def wrapper_identifier(network: Network, name: str | None = None) -> str:
     iterations = settings.pop("iterations", 0)
     rest = short_hash([settings, repr(network.preprocessing)])
     return f"{name}_{network.digest[:8]}_{iterations}it_{rest}"
+
+
+def n_different(pixels: np.ndarray) -> int:
+    """Images (B, ...) up to the first of the equal ones at the end, which Brain-Score fills a batch up with."""
+    n = len(pixels)
+    while n > 1 and np.array_equal(pixels[n - 1], pixels[n - 2]):
+        n -= 1
+    return n
 
 
 def check_name(name: str) -> None:

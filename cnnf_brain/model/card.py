@@ -18,9 +18,10 @@ class Card:
     """What the trainers wrote about a network, in the form that loading needs; empty where a file has no card.
 
     ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: those of SETTINGS that are
-    on the card. ``normalisation``: of the small net. ``image_size``, ``resize``: pixels, see ``images.Preprocessing``.
-    ``started_from``: the weights that training began with, a published name or a path (``none``: random weights), and
-    ``started_sha256`` of such a file. ``top1``: validation accuracy (shares) at iterations 0 to N. ``content``: all of it.
+    on the card of a CNN-F (a CNN was trained without). ``normalisation``: of the small net. ``image_size``, ``resize``: pixels,
+    see ``images.Preprocessing``. ``started_from``: the weights that training began with, a published name or a path (``none``:
+    random weights), and ``started_sha256`` of such a file. ``top1``: validation accuracy (shares) at iterations 0 to N.
+    ``content``: all of it.
     """
 
     arch: str | None = None
@@ -47,7 +48,7 @@ class Card:
         return cls(
             arch=content.get("arch", SMALL if "dataset" in configuration else None),
             iterations=settings.get("iterations"),
-            feedback={name: settings[name] for name in SETTINGS if name in settings},
+            feedback={name: settings[name] for name in SETTINGS if name in settings} if settings.get("iterations") else {},
             normalisation=trained.get("normalisation"),
             image_size=content.get("image_size"),
             resize=content.get("resize"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,19 @@ import torch
 from torch import nn
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.model.card import SMALL, Card, read_card
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.model.layers import FeatureNorm
-from cnnf_brain.model.weights import check_state, load_into, read_weights
+from cnnf_brain.model.weights import check_state, is_published, load_into, read_weights
 
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 ARCHITECTURES = ("alexnet", *VGGS)
+
+
+# The feedback of networks whose weights have no card: the trainers' own defaults. VGGs and AlexNet have no layers that normalise;
+# unless norms are matched, their maps grow a thousandfold with each iteration.
+STABLE = {"match_norm": True, "match_layers": True}
+SMALL_DEFAULTS = {"match_norm": True}
 
 
 def from_torchvision(
@@ -32,24 +40,40 @@ def from_torchvision(
     num_classes
         Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
     **feedback
-        iterations, target, step, match_norm, match_layers, ada_relu, tolerance: see ``CNNF``.
+        iterations, target, step, match_norm, match_layers, ada_relu, tolerance: see ``CNNF``. What is not given is as on the card
+        inside ``weights`` (so that the network is the one that was trained), without a card two iterations with both norms matched.
 
     Input: (B, 3, H, W), ImageNet-normalised as torchvision's networks take it. With 0 iterations the output is torchvision's.
 
     Raises
     ------
     ValueError
-        Unknown ``arch``; weights with wrong keys or shapes (the first few listed, with the likely cause).
+        Unknown ``arch``; weights with wrong keys or shapes (the first few listed, with the likely cause), or whose card is of
+        another architecture.
     FileNotFoundError, OSError
         No such file; weights that cannot be downloaded.
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     if weights is None:
-        return CNNF(sequential(arch, num_classes or 1000), **feedback)
+        return CNNF(sequential(arch, num_classes or 1000), **{**STABLE, **feedback})
+    card = Card() if is_published(weights) else read_card(weights)
+    check_arch(card, arch, weights)
     with torch.device("meta"):
         network = sequential(arch, num_classes or 1000)
-    return CNNF(load_into(network, weights, arch, any_classes=num_classes is None), **feedback)
+    return CNNF(load_into(network, weights, arch, any_classes=num_classes is None), **settings(card, STABLE, feedback))
+
+
+def settings(card: Card, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The feedback's settings for CNNF: as ``given``, else as on the card, else ``defaults``."""
+    trained = {} if card.iterations is None else {"iterations": card.iterations, **card.feedback}
+    return {**(defaults if not card.feedback else {}), **trained, **given}
+
+
+def check_arch(card: Card, arch: str, weights: str | Path) -> None:
+    """A ValueError where the card is that of another network than ``arch``."""
+    if card.arch not in (None, arch):
+        raise ValueError(f"weights {weights}: by their card they are of {card.arch}, not of {arch}; name that network")
 
 
 def sequential(arch: str, num_classes: int) -> nn.Sequential:
@@ -77,21 +101,25 @@ def alexnet(weights: str | Path | None = None, **options: Any) -> CNNF:
 
 
 def small_net(
-    weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str = "rms", **feedback: Any
+    weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str | None = None, **feedback: Any
 ) -> CNNF:
     """The MNIST and Fashion-MNIST net of Appendix B.1, input (B, 1, 28, 28) in [-1, 1].
 
     Conv2d(32, 3x3), norm, AdaReLU, Conv2d(64, 3x3), norm, AdaPool, Reshape, FC(128), AdaReLU, FC(10); the paper states
     neither padding (here 0) nor the pooling window (2 x 2). The convolutions carry no bias, the normalisation does (A.4).
-    ``normalisation``: "rms" or "l2" (as printed; equal up to a constant factor), see ``FeatureNorm``.
+    ``normalisation``: "rms" or "l2" (as printed; equal up to a constant factor), see ``FeatureNorm``. What is not given of it and
+    of the feedback (see ``CNNF``) is as on the card inside ``weights``, without a card rms and the reconstruction's norm matched.
     """
+    card = Card() if weights is None else read_card(weights)
+    check_arch(card, SMALL, str(weights))
+    kind = normalisation or card.normalisation or "rms"
     network = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, 32, 3, bias=False),
-            norm1=FeatureNorm(32, normalisation),
+            norm1=FeatureNorm(32, kind),
             relu1=nn.ReLU(),
             conv2=nn.Conv2d(32, 64, 3, bias=False),
-            norm2=FeatureNorm(64, normalisation),
+            norm2=FeatureNorm(64, kind),
             pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
             fc1=nn.Linear(64 * 12 * 12, 128),
@@ -103,4 +131,4 @@ def small_net(
         state = read_weights(weights)
         check_state(state, network, f"weights {weights}")
         network.load_state_dict(state)
-    return CNNF(network, **feedback)
+    return CNNF(network, **settings(card, SMALL_DEFAULTS, feedback))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from cnnf_brain.files import ask_sizes
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class HeadlessNetworkWarning(UserWarning):
@@ -25,7 +25,7 @@ class HeadlessNetworkWarning(UserWarning):
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors`` file, or in a ``.pt``/``.pth`` file read with ``weights_only=True``.
 
-    Half-precision tensors come back as float32. A FileNotFoundError or ValueError says what is wrong with the file.
+    Half and double precision come back as float32. A FileNotFoundError or ValueError says what is wrong with the file.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -49,13 +49,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"weights {path}: expected a mapping from names to tensors (a state dict), found {keys}")
-    half = (torch.float16, torch.bfloat16)
-    return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in state.items()}
+    return {name: tensor.float() if tensor.dtype in FLOATS else tensor for name, tensor in state.items()}
 
 
 def check_state(state: Mapping[str, Tensor], network: nn.Module, source: str) -> None:
-    """A ValueError that lists the first few wrong keys or shapes and the likely cause, where ``state`` does not fit."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    """A ValueError that lists the first few wrong keys, shapes or types and the likely cause, where ``state`` does not fit.
+
+    Floating-point weights must come as such: integers or booleans in their place (a quantised model, a mask) are not cast.
+    """
+    whole = network.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in whole.items()}
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in expected]
     shapes = [
@@ -63,18 +66,30 @@ def check_state(state: Mapping[str, Tensor], network: nn.Module, source: str) ->
         for k in expected
         if k in state and tuple(state[k].shape) != expected[k]
     ]
-    if not (missing or extra or shapes):
+    types = [
+        f"{k} is {str(state[k].dtype).removeprefix('torch.')}, expected floating point"
+        for k, tensor in whole.items()
+        if k in state and tensor.is_floating_point() and state[k].dtype not in FLOATS
+    ]
+    if not (missing or extra or shapes or types):
         return
     parts = [
         f"{what}: {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        for what, found in (("missing", missing), ("not in the network", extra), ("other shapes", shapes))
+        for what, found in (
+            ("missing", missing),
+            ("not in the network", extra),
+            ("other shapes", shapes),
+            ("other types", types),
+        )
         if found
     ]
-    raise ValueError(f"{source} does not fit the network. {'; '.join(parts)}. {likely_cause(missing, extra, shapes)}")
+    raise ValueError(f"{source} does not fit the network. {'; '.join(parts)}. {likely_cause(missing, extra, shapes, types)}")
 
 
-def likely_cause(missing: list[str], extra: list[str], shapes: list[str]) -> str:
+def likely_cause(missing: list[str], extra: list[str], shapes: list[str], types: Sequence[str] = ()) -> str:
     """A sentence on why a state dict does not fit."""
+    if types and not (missing or extra or shapes):
+        return "Likely cause: a quantised model, or masks in place of weights; save the floating-point weights."
     if extra and all(k.startswith("module.") for k in extra):
         return "Likely cause: saved from a DataParallel or DistributedDataParallel wrapper; strip 'module.' from the names."
     if extra and all(k.startswith("_orig_mod.") for k in extra):
@@ -177,18 +192,3 @@ def published_available(arch: str, name: str) -> tuple[bool, str]:
     if failures:
         return False, f"{what} are not in the cache and cannot be downloaded ({failures[0]})"
     return True, f"{what} can be downloaded ({'size not stated' if sizes[0] is None else f'{sizes[0] / 1e6:.0f} MB'})"
-
-
-def read_card(path: str | Path) -> dict[str, object]:
-    """The card in a safetensors file that our trainers wrote; empty where the file carries none."""
-    if Path(path).suffix != ".safetensors":
-        return {}
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("card", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,9 @@ from cnnf_brain.types import LayerAt, Predictions, Split
 
 N_SPLITS = 10
 SCHEMES = ("kfold", "brainscore")
+# Test images that each split must have at least. r of two images is always 1 or -1; r of three unrelated ones is near 1
+# or -1 more often than near 0; the error of r, 1 / sqrt(n - 3) in Fisher's z, is finite from four on.
+MIN_TEST = 4
 
 
 def make_splits(
@@ -24,7 +28,7 @@ def make_splits(
     object_names: Sequence[str] | np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[Split, ...]:
-    """Ten splits of the images into training and test images.
+    """Ten splits of the images into training and test images, at least 4 test images in each.
 
     Parameters
     ----------
@@ -44,7 +48,8 @@ def make_splits(
     Raises
     ------
     ValueError
-        Unknown name, repeated ids, fewer images than folds, or an object with too few images to be stratified.
+        Unknown name, repeated ids, too few images (``kfold`` needs 40, ``brainscore`` 31), or an object with too few
+        images to be stratified.
 
     References
     ----------
@@ -56,9 +61,18 @@ def make_splits(
     if len(set(ids.tolist())) < len(ids):
         twice = [stimulus for stimulus, count in Counter(ids.tolist()).items() if count > 1]
         raise ValueError(f"stimulus ids occur more than once: {', '.join(twice[:5])}; average their repeats first")
-    if len(ids) < N_SPLITS:
-        raise ValueError(f"{len(ids)} images are fewer than the {N_SPLITS} folds; at least {N_SPLITS} are needed")
+    needed = next(n for n in itertools.count(N_SPLITS) if _test_images(name, n) >= MIN_TEST)
+    if len(ids) < needed:
+        raise ValueError(
+            f"{len(ids)} images are too few for cross-validation {name!r}: at least {needed} are needed, so that each of "
+            f"its {N_SPLITS} splits has {MIN_TEST} test images to correlate over; use recordings with more images"
+        )
     return _kfold(ids, seed) if name == "kfold" else _brainscore(len(ids), object_names)
+
+
+def _test_images(name: str, n: int) -> int:
+    """The number of test images of the smallest split of n images."""
+    return n // N_SPLITS if name == "kfold" else n - int(0.9 * n)
 
 
 def _kfold(ids: np.ndarray, seed: int) -> tuple[Split, ...]:
@@ -76,7 +90,7 @@ def _brainscore(n: int, object_names: Sequence[str] | np.ndarray | None) -> tupl
         raise ValueError(f"{len(names)} object names were given for {n} images; one is needed for each")
     counts = Counter(names.tolist())
     rarest, fewest = min(counts.items(), key=lambda item: item[1])
-    n_test = n - int(0.9 * n)
+    n_test = _test_images("brainscore", n)
     if fewest < 2 or n_test < len(counts):
         raise ValueError(
             f"Brain-Score's stratified splits need at least 2 images of each object ({rarest!r} has {fewest}) and as "

@@ -29,6 +29,7 @@ import numpy as np
 import scipy.linalg
 from threadpoolctl import ThreadpoolController
 
+from cnnf_brain.checks import is_constant
 from cnnf_brain.types import Predictions, Split
 
 EPS = float(np.finfo(np.float64).eps)
@@ -363,7 +364,7 @@ def _means_and_live(responses: np.ndarray, training: np.ndarray) -> tuple[np.nda
     means, live = [], []
     for weights in training:
         rows = responses[weights > 0]
-        varies = np.ptp(rows, axis=0) > 0
+        varies = ~is_constant(rows)
         means.append(np.where(varies, rows.mean(axis=0), rows[0]))
         live.append(varies.astype(float))
     return np.array(means), np.array(live)

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cnnf_brain.predictivity.statistics import (
-    bootstrap_median_difference,
-    corrected_resampled_t,
-    paired_t_over_sites,
-    welch_over_folds,
-    wilcoxon_over_sites,
-)
+from cnnf_brain.predictivity.statistics import comparison_of
 from cnnf_brain.predictivity.swaps import swap_over_images, widening
 from cnnf_brain.types import Comparison, Predictions, Scores, Split
 
@@ -58,25 +52,16 @@ def compare_pooled(
             f"sources with {' and '.join(map(str, counts))} splits cannot be pooled; use the same splits for all"
         )
     model, baseline = (pool_scores([pair[i] for pair in pairs]).r for i in (0, 1))
-    differences = model - baseline
-    defined = np.isfinite(differences).any(axis=0)
-    if not defined.any():
-        raise ValueError(f"none of the {len(defined)} sites of all sources has an r of both networks")
-    sizes = [[len(split.test), len(split.train)] for pair in predictions for split in pair[0].splits]
-    n_test, n_train = np.mean(sizes, axis=0)
+    if not np.isfinite(model - baseline).any():
+        raise ValueError(f"none of the {model.shape[1]} sites of all sources has an r of both networks")
     mine, other = (_in_block(predictions, responses, which) for which in (0, 1))
     for a, b, out in zip(mine, other, _undefined(pairs), strict=True):
         a[:, out], b[:, out] = np.nan, np.nan
     everyone, splits = _block_rows(predictions, responses)
     factor = max(widening(pair[0].splits, len(y)) for pair, y in zip(predictions, responses, strict=True))
-    tests, low, high = [], float("nan"), float("nan")
-    if len(model) > 1:
-        tests += [welch_over_folds(model, baseline), corrected_resampled_t(model, baseline, n_test, n_train)]
-    tests.append(swap_over_images(mine, other, everyone, splits, widen_by=factor, n_resamples=n_resamples, seed=seed))
-    if defined.sum() > 1:
-        tests += [paired_t_over_sites(model, baseline), wilcoxon_over_sites(model, baseline)]
-        low, high = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
-    return Comparison(float(np.median(np.nanmean(differences[:, defined], axis=0))), low, high, tuple(tests))
+    swap = swap_over_images(mine, other, everyone, splits, widen_by=factor, n_resamples=n_resamples, seed=seed)
+    own_splits = [split for pair in predictions for split in pair[0].splits]
+    return comparison_of(model, baseline, own_splits, swap, n_resamples=n_resamples, seed=seed)
 
 
 def _undefined(pairs: Sequence[tuple[Scores, Scores]]) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import is_constant, unknown
 from cnnf_brain.types import Predictions, Scores
 
 SMALL_FOLD = 20  # test images; below, r over the pooled held-out predictions stands beside
@@ -36,23 +36,23 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns
     -------
     (...) float64 array
-        Between -1 and 1; NaN where a or b is constant (varies by no more than rounding) or n < 2.
+        Between -1 and 1; NaN where a or b is constant (``checks.is_constant``), and for n < 3: two points always lie
+        on a line, so their r says nothing.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"arrays of shapes {a.shape} and {b.shape} cannot be correlated; they must be equal")
-    if len(a) < 2:
+    if len(a) < 3:
         return np.full(a.shape[1:], np.nan)
-    a, b = _standardised(a), _standardised(b)
+    a, b = standardised(a), standardised(b)
     return np.clip(np.sum(a * b, axis=0), -1.0, 1.0)
 
 
-def _standardised(a: np.ndarray) -> np.ndarray:
-    """Deviations from the mean divided by their norm; NaN where they are rounding."""
+def standardised(a: np.ndarray) -> np.ndarray:
+    """Columns of mean 0 and norm 1; NaN where a column is constant (``checks.is_constant``) or holds NaN."""
     deviations = a - a.mean(axis=0)
     norms = np.linalg.norm(deviations, axis=0)
-    rounding = 4 * np.finfo(np.float64).eps * np.sqrt(len(a)) * np.abs(a).max(axis=0)
-    return deviations / np.where(norms > rounding, norms, np.nan)
+    return deviations / np.where(is_constant(a) | (norms == 0), np.nan, norms)  # 0: the squares underflow
 
 
 def score_predictions(

@@ -8,7 +8,7 @@ Every test asks one of two questions:
 - *new sites*: with these very images and features, would other sites of the population? Sites are the units.
 
 ``TESTS`` says which test answers which question, and whether it holds its level; ``docs/statistics.md`` has the
-rejection rates measured by ``benchmarks/statistics.py``.
+rejection rates measured by ``benchmarks/null_rates.py``.
 
 Arrays ``r_model``, ``r_baseline`` are (n_splits, n_neuroids), as ``Scores.r``. Where either is NaN, that site and
 fold is left out of both; a site or fold with nothing left is left out altogether.
@@ -43,10 +43,10 @@ class About:
 
 
 SITES = "sites share the images' noise: not independent for new images, and through PLS2 not quite for new sites"
-TESTS: dict[str, About] = {
-    WELCH: About("new images", False, "folds share training images, and both networks see the same images"),
+TESTS: dict[str, About] = {  # in the order in which results stand: valid ones, the paper's, those over sites
     RESAMPLED: About("new images", True, "adds n_test / n_train to 1 / n_splits for the shared training images"),
     SWAP: About("new images", True, "images are its units; widened for the training images' share of the variance"),
+    WELCH: About("new images", False, "folds share training images, and both networks see the same images"),
     PAIRED: About("new sites", False, SITES),
     WILCOXON: About("new sites", False, SITES),
     BOOTSTRAP: About("new sites", False, SITES),
@@ -197,9 +197,10 @@ def compare_scores(
     Returns
     -------
     Comparison
-        ``low`` and ``high`` are the bootstrap interval over sites. Tests over sites are left out where there is one
-        site (``low`` and ``high`` are NaN then), tests over folds where there is one split. ``TESTS`` says of each
-        what it is about. Identical scores give a difference of 0 and p = 1.
+        ``low`` and ``high`` are the interval of the swap test, ``sites_low`` and ``sites_high`` that of the bootstrap
+        over sites. Tests over sites are left out where there is one site (``sites_low`` and ``sites_high`` are NaN
+        then), tests over folds where there is one split. ``TESTS`` says of each what it is about, and gives their
+        order. Identical scores give a difference of 0 and p = 1.
 
     Raises
     ------
@@ -214,18 +215,37 @@ def compare_scores(
         held_out = [values[-1] for values in one.values]
         _check_scored(name, scores, held_out, responses, splits)
         last.append([np.where(out, np.nan, p) for out, p in zip(left_out, held_out, strict=True)])
-    n_test = float(np.mean([len(split.test) for split in splits]))
-    n_train = float(np.mean([len(split.train) for split in splits]))
-    tests, low, high = [], float("nan"), float("nan")
-    if len(r_model) > 1:
-        tests.append(welch_over_folds(r_model, r_baseline))
-        tests.append(corrected_resampled_t(r_model, r_baseline, n_test, n_train))
-    tests.append(swap_over_images(last[0], last[1], responses, splits, n_resamples=n_resamples, seed=seed))
-    if r_model.shape[1] > 1:
-        tests += [paired_t_over_sites(r_model, r_baseline), wilcoxon_over_sites(r_model, r_baseline)]
-        low, high = bootstrap_median_difference(r_model, r_baseline, n_resamples=n_resamples, seed=seed)
-    difference = float(np.median(_site_differences(r_model, r_baseline)))
-    return Comparison(difference, low, high, tuple(tests))
+    swap = swap_over_images(last[0], last[1], responses, splits, n_resamples=n_resamples, seed=seed)
+    return comparison_of(r_model, r_baseline, splits, swap, n_resamples=n_resamples, seed=seed)
+
+
+def comparison_of(
+    r_model: np.ndarray, r_baseline: np.ndarray, splits: Sequence[Split], swap: TestResult, *, n_resamples: int, seed: int
+) -> Comparison:
+    """The estimate, both intervals and all tests that the numbers of splits and sites allow, given the swap test.
+
+    Parameters
+    ----------
+    r_model, r_baseline : (n_splits, n_neuroids) arrays
+    splits : sequence of Split
+        Their mean numbers of test and training images go into the corrected resampled t.
+    swap : TestResult
+        Of ``swap_over_images`` for the same networks; its interval is the one for new images.
+    n_resamples, seed : int
+        Of the bootstrap over sites.
+    """
+    model, baseline = _pair(r_model, r_baseline)
+    tests, sites = [swap], (float("nan"), float("nan"))
+    if len(model) > 1:
+        n_test, n_train = np.mean([(len(split.test), len(split.train)) for split in splits], axis=0)
+        tests += [corrected_resampled_t(model, baseline, n_test, n_train), welch_over_folds(model, baseline)]
+    if model.shape[1] > 1:
+        tests += [paired_t_over_sites(model, baseline), wilcoxon_over_sites(model, baseline)]
+        sites = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
+    tests.sort(key=lambda test: list(TESTS).index(test.name))
+    assert swap.interval is not None
+    difference = float(np.median(_site_differences(model, baseline)))
+    return Comparison(difference, *swap.interval, tuple(tests), *sites)
 
 
 def _pair(r_model: np.ndarray, r_baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

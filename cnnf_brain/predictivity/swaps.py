@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnf_brain.predictivity.scores import standardised
 from cnnf_brain.types import Split, TestResult
 
 SWAP = "swap over images"
@@ -144,20 +145,12 @@ def standardised_folds(
                 f"split {number}: predictions have shapes {np.shape(a)} and {np.shape(b)}, expected (n_test, "
                 f"n_neuroids) = {expected}"
             )
-        z_a, z_b, y = (_standardised(np.asarray(p, dtype=float)) for p in (a, b, responses[split.test]))
+        z_a, z_b, y = (standardised(np.asarray(p, dtype=float)) for p in (a, b, responses[split.test]))
         r_a, r_b = (z_a * y).sum(axis=0), (z_b * y).sum(axis=0)
         out = np.isnan(r_a + r_b)
         z_a, z_b, y = (np.where(out, 0.0, z) for z in (z_a, z_b, y))
         folds.append(Fold(split.test, z_a, z_b, y, np.where(out, np.nan, r_a), np.where(out, np.nan, r_b)))
     return folds
-
-
-def _standardised(p: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and norm 1; NaN where a column is constant or holds NaN."""
-    centred = p - p.mean(axis=0)
-    norm = np.linalg.norm(centred, axis=0)
-    constant = ~(norm > 1e-12 * np.linalg.norm(p, axis=0))
-    return np.where(constant, np.nan, centred / np.where(constant, 1.0, norm))
 
 
 def _between_sites(d: np.ndarray, e: np.ndarray) -> np.ndarray:

@@ -108,6 +108,12 @@ def majaj_cached() -> bool:
     return all((home / sha1 / name).is_file() for name, sha1 in FILES.items())
 
 
+def check_installed() -> None:
+    """An ImportError where brainscore-vision is not installed; nothing is imported."""
+    if importlib.util.find_spec("brainscore_vision") is None:
+        raise ImportError(f"{NAME} needs brainscore-vision, which is not installed: {_INSTALL}")
+
+
 def majaj_available() -> tuple[bool, str]:
     """Whether the recordings can be had, and why or why not, within about two seconds.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnf_brain.checks import near, unknown
-from cnnf_brain.recordings import arrays, majaj, simulated, v4_compact
+from cnnf_brain.recordings import assembly, majaj, simulated, v4_compact
 from cnnf_brain.types import Recordings
 
 NAMES = (simulated.NAME, majaj.NAME, v4_compact.NAME)
@@ -63,15 +63,36 @@ def parse_sources(words: Sequence[str], regions: Sequence[str], session: Sequenc
         found += [replace(source, region=one, session=name) for name in names for one in asked]
     if session and not takes_session:
         raise ValueError(
-            f"--session {' '.join(session)} applies to sources in the layout of {v4_compact.NAME} that name no "
-            f"session themselves; --recordings {' '.join(words)} has none"
+            f"session {' '.join(session)} applies to recordings in the layout of {v4_compact.NAME} that name no session "
+            f"themselves; {' '.join(words)} has none"
         )
     for region in regions:
         if not any(source.region == region for source in found):
-            raise ValueError(f"no recordings are given for region {region}; add --recordings {region}=SOURCE")
+            raise ValueError(f"no recordings are given for region {region}; add {region}=SOURCE")
     if len(set(found)) < len(found):
-        raise ValueError(f"--recordings {' '.join(words)}: the same source is given twice for a region")
+        raise ValueError(f"recordings {' '.join(words)}: the same source is given twice for a region")
     return sorted(found, key=lambda source: list(regions).index(source.region))
+
+
+def check_sources(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | None = None) -> list[Source]:
+    """`parse_sources`, and all that can be known of these sources without a download or reading responses and images.
+
+    Call it before other long work: paths, regions, sessions, the form of an assembly, its image files, and whether
+    brainscore-vision is installed where it is needed.
+
+    Parameters, and the order of the result, are those of `parse_sources`; the errors are those of `load`.
+    """
+    sources = parse_sources(words, regions, session)
+    for source in sources:
+        _check_region(source)
+        if source.kind == "assembly":
+            assert source.path is not None
+            assembly.check_assembly(source.path, source.region)
+        elif source.kind == "v4_compact":
+            v4_compact.choose_session(source.path, source.session)
+        elif source.kind == "majaj":
+            majaj.check_installed()
+    return sources
 
 
 def load(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | None = None) -> dict[str, list[Recordings]]:
@@ -90,9 +111,7 @@ def load(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | 
         Where brainscore-vision is needed and not installed.
     """
     loaded: dict[str, list[Recordings]] = {region: [] for region in regions}
-    sources = parse_sources(words, regions, session)
-    for source in sources:
-        _check_region(source)
+    sources = check_sources(words, regions, session)
     checked: set[Source] = set()
     for source in sources:
         recordings = _load(source)
@@ -117,14 +136,14 @@ def _region_of(word: str, regions: Sequence[str]) -> tuple[str | None, str]:
     if match is None:
         return None, word
     if match[1] not in regions:
-        raise unknown("region", match[1], regions, where=f"--recordings {word} (these are the regions asked for)")
+        raise unknown("region", match[1], regions, where=f"recordings {word!r} (these are the regions asked for)")
     return match[1], match[2]
 
 
 def _source(word: str) -> Source:
     """The source that a word without region names; its region stays open."""
     if word == "auto":
-        raise ValueError("--recordings auto stands alone; name the sources, or leave the others out")
+        raise ValueError("recordings 'auto' stand alone; name the sources, or leave the others out")
     if word == simulated.NAME:
         return Source("", "simulated")
     if word == majaj.NAME:
@@ -133,7 +152,7 @@ def _source(word: str) -> Source:
     if not Path(word).exists() and ":" in word:
         name, session = word.rsplit(":", 1)
         if not session:
-            raise ValueError(f"--recordings {word}: no session after ':'")
+            raise ValueError(f"recordings {word!r}: no session after ':'")
     if name == v4_compact.NAME and not Path(name).exists():
         return Source("", "v4_compact", None, session)
     return _path_source(name, session)
@@ -143,19 +162,19 @@ def _path_source(name: str, session: str | None) -> Source:
     path = Path(name)
     if not path.exists():
         meant = near(name, NAMES, n=1)
-        hint = f"; did you mean {meant[0]}?" if meant else ""
+        hint = f"; did you mean {meant[0]}?" if meant else "."
         raise FileNotFoundError(
-            f"--recordings {name}: there is no such file or folder{hint} "
+            f"recordings {name!r}: there is no such file or folder{hint} "
             f"Expected {', '.join(NAMES)}, a folder in the layout of {v4_compact.NAME}, or an assembly (.nc)"
         )
     if path.is_dir() and v4_compact.is_v4_compact(path):
         return Source("", "v4_compact", path, session)
     if session is not None:
-        raise ValueError(f"--recordings {name}:{session}: only folders in the layout of {v4_compact.NAME} have sessions")
+        raise ValueError(f"recordings '{name}:{session}': only folders in the layout of {v4_compact.NAME} have sessions")
     if path.suffix == ".nc" or (path.is_dir() and any(path.glob("*.nc"))):
         return Source("", "assembly", path)
     raise ValueError(
-        f"--recordings {name}: expected a folder in the layout of {v4_compact.NAME} (images/, responses_*/) or an "
+        f"recordings {name!r}: expected a folder in the layout of {v4_compact.NAME} (images/, responses_*/) or an "
         "assembly (.nc); docs/your-recordings.md shows how to write one"
     )
 
@@ -176,4 +195,4 @@ def _load(source: Source) -> Recordings:
     if source.kind == "v4_compact":
         return v4_compact.load_v4_compact(source.path, source.session)
     assert source.path is not None
-    return arrays.read_assembly(source.path, source.region)
+    return assembly.read_assembly(source.path, source.region)

@@ -110,13 +110,11 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
     sites and images that the repository's table gives (where it does not contradict itself), and the mean over raw
     repeats must be the published average.
     """
+    chosen = choose_session(folder, session)
     if folder is None:
-        chosen = _choose(session, list(SESSIONS), NAME)
         top, source = _fetch(chosen), f"{NAME}:{chosen}"
     else:
-        top = _top(Path(folder))
-        chosen = _choose(session, sessions_in(folder), str(folder))
-        source = f"{folder}:{chosen}"
+        top, source = _top(Path(folder)), f"{folder}:{chosen}"
     images = _read_images(top / _KINDS["images"].format(chosen))
     averages, raw = (_read_array(top / _KINDS[kind].format(chosen), source) for kind in ("averages", "raw"))
     known = SESSIONS.get(chosen)
@@ -156,11 +154,13 @@ def _top(folder: Path) -> Path:
     return folder / _TOP if (folder / _TOP).is_dir() else folder
 
 
-def _choose(session: str | None, known: list[str], where: str) -> str:
+def choose_session(folder: str | Path | None, session: str | None) -> str:
+    """The session that `load_v4_compact` takes, found without a download; its errors about folders and sessions."""
+    known, where = (list(SESSIONS), NAME) if folder is None else (sessions_in(folder), str(folder))
     if session is None and len(known) == 1:
         return known[0]
     if session is None:
-        raise ValueError(f"{where}: name a session (--session NAME); it has {', '.join(known) or 'none'}")
+        raise ValueError(f"{where}: no session is named; it has {', '.join(known) or 'none'}. Name one: {where}:SESSION")
     if session not in known:
         raise unknown("session", session, known, where=where)
     return session

@@ -13,42 +13,35 @@ import numpy as np
 import xarray as xr
 from tabulate import tabulate
 
-from cnnf_brain import style
 from cnnf_brain.files import plain, whole_file, write_json, write_text
+from cnnf_brain.networks import CHANGED, UNTRAINED
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import (
-    PAIRED,
     RESAMPLED,
     SWAP,
     TESTS,
     WELCH,
-    WILCOXON,
     bootstrap_median_difference,
     holm,
 )
-from cnnf_brain.report import PAGE
-from cnnf_brain.types import Evaluation, LayerAt
+from cnnf_brain.report.comparison_figure import draw
+from cnnf_brain.report.comparison_names import WIDEST, cut, layer_and_iteration, short_names
+from cnnf_brain.types import Evaluation
 
-SCHEMA = 1
+SCHEMA = 2
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
-HEADS = {WELCH: "Welch", RESAMPLED: "resampled t", SWAP: "swap", PAIRED: "t sites", WILCOXON: "Wilcoxon"}
-WIDEST = 28  # letters of a name in the table
+SHOWN = {RESAMPLED: "resampled t", SWAP: "swap", WELCH: "Welch"}  # tests in the table, valid ones first; the files have all
 
 
 def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> str:
-    """All files of the report into ``folder``, each whole or not at all; returns the table.
-
-    summary.json goes first and comes back last: where it stands, the other files are of the same run.
-    """
+    """All files of the report into ``folder`` (see ``folders.results``), each whole or not at all; returns the table."""
     content = summary(evaluations, run)
     printed = table(content)
-    for name in (PAGE, "summary.json"):
-        (folder / name).unlink(missing_ok=True)
     write_json(folder / "run.json", run)
     write_scores(folder / "scores.nc", evaluations, run)
     text = f"# Neural predictivity\n\n{printed}\n"
     write_text(folder / "table.md", text)
-    plot(folder, content)
+    draw(folder, content)
     write_json(folder / "summary.json", content)
     return printed
 
@@ -60,6 +53,8 @@ def summary(evaluations: Sequence[Evaluation], run: dict[str, Any]) -> dict[str,
         "schema": SCHEMA,
         "simulated": run["simulated"],
         "options": run["options"],
+        "accuracy": run["accuracy"],
+        "notes": run["notes"],
         "family_size": {name: len(ps) for name, ps in adjusted.items()},
         "evaluations": [_entry(i, e, adjusted) for i, e in enumerate(evaluations)],
     }
@@ -86,12 +81,15 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
         "simulated": e.simulated,
         "role": e.role,
         "network": e.network,
+        "weights": e.weights,
+        "feedback": e.feedback,
         "layer": e.layer,
         "chosen": e.chosen,
         "images": e.n_images,
         "sites": len(e.neuroid_ids),
         "excluded_sites": e.excluded,
         "undefined_sites": int(np.isnan(r).sum()),
+        "sites_undefined_in_some_folds": int((e.scores.undefined_folds > 0).sum()),
         "median_r": median_r(e.scores),
         "median_r_interval": median_interval(r),
         "median_r_pooled_predictions": None if e.scores.pooled is None else _median(e.scores.pooled),
@@ -99,26 +97,35 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
         "ceiling": None if e.scores.ceiling is None else _median(e.scores.ceiling),
     }
     entry |= {name: None if e.scores.ceiling is None else brainscore_ceiled(e.scores, name) for name in FORMULAS}
-    if e.role == "model":
-        c = e.comparison
-        entry["baseline_layer"] = e.against
-        entry["difference"] = c and c.difference
-        entry["difference_interval"] = (c.low, c.high) if c else (None, None)
-        entry["tests"] = [
-            {
-                "name": t.name,
-                "statistic": t.statistic,
-                "df": t.df,
-                "n": t.n,
-                "p": t.p,
-                "p_holm": adjusted.get(t.name, {}).get(i),
-                "interval": t.interval,
-                "question": TESTS[t.name].question,
-                "valid": TESTS[t.name].valid,
-            }
-            for t in (c.tests if c else ())
-        ]
+    if e.against:
+        entry |= _difference(i, e, adjusted)
     return plain(entry)
+
+
+def _difference(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """The part of an entry that compares it with the baseline."""
+    c = e.comparison
+    tests = [
+        {
+            "name": t.name,
+            "statistic": t.statistic,
+            "df": t.df,
+            "n": t.n,
+            "p": t.p,
+            "p_holm": adjusted.get(t.name, {}).get(i),
+            "interval": t.interval,
+            "question": TESTS[t.name].question,
+            "valid": TESTS[t.name].valid,
+        }
+        for t in (c.tests if c else ())
+    ]
+    return {
+        "baseline_layer": e.against,
+        "difference": c and c.difference,
+        "difference_interval": (c.low, c.high) if c else (None, None),
+        "difference_interval_over_sites": (c.sites_low, c.sites_high) if c else (None, None),
+        "tests": tests,
+    }
 
 
 def _median(values: np.ndarray) -> float:
@@ -143,54 +150,68 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str
     """Head, rows and notes of the table of a summary."""
     entries = content["evaluations"]
     names = {t["name"] for e in entries for t in e.get("tests", [])}
-    tests = [name for name in HEADS if name in names]
+    tests = [name for name in SHOWN if name in names]
+    top1 = accuracies(content)
     small = any(e["median_r_pooled_predictions"] is not None for e in entries)
     ceilings = any(e["ceiling"] is not None for e in entries)
     sources = short_names([e["source"] for e in entries])
-    head = ["region", "recordings", "network", "layer", "it", "median r [95%]"] + ["pooled r"] * small
-    head += ["ceiling", "r²/c", "(r/c)²"] * ceilings + ["difference [95%]", *map(_test_head, tests)]
-    rows = [_row(e, sources[e["source"]], tests, small, ceilings) for e in entries]
+    columns = {"pooled r": small, "ceiling": ceilings, "r²/c": ceilings, "(r/c)²": ceilings, "top-1": bool(top1)}
+    columns |= {"difference [95%]": bool(tests)}
+    head = ["region", "recordings", "network", "weights", "layer", "it", "median r [95%]"]
+    head += [name for name, there in columns.items() if there] + [_test_head(name) for name in tests]
+    rows = [_row(e, sources[e["source"]], columns, tests, top1) for e in entries]
     return head, rows, _notes(content, tests, small, ceilings, sources)
 
 
+def accuracies(content: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    """Top-1 by network, weights and iteration."""
+    return {(a["network"], a["weights"], str(a["iteration"])): a["top1"] for a in content["accuracy"]}
+
+
 def _test_head(name: str) -> str:
-    return HEADS[name] + ("" if TESTS[name].valid else " ⚠")
+    return f"{SHOWN.get(name, name)} p" + ("" if TESTS[name].valid else " ⚠")
 
 
-def short_names(sources: Sequence[str]) -> dict[str, str]:
-    """Each source by the end of its path, as much of it as tells it from the others."""
-    distinct = list(dict.fromkeys(sources))
-    for depth in range(1, max(source.count("/") for source in distinct) + 2):
-        found = {source: _cut("/".join(source.rstrip("/").split("/")[-depth:]), WIDEST * depth) for source in distinct}
-        if len(set(found.values())) == len(distinct):
-            return found
-    return {source: source for source in distinct}
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else "…" + text[1 - longest :]
-
-
-def _row(e: dict[str, Any], source: str, tests: list[str], small: bool, ceilings: bool) -> list[str]:
+def _row(
+    e: dict[str, Any],
+    source: str,
+    columns: dict[str, bool],
+    tests: list[str],
+    top1: dict[tuple[str, str, str], float],
+) -> list[str]:
     source += " (simulated)" if e["simulated"] and "simulated" not in source else ""
     layer, iteration = layer_and_iteration(e["layer"])
-    row = [e["region"], source, _cut(e["network"], WIDEST), layer, iteration]
+    name = f"{e['network']}, control" if e["role"] == "control" else e["network"]
+    row = [e["region"], source, name, cut(e["weights"], WIDEST), layer, iteration]
     row.append((_number(e["median_r"]) or "undefined") + _interval(e["median_r_interval"]))
-    row += [_number(e["median_r_pooled_predictions"])] * small
-    row += [_number(e[name]) for name in ("ceiling", *FORMULAS)] * ceilings
-    if e["role"] == "baseline":
-        return [*row, "baseline", *[""] * len(tests)]
-    p = {t["name"]: t["p_holm"] for t in e["tests"]}
-    row.append((_number(e["difference"], "+") or "undefined") + _interval(e["difference_interval"], "+"))
-    return row + ["" if p.get(name) is None else f"{p[name]:.2g}" for name in tests]
+    share = top1.get((e["network"], e["weights"], iteration))
+    cells = {
+        "pooled r": _number(e["median_r_pooled_predictions"]),
+        "ceiling": _number(e["ceiling"]),
+        "r²/c": _number(e["r2/ceiling"]),
+        "(r/c)²": _number(e["(r/ceiling)2"]),
+        "top-1": "" if share is None else f"{100 * share:.2f} %",
+        "difference [95%]": _shown_difference(e),
+    }
+    row += [cells[name] for name, there in columns.items() if there]
+    found = {t["name"]: t for t in e.get("tests", [])}
+    return row + [_shown_test(found.get(name)) for name in tests]
 
 
-def layer_and_iteration(layer: str) -> tuple[str, str]:
-    """A layer's name and its iteration as the table shows them; no iteration where it was chosen on training folds."""
-    if "@" not in layer:
-        return layer, ""
-    at = LayerAt.parse(layer)
-    return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)
+def _shown_difference(e: dict[str, Any]) -> str:
+    if "difference" not in e:
+        return "baseline" if e["role"] == "baseline" else ""
+    return (_number(e["difference"], "+") or "undefined") + _interval(e["difference_interval"], "+")
+
+
+def _shown_test(test: dict[str, Any] | None) -> str:
+    """p after Holm's adjustment; of the paper's test t and degrees of freedom as well, since the paper prints them."""
+    if test is None or test["p_holm"] is None:
+        return ""
+    p = f"{test['p_holm']:.2g}"
+    if test["name"] != WELCH or test["statistic"] is None or test["df"] is None:
+        return p
+    return f"{p}; t({test['df']:.1f}) = {test['statistic']:.2f}"
 
 
 def _number(value: float | None, sign: str = "") -> str:
@@ -208,12 +229,20 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
     notes = [
         f"Median over sites of Pearson's r on held-out images (the mean over splits of each site); {model}, "
         f"{options['components']} components, {splits}. it: iteration, 0 is the first feedforward pass. "
-        "Intervals: 95% bootstrap over sites."
+        "Its interval: 95% bootstrap over sites."
     ]
+    if tests:
+        notes.append(
+            "difference: median over sites of the difference in r to the baseline; its 95% interval is that of the swap test and "
+            "speaks of new images (docs/statistics.md)."
+        )
+    notes += [*feedback_notes(content), *content["notes"]]
     if content["simulated"]:
         notes.insert(
             0, "SIMULATED recordings: the sites are computed, not measured. Nothing here says anything about a brain."
         )
+    if content["accuracy"]:
+        notes.append(f"top-1: {'; '.join(dict.fromkeys(a['source'] for a in content['accuracy']))}.")
     if options["pca"]:
         notes.append(
             f"Features were reduced to {options['pca']} principal components, fitted on all images (without responses)."
@@ -236,6 +265,22 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
     return notes + _about_sites(entries, sources)
 
 
+def feedback_notes(content: dict[str, Any]) -> list[str]:
+    """Whether the feedback that was run is one that was trained, in a sentence for each state."""
+    states = dict.fromkeys((e["network"], e["weights"], e["feedback"]) for e in content["evaluations"] if e["feedback"])
+    untrained = [f"{name} [{weights}]" for name, weights, state in states if state == UNTRAINED]
+    changed = [f"{name} [{weights}]" for name, weights, state in states if state == CHANGED]
+    found = []
+    if untrained:
+        found.append(
+            f"FEEDBACK UNTRAINED: {'; '.join(untrained)}. These weights were never trained with feedback: the rows say what it "
+            "does to a plain CNN, and nothing about the paper's trained network."
+        )
+    if changed:
+        found.append(f"Feedback runs with other settings than it was trained with: {'; '.join(changed)}.")
+    return found
+
+
 def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
     if not tests:
         return []
@@ -244,8 +289,8 @@ def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
     about = "; ".join(f"{_test_head(name)} = {name}, {TESTS[name].why}" for name in tests)
     return [
         f"p-values are Holm-adjusted over the {rows} of this table with a difference, for each test apart. ⚠: not to be "
-        "believed for the question whether new images would give the same answer; shown beside the others as the "
-        f"literature uses it (docs/statistics.md). {about}."
+        "believed for the question whether new images would give the same answer; shown since the paper prints it "
+        f"(docs/statistics.md). {about}. Tests over sites, which are not valid for new images either, are in summary.json."
     ]
 
 
@@ -260,6 +305,12 @@ def _about_sites(entries: Sequence[dict[str, Any]], sources: dict[str, str]) -> 
     undefined = max(e["undefined_sites"] for e in entries)
     if undefined:
         notes.append(f"Up to {undefined} sites have no r in a row, since what is predicted for them is constant.")
+    some = max(e["sites_undefined_in_some_folds"] for e in entries)
+    if some > undefined:
+        notes.append(
+            f"Up to {some} sites of a row are constant, or predicted as a constant, in some folds: their r is the mean over the "
+            "others."
+        )
     return notes
 
 
@@ -267,12 +318,24 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
     """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split."""
     n_splits = max(e.scores.r.shape[0] for e in evaluations)
     columns: dict[str, list[Any]] = {
-        k: [] for k in ("region", "source", "simulated", "role", "network", "layer", "neuroid_id", "ceiling", "pooled_r")
+        k: []
+        for k in (
+            "region",
+            "source",
+            "simulated",
+            "role",
+            "network",
+            "weights",
+            "layer",
+            "neuroid_id",
+            "ceiling",
+            "pooled_r",
+        )
     }
     r = []
     for e in evaluations:
         n = len(e.neuroid_ids)
-        for name in ("region", "source", "role", "network", "layer"):
+        for name in ("region", "source", "role", "network", "weights", "layer"):
             columns[name] += [getattr(e, name)] * n
         columns["simulated"] += [int(e.simulated)] * n
         columns["neuroid_id"] += e.neuroid_ids
@@ -288,52 +351,3 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
             data.to_netcdf(temporary, engine="netcdf4")
         except RuntimeError as error:  # how the NetCDF library says that the disk is full
             raise OSError(errno.EIO, str(error)) from error
-
-
-def plot(folder: Path, content: dict[str, Any]) -> None:
-    """The figure (after Figure 5 of the paper) from the summary: median r of every row, by region and source."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for e in content["evaluations"]:
-        groups.setdefault((e["region"], e["source"]), []).append(e)
-    sources = short_names([e["source"] for e in content["evaluations"]])
-    widest = max(len(rows) for rows in groups.values())
-    with style.styled():
-        figure = style.new_figure(max(4.0, (1.2 + 0.55 * widest) * len(groups)), 4.6)
-        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-        for axis, ((region, source), rows) in zip(axes, groups.items(), strict=True):
-            _bars(axis, rows)
-            label = sources[source] + (" (simulated)" if rows[0]["simulated"] and "simulated" not in sources[source] else "")
-            axis.set_title(f"{region}\n{label}")
-        ceilings = any(e["ceiling"] is not None for e in content["evaluations"])
-        dashed = "\ndashed: √ceiling, the highest r that noise leaves" if ceilings else ""
-        axes[0].set_ylabel(f"median Pearson's r (95% bootstrap over sites){dashed}")
-        if content["simulated"]:
-            figure.suptitle("SIMULATED recordings", color=style.WARNING, fontsize=11)
-    style.save(figure, folder)
-
-
-def series_of(entry: dict[str, Any]) -> int | None:
-    """How an entry of the summary is drawn, as ``style.series`` takes it: None for the baseline, else its iteration.
-
-    What was chosen on training folds has no iteration of its own and is drawn as iteration 1.
-    """
-    return None if entry["role"] == "baseline" else int(layer_and_iteration(entry["layer"])[1] or 1)
-
-
-def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
-    """Bars of one region and source, in the colours of ``style``.
-
-    Dashed: what noise leaves of a perfect prediction's r, the root of the ceiling (a reliability, which bounds r²).
-    """
-    for x, e in enumerate(rows):
-        height = math.nan if e["median_r"] is None else e["median_r"]
-        low, high = e["median_r_interval"]
-        errors = None if low is None else [[max(0.0, height - low)], [max(0.0, high - height)]]
-        axis.bar(x, height, width=0.75, color=style.colour(series_of(e)), yerr=errors, ecolor="#333333")
-        if e["ceiling"] is not None:
-            axis.hlines(
-                math.sqrt(max(0.0, e["ceiling"])), x - 0.45, x + 0.45, colors="#333333", linestyles="dashed", linewidth=1
-            )
-    labels = [f"{_cut(e['network'], WIDEST)}\n{e['layer']}" for e in rows]
-    axis.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
-    axis.axhline(0, color="#333333", linewidth=0.8)

@@ -146,7 +146,18 @@ def caveats(record: dict[str, Any], *, finished: bool, n: int | None, damaged: i
 
 
 def _same(record: dict[str, Any]) -> dict[str, str]:
-    keep = ("data", "data_hash", "dataset", "image_size", "num_classes", "epochs", "batch_size", "learning_rate", "seed")
+    keep = (
+        "data",
+        "data_hash",
+        "dataset",
+        "image_size",
+        "resize",
+        "num_classes",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "seed",
+    )
     configuration = {name: record["configuration"][name] for name in keep if name in record["configuration"]}
     same = dict(flat(configuration))
     if "steps" in record:

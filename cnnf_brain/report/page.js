@@ -1,13 +1,15 @@
 "use strict";
 // Sorting by a column, and the numbers under the pointer; without this the table stands as written, and <title> has the numbers.
+// A long table has two bodies, the second one folded: rows are sorted over both.
 const number = (text) => (/^[+\-−]?\d/.test(text) ? parseFloat(text.replace("−", "-")) : NaN);
 function sort(header) {
-  const table = header.closest("table"), body = table.tBodies[0], column = header.cellIndex;
+  const table = header.closest("table"), bodies = [...table.tBodies], column = header.cellIndex;
   const up = header.getAttribute("aria-sort") !== "ascending";
   for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", up ? "ascending" : "descending");
   const cell = (row) => row.cells[column].textContent.trim();
-  const texts = [...body.rows].map(cell).filter((text) => text !== "" && text !== "undefined");
+  const sizes = bodies.map((body) => body.rows.length), rows = bodies.flatMap((body) => [...body.rows]);
+  const texts = rows.map(cell).filter((text) => text !== "" && text !== "undefined");
   const numeric = texts.some((text) => !isNaN(number(text)));
   const key = (row) => (numeric ? number(cell(row)) : cell(row));
   const missing = (value) => (numeric ? isNaN(value) : value === "");
@@ -16,7 +18,8 @@ function sort(header) {
     if (missing(x) || missing(y)) return missing(x) - missing(y);
     return (up ? 1 : -1) * (numeric ? x - y : x.localeCompare(y));
   };
-  body.append(...[...body.rows].sort(order));
+  rows.sort(order);
+  bodies.forEach((body, i) => body.append(...rows.splice(0, sizes[i])));
 }
 for (const header of document.querySelectorAll("th")) {
   const button = document.createElement("button");
@@ -48,3 +51,11 @@ for (const mark of document.querySelectorAll("svg .mark")) {
   });
   mark.addEventListener("blur", () => (tip.hidden = true));
 }
+const folded = [];
+addEventListener("beforeprint", () => {
+  folded.push(...document.querySelectorAll("details:not([open])"));
+  for (const details of folded) details.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const details of folded.splice(0)) details.open = false;
+});

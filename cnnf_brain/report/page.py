@@ -1,14 +1,16 @@
 """Runs -> one HTML file that needs nothing else: no network, no script but its own few lines, and works without those.
 
-Question and answer first, then the figure, the table, what the run was, and what it does not show. All text of files is
-escaped by jinja2 and markupsafe; the page's own policy lets no other script run, and no request leave it.
+Question and answer first, then the figure, the table, what the run was (folded), and what it does not show. All text of files
+is escaped by jinja2 and markupsafe; the page's own policy lets no other script run, and no request leave it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,27 +21,30 @@ from markupsafe import Markup
 from cnnf_brain import style
 from cnnf_brain.files import write_text
 from cnnf_brain.report import PAGE, readers
-from cnnf_brain.report.charts import Chart
 from cnnf_brain.report.runs import Picture, Run, Table
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+LONG_TABLE, FIRST_ROWS = (
+    30,
+    10,
+)  # a table of more rows than the first number shows as many as the second until it is unfolded
 
 
-def leave(folder: Path) -> Path:
-    """Write ``report.html`` into the folder of a run, from the files that lie there; returns its path."""
+def leave(folder: Path, shown_as: Path | None = None) -> Path:
+    """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path.
+
+    ``shown_as`` is the folder that the page names, where the files stand in another one for now.
+    """
     path = Path(folder) / PAGE
-    _write(path, render([readers.read(Path(folder))]))
+    run = readers.read(Path(folder))
+    write_text(path, render([run if shown_as is None else replace(run, folder=Path(shown_as))]))
     return path
 
 
 def side_by_side(folders: Sequence[Path], path: Path) -> Path:
     """Write one page with a row for each run to ``path``, and where they cannot be compared."""
-    _write(path, render([readers.read(Path(folder)) for folder in folders]))
+    write_text(path, render([readers.read(Path(folder)) for folder in folders]))
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -48,6 +53,7 @@ def render(runs: Sequence[Run]) -> str:
         raise ValueError("no runs; name one folder or more")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(picture_source=picture_source, colours=Markup(colours()))
+    environment.globals.update(long_table=LONG_TABLE, first_rows=FIRST_ROWS)
     here = resources.files("cnnf_brain.report")
     script = (here / "page.js").read_text(encoding="utf-8")
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
@@ -85,13 +91,14 @@ def picture_source(picture: Picture) -> str:
 
 
 def short_folders(folders: Sequence[Path]) -> list[str]:
-    """Each folder by the end of its path, as much of it as tells it from the others."""
-    whole = [folder.absolute() for folder in folders]
-    for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        short = ["/".join(path.parts[-depth:]) for path in whole]
+    """Each folder by the end of its path, as much of it as tells it from the others; never an absolute path."""
+    whole = [Path(os.path.abspath(folder)).parts[1:] for folder in folders]
+    short: list[str] = []
+    for depth in range(1, max(map(len, whole)) + 1):
+        short = ["/".join(parts[-depth:]) for parts in whole]
         if len(set(short)) == len(set(whole)):
-            return short
-    return [str(path) for path in whole]
+            break
+    return short
 
 
 def overview(runs: Sequence[Run], names: Sequence[str]) -> Table:
@@ -112,10 +119,23 @@ def differences(runs: Sequence[Run], names: Sequence[str]) -> Table:
     return Table("Where they are not comparable", ("", *names), rows)
 
 
-def merged(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[Chart | None, Table]]:
-    """Tables that several runs have under one title with one head, as one table with the run as its first column."""
-    found: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+def merged(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
+    """Tables that several runs have under one title with one head, as one table with the run as its first column.
+
+    A note that not all of these runs have begins with the names of those that have it.
+    """
+    rows: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+    notes: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
     for name, run in zip(names, runs, strict=True):
         for table in run.tables:
-            found.setdefault((table.title, table.head), []).extend((name, *row) for row in table.rows)
-    return [(None, Table(title, ("run", *head), tuple(rows))) for (title, head), rows in found.items() if title != "Log"]
+            key = table.title, table.head
+            rows.setdefault(key, []).extend((name, *row) for row in table.rows)
+            of_table = notes.setdefault(key, {})
+            for note in table.notes:
+                of_table.setdefault(note, []).append(name)
+    found = []
+    for (title, head), of_table in notes.items():
+        if title != "Log":
+            shown = [note if len(have) == len(runs) else f"{', '.join(have)}: {note}" for note, have in of_table.items()]
+            found.append(Table(title, ("run", *head), tuple(rows[title, head]), tuple(shown)))
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 from cnnf_brain.report import of_comparison, of_figure, of_training
 from cnnf_brain.report.runs import Run
 
-SCHEMA = 1  # the newest form of summary.json that is understood here
+SCHEMAS = {"comparison": 2, "figure": 1}  # the form of summary.json that is understood here, by kind
 KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a trainer (config.json, log.jsonl, card.json)"
 
 
@@ -30,7 +30,7 @@ def read(folder: Path) -> Run:
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name the folder that it lies in")
+        raise ValueError(f"{folder} is a file; name the folder that it is in")
     try:
         return _read(folder)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -73,7 +73,7 @@ def load(path: Path) -> Any:
     """A JSON object; a ValueError where the file is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); do the run again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; it is not of cnnf-brain")
@@ -86,7 +86,7 @@ def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if isinstance(content, dict):
             found.append(content)
@@ -97,10 +97,10 @@ def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def check_schema(folder: Path, summary: dict[str, Any]) -> None:
     """A ValueError where summary.json is of a form that is not understood here."""
-    schema = summary.get("schema")
-    if schema != SCHEMA:
-        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "another"
+    schema, expected = summary.get("schema"), SCHEMAS["comparison" if "evaluations" in summary else "figure"]
+    if schema != expected:
+        age = "a newer" if isinstance(schema, int) and schema > expected else "another"
         raise ValueError(
-            f"{folder}/summary.json has schema {schema!r}, expected {SCHEMA}: written by {age} version of cnnf-brain; "
+            f"{folder}/summary.json has schema {schema!r}, expected {expected}: written by {age} version of cnnf-brain; "
             "update, or do the run again"
         )

@@ -38,6 +38,7 @@ class Run:
 
     ``kind`` is the command in a word; ``question`` and ``answer`` are one sentence each. ``caveats`` is what the run does not
     show. ``same`` is what has to agree, by name, for two runs of a kind to be compared (recordings, splits, versions).
+    ``notice`` is a warning that must be read with the answer, shown right below it; empty where there is none.
     """
 
     folder: Path
@@ -52,17 +53,20 @@ class Run:
     caveats: tuple[str, ...]
     same: dict[str, str]
     pictures: tuple[Picture, ...] = ()
+    notice: str = ""
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Names (``a.b``) and texts of all entries of nested JSON objects; lists stay JSON."""
+    """Names (``a.b``) and texts of all entries of nested JSON objects; lists stay JSON, and null entries are left out."""
     if isinstance(value, dict):
         for key, inside in value.items():
             yield from flat(inside, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
         for number, inside in enumerate(value):
             yield from flat(inside, f"{name}.{number}")
-    else:
+    elif value == []:
+        yield name, "none"
+    elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,8 +1,14 @@
-"""The result of a run: weights as safetensors with their card inside, and the card beside as JSON and Markdown."""
+"""The result of a run: weights as safetensors with their card inside, and the card beside as JSON and Markdown.
+
+``card.json`` also holds the SHA-256 of the file of weights, by which a finished run is checked and, where the file is gone or
+damaged, restored from the checkpoint of its last step.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +16,128 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cnnf_brain.files import write_json, write_text, write_whole
+from cnnf_brain.files import sha256, write_json, write_text, write_whole
+from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import check_state, read_weights
+from cnnf_brain.trainer import checkpoint
+from cnnf_brain.trainer.config import check_same
 
+WEIGHTS = "model.safetensors"
+HASH = "weights_sha256"  # of the file WEIGHTS; in card.json alone, since a file cannot hold its own hash
 ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
 
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all;
-    ``cnnf_brain.model.weights.read_card`` reads it again."""
+    ``cnnf_brain.model.card.read_card`` reads it again."""
+    write_whole(path, lambda file: [file.write(part) for part in serialised(model, card, dtype)])
+
+
+def serialised(model: nn.Module, card: dict[str, Any], dtype: torch.dtype) -> tuple[bytes, memoryview]:
+    """The two parts of a safetensors file, header and tensors: the same bytes for the same weights and card.
+
+    safetensors writes the entries of the metadata in an order that changes from call to call; here they are sorted.
+    """
     state = {
         name: (tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    content = safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)})
-    write_whole(path, lambda file: file.write(content))
+    content = memoryview(safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)}))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:end]))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, content[end:]
 
 
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """``card.md`` and, last, as the sign that the run is finished, ``card.json``."""
-    text = markdown(card)
-    write_text(folder / "card.md", text)
+def finish(folder: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Write the weights, then ``card.md`` and, last, as the sign that the run is finished, ``card.json``; its content.
+
+    Parameters
+    ----------
+    card
+        As it stands in the file of weights; ``card.json`` has the SHA-256 of that file besides.
+    """
+    save_weights(folder / WEIGHTS, model, card, dtype)
+    card = {**card, HASH: sha256(folder / WEIGHTS)}
+    write_text(folder / "card.md", markdown(card))
     write_json(folder / "card.json", card)
+    return card
+
+
+class LostWeights(ValueError):
+    """The weights of a finished run are gone, damaged, or not those that its card speaks of."""
+
+
+def check_weights(folder: Path, card: dict[str, Any], network: nn.Module) -> None:
+    """LostWeights unless ``model.safetensors`` in ``folder`` is whole and the file that ``card`` speaks of.
+
+    Of a card from before the hash was kept: unless the file loads, fits ``network`` and is of the same configuration.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise LostWeights(f"{path} is gone")
+    if HASH in card:
+        found = sha256(path)
+        if found != card[HASH]:
+            raise LostWeights(f"{path} is damaged or was replaced (its SHA-256 is {found}, on the card {card[HASH]})")
+        return
+    try:
+        check_state(read_weights(path), network, f"weights {path}")
+        inside = read_card(path).content
+    except ValueError as error:
+        raise LostWeights(str(error)) from error
+    if inside.get("configuration") != card["configuration"]:
+        raise LostWeights(f"{path} holds the weights of another run than the card beside it")
+
+
+def check_finished(folder: Path, card: dict[str, Any], model: nn.Module, is_last: Callable[[dict[str, Any]], bool]) -> None:
+    """Say that a run is finished, once its weights are checked or restored from the checkpoint of its last step.
+
+    Parameters
+    ----------
+    card
+        The content of ``card.json``.
+    model
+        A network of the run's architecture, on the meta device for instance; it may be given the weights.
+    is_last
+        Whether the state of a checkpoint is that of the last step.
+
+    Raises
+    ------
+    LostWeights
+        The weights are lost, and no checkpoint of the last step gives them back.
+    """
+    try:
+        check_weights(folder, card, model)
+        print(f"already finished: {folder / 'card.json'}")
+    except LostWeights as lost:
+        source = _restore(folder, card, model, is_last, lost)
+        print(f"{lost}: restored from {source}")
+
+
+def _restore(
+    folder: Path, card: dict[str, Any], model: nn.Module, is_last: Callable[[dict[str, Any]], bool], lost: LostWeights
+) -> Path:
+    """Write the weights of a finished run again; the checkpoint that had them."""
+    advice = f"put the file back, or remove {folder / 'card.json'} to finish the run again"
+    try:
+        found = checkpoint.newest(folder / "checkpoints")
+    except checkpoint.DamagedCheckpoint as error:
+        raise LostWeights(f"{lost}, and {error}") from error
+    if found is None or not is_last(found[1]):
+        raise LostWeights(f"{lost}, and {folder / 'checkpoints'} has no checkpoint of the run's last step; {advice}")
+    path, state = found
+    check_same(state["configuration"], card["configuration"], path)
+    model.load_state_dict(state["model"], assign=True)
+    inside = {name: value for name, value in card.items() if name != HASH}
+    dtype = getattr(torch, card["configuration"].get("dtype", "float32"))
+    content = b"".join(serialised(model, inside, dtype))
+    if card.get(HASH, hashlib.sha256(content).hexdigest()) != hashlib.sha256(content).hexdigest():
+        raise LostWeights(f"{lost}, and the weights in {path} are not those that the card speaks of; {advice}")
+    finish(folder, model, inside, dtype)
+    return path
 
 
 def markdown(card: dict[str, Any]) -> str:

@@ -16,8 +16,8 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     found = differences(old, new)
     if found:
         raise ValueError(
-            f"{path} is of another configuration ({'; '.join(found)}): give the same flags to continue it, "
-            "or choose another --output"
+            f"{path} is of another configuration ({'; '.join(found)}): give the same settings to continue it, "
+            "or choose another output folder"
         )
 
 

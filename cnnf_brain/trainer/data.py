@@ -93,7 +93,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 _kind = {1: "labels", 3: "images"}
-_replace = "replace it by the published file (without --data it is found or downloaded)"
+_replace = "replace it by the published file (without data it is found or downloaded)"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Source:
         if images.shape[1:] != (SIDE, SIDE):
             raise ValueError(
                 f"{images_path} has images of {images.shape[1]} x {images.shape[2]} pixels, "
-                f"the network takes {SIDE} x {SIDE}; name another folder with --data"
+                f"the network takes {SIDE} x {SIDE}; give another folder as data"
             )
         if len(images) != len(labels) or len(images) == 0:
             raise ValueError(
@@ -161,7 +161,7 @@ class Source:
         for name, known in PUBLISHED.items():
             if digest == known and name != self.dataset:
                 raise ValueError(
-                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: use --dataset {name} or another --data"
+                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: give dataset {name!r}, or another folder as data"
                 )
 
 
@@ -188,7 +188,7 @@ def find(dataset: str, data: Path | None = None) -> Source:
     for folder in folders:
         if not _missing(folder):
             return Source(dataset, folder)
-    failure = "--data was given, so nothing else was tried"
+    failure = "data was given, so nothing else was tried"
     if data is None:
         try:
             download(dataset, cache)
@@ -242,6 +242,6 @@ def _how_to_get(dataset: str, folders: list[Path], failure: str) -> str:
     ]
     debian = ", or install Debian's package dataset-fashion-mnist" if dataset == "fashion" else ""
     return (
-        f"{TITLES[dataset]} was not found in {' or '.join(looked)}; {failure}. Name a folder of its four IDX "
-        f"files (each also as .gz) with --data{debian}, or connect to the network and leave --data out"
+        f"{TITLES[dataset]} was not found in {' or '.join(looked)}; {failure}. Give a folder of its four IDX "
+        f"files (each also as .gz) as data{debian}, or connect to the network and leave data out"
     )

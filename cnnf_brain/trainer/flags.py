@@ -5,25 +5,27 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cnnf_brain.model.card import Card
 from cnnf_brain.model.losses import REDUCTIONS
 from cnnf_brain.trainer.loop import LossWeights
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
 FEEDBACK: dict[str, Any] = {
-    "iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True, "match_layers": False
+    "iterations": 2, "target": "input", "step_size": 1.0, "match_norm": True, "match_layers": False, "ada_relu": "signed"
 }  # fmt: skip
+SETTING = {"step_size": "step"}  # flag -> CNNF's name of it, where they differ
 LOSSES = {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0}
 
 
-def add_model_flags(parser: argparse.ArgumentParser, layers: str, **defaults: Any) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, layers: str, *, required: bool = True, **defaults: Any) -> None:
     """--model, the feedback's settings and the loss weights.
 
-    ``layers``: examples of targets, in words; ``defaults``: those that are not FEEDBACK's.
+    ``layers``: examples of targets, in words; ``required``: whether --model is; ``defaults``: those that are not FEEDBACK's.
     """
     feedback = FEEDBACK | defaults
     parser.set_defaults(feedback_defaults=feedback)
     add = parser.add_argument
-    add("--model", choices=["cnn", "cnnf"], required=True)
+    add("--model", choices=["cnn", "cnnf"], required=required)
     add("--iterations", type=positive(int), help=f"feedback iterations (default {feedback['iterations']})")
     add("--target", metavar="LAYER", help=f"what is reconstructed: {layers} (default {feedback['target']})")
     add("--step-size", type=positive(float), help=f"1 = replacement (default {feedback['step_size']})")
@@ -31,6 +33,8 @@ def add_model_flags(parser: argparse.ArgumentParser, layers: str, **defaults: An
         help=f"reconstruction scaled to the norm of the target (default {feedback['match_norm']})")  # fmt: skip
     add("--match-layers", action=argparse.BooleanOptionalAction,
         help=f"each layer's output held to its norm of the first pass (default {feedback['match_layers']})")  # fmt: skip
+    add("--ada-relu", choices=["signed", "printed"],
+        help=f"the gate of feedback: Lemma A.1 holds for signed, printed is eq. 3 (default {feedback['ada_relu']})")  # fmt: skip
     for name, default in LOSSES.items():
         add(f"--{name}", type=weight, metavar="WEIGHT", help=f"weight of the {name} loss (default {default})")
     add("--reconstruction-reduction", choices=REDUCTIONS,
@@ -39,6 +43,8 @@ def add_model_flags(parser: argparse.ArgumentParser, layers: str, **defaults: An
 
 def settle_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Defaults of what a CNN-F was not told; a usage error where a CNN was given a setting of feedback."""
+    if args.model is None:
+        parser.error("the following arguments are required: --model")
     for name, default in {**args.feedback_defaults, **LOSSES, "reconstruction_reduction": "mean"}.items():
         if args.model == "cnnf" and getattr(args, name) is None:
             setattr(args, name, default)
@@ -49,11 +55,36 @@ def settle_model_flags(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def feedback_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings as ``CNNF`` takes them; of a CNN 0 iterations alone."""
+    """The settings as ``CNNF`` takes them; of a CNN 0 iterations alone.
+
+    ``ada_relu`` only where it is not the default, so that runs from before the flag go on.
+    """
     if args.model == "cnn":
         return {"iterations": 0}
-    return {"iterations": args.iterations, "target": args.target, "step": args.step_size, "match_norm": args.match_norm,
-            "match_layers": args.match_layers}  # fmt: skip
+    settings = given_feedback(args)
+    return {name: value for name, value in settings.items() if (name, value) != ("ada_relu", FEEDBACK["ada_relu"])}
+
+
+def given_feedback(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of feedback that were given (None: not given), as ``CNNF`` takes them."""
+    return {SETTING.get(name, name): getattr(args, name) for name in FEEDBACK if getattr(args, name) is not None}
+
+
+def evaluated_feedback(args: argparse.Namespace, card: Card) -> dict[str, Any]:
+    """The settings to evaluate weights with, as ``CNNF`` takes them: those given, else those of the card, else the defaults.
+
+    Weights of a CNN, or without a card, have feedback only where --model cnnf or --iterations asks for it. A ValueError where
+    settings of feedback were given for a network without iterations.
+    """
+    given, trained = given_feedback(args), card.iterations or 0
+    default = args.feedback_defaults["iterations"] if args.model == "cnnf" else 0
+    iterations = given.pop("iterations", 0 if args.model == "cnn" else trained or default)
+    if not iterations and given:
+        raise ValueError(f"{', '.join(given)}: settings of feedback, and these weights are evaluated without; give the "
+                         "iterations, or leave the settings out")  # fmt: skip
+    defaults = {SETTING.get(name, name): value for name, value in args.feedback_defaults.items()}
+    settings = {**(dict(card.feedback) if trained else defaults), **given} if iterations else {}
+    return {**settings, "iterations": iterations}
 
 
 def loss_weights(args: argparse.Namespace) -> LossWeights:

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.trainer.image_index import ImageIndex
+from cnnf_brain.trainer.image_index import ChangedShard, ImageIndex
 
 Keys = tuple[np.ndarray, np.ndarray]  # numbers of images in the index (B,) int64, and whether each is mirrored (B,) bool
 
@@ -46,26 +46,31 @@ class Batch(NamedTuple):
     bad: dict[str, str]
 
 
-def decode(content: bytes, size: int) -> np.ndarray:
+def decode(content: bytes, size: int, resize: int | None = None) -> np.ndarray:
     """The square in the middle of an image, (size, size, 3) uint8 RGB.
 
     The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). The paper says
     nothing of it beyond "random horizontal flips was the only augmentation used" (B.5.1), so training and validation
     show the same square. Shapes stay as the pretrained networks know them; a square image is shown whole, exactly as
-    ``compare`` (and Brain-Score, which squashes) shows its square stimuli. torchvision's published accuracies cut a margin of
-    an eighth off on top of it. Large JPEGs are decoded at a half, quarter or eighth, never below twice ``size``.
+    ``compare`` (and Brain-Score, which squashes) shows its square stimuli.
+
+    ``resize``, at least ``size``: the shorter side becomes ``resize`` and ``size`` x ``size`` pixels of the middle are kept, as in
+    torchvision's published accuracies (256 and 224), but for whole pixels, to which torchvision rounds. It is what
+    ``images.Preprocessing`` of the same ``resize`` shows. Large JPEGs are decoded at a half, quarter or eighth, never below twice
+    the size.
 
     Raises
     ------
     ValueError
         For more than 8 bits a channel; Pillow raises other errors for damaged files.
     """
+    scaled = size if resize is None else resize
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
             raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
-        image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
+        image.draft(None, (2 * scaled, 2 * scaled))  # type: ignore[arg-type]
         rgb = image.convert("RGB")
-    side = min(rgb.size)
+    side = min(rgb.size) * size / scaled
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
 
@@ -83,11 +88,26 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-class ShownImages(Dataset[Batch]):
-    """The images of an index as batches: ``shown[numbers, mirrored]``, any numbers in any order."""
+class TooManyBadImages(RuntimeError):
+    """More images are damaged than was allowed."""
 
-    def __init__(self, index: ImageIndex, size: int) -> None:
-        self.index, self.size = index, size
+
+def check_bad(bad: Mapping[str, str], n_images: int, max_bad: float, part: str) -> None:
+    """TooManyBadImages where ``bad`` is a greater share of ``n_images`` than ``max_bad``, or all of them."""
+    if len(bad) > max_bad * n_images or len(bad) == n_images:
+        first = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
+        raise TooManyBadImages(
+            f"{len(bad)} of {n_images} {part} images cannot be decoded, more than max_bad {max_bad:g} allows: {first}. "
+            "Mend or remove them, or allow more"
+        )
+
+
+class ShownImages(Dataset[Batch]):
+    """The images of an index as batches: ``shown[numbers, mirrored]``, any numbers in any order. ``size``, ``resize``: see
+    ``decode``."""
+
+    def __init__(self, index: ImageIndex, size: int, resize: int | None = None) -> None:
+        self.index, self.size, self.resize = index, size, resize
 
     def __len__(self) -> int:
         return len(self.index)
@@ -98,7 +118,9 @@ class ShownImages(Dataset[Batch]):
         bad: dict[str, str] = {}
         for number, mirrored in zip(*keys, strict=True):
             try:
-                shown = decode(self.index.read(number), self.size)
+                shown = decode(self.index.read(number), self.size, self.resize)
+            except ChangedShard:
+                raise
             except Exception as error:  # on damaged bytes, Pillow's decoders raise whatever they run into
                 bad[self.index.path(number)] = f"{type(error).__name__}: {error}"
                 continue
@@ -198,6 +220,7 @@ def training_loader(
     world_size: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    resize: int | None = None,
 ) -> DataLoader[Batch]:
     """The batches of steps ``start``, ``start`` + 1 and so on without end, shuffled and mirrored.
 
@@ -213,9 +236,11 @@ def training_loader(
         Processes that decode; 0: this one.
     device
         Where the batches will go: for CUDA they are put into pinned memory.
+    resize
+        See ``decode``.
     """
     order = TrainingOrder(len(index), batch_size, seed, start, rank, world_size)
-    return _loader(ShownImages(index, size), order, workers, torch.device(device), persistent=False)
+    return _loader(ShownImages(index, size, resize), order, workers, torch.device(device), persistent=False)
 
 
 def validation_loader(
@@ -227,10 +252,11 @@ def validation_loader(
     world_size: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    resize: int | None = None,
 ) -> DataLoader[Batch]:
     """One pass over all images at each ``iter``, rank r's part (see ValidationOrder); workers stay for the next pass."""
     order = ValidationOrder(len(index), batch_size, rank, world_size)
-    return _loader(ShownImages(index, size), order, workers, torch.device(device), persistent=workers > 0)
+    return _loader(ShownImages(index, size, resize), order, workers, torch.device(device), persistent=workers > 0)
 
 
 def _loader(
@@ -267,7 +293,8 @@ def _end_for_parent() -> None:
 
 class Feed:
     """Batches with an account: ``waited``, the seconds in which the model had to wait for them, and ``bad``, path -> reason
-    of the different images that could not be decoded so far (on this rank)."""
+    of the different images that could not be decoded so far (on this rank). ``next`` raises ChangedShard where a shard has
+    changed since it was listed."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)
@@ -279,7 +306,10 @@ class Feed:
 
     def __next__(self) -> Batch:
         begin = time.perf_counter()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except ChangedShard as error:  # of a worker it comes with the worker's traceback before its message
+            raise ChangedShard(str(error).strip().rpartition("ChangedShard: ")[2]) from None
         self.waited += time.perf_counter() - begin
         self.bad |= batch.bad
         return batch

@@ -3,7 +3,7 @@
 - Folders: ``train/<wnid>/*`` and ``val/<wnid>/*``. A flat ``val/*``, as the archive of ILSVRC-12 unpacks, is labelled by
   the ground truth of its devkit, unpacked beside it (``ILSVRC2012_devkit_t12/data/``).
 - Tar shards ``train-*.tar`` and ``val-*.tar``, whose members are ``<wnid>/<file>``. They are read in place, nothing is
-  unpacked: Python's tarfile says at which byte each member begins.
+  unpacked: Python's tarfile says at which byte each member begins, and each read checks that the header there is still the same.
 
 Both give the same index (images sorted by ``<wnid>/<file>``) where they hold the same files, and so the same run. Images
 are told by their suffix, as torchvision does; hidden files and others are passed over.
@@ -17,7 +17,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,18 @@ MAX_OPEN = 128  # shards open at once in a process: the limit is often 1024, and
 BLOCK = 512  # bytes; a tar file consists of such blocks
 
 
+class ChangedShard(OSError):
+    """A shard is not any more what it was when it was listed."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
     """The images of one part, sorted by name; any of them is read by its number.
 
     ``part``: "train" or "val". ``classes``: the wnids in order. ``names`` (n,) bytes: ``<wnid>/<file>``. ``labels`` (n,)
     int64: places in ``classes``. ``sizes`` (n,) int64: bytes. Of shards also ``shards`` (their names), ``shard`` (n,) and
-    ``offsets`` (n,) int64: the file and the byte at which each image begins. ``flat``: the files lie in no wnid folders.
+    ``offsets`` (n,) int64: the file and the byte at which each image begins, and ``headers`` (n,) int64: a hash of the tar header
+    before it. ``flat``: the files lie in no wnid folders.
     """
 
     root: Path
@@ -50,6 +55,7 @@ class ImageIndex:
     shards: tuple[str, ...]
     shard: np.ndarray
     offsets: np.ndarray
+    headers: np.ndarray
     flat: bool = False
     _open: dict[int, int] = field(default_factory=dict, init=False, repr=False)  # shard -> descriptor, in this process
 
@@ -67,10 +73,19 @@ class ImageIndex:
         return str(self.root / self.part / (name.split("/")[1] if self.flat else name))
 
     def read(self, number: int) -> bytes:
-        """The encoded bytes of image ``number``; of a file that has been cut since only what is left."""
+        """The encoded bytes of image ``number``; of a file that has been cut since only what is left.
+
+        Raises ChangedShard where the header before it in its shard (name, size, time) is not the one that was listed: the
+        bytes would be those of another image.
+        """
         if not self.shards:
             return Path(self.path(number)).read_bytes()
-        return os.pread(self._descriptor(int(self.shard[number])), int(self.sizes[number]), int(self.offsets[number]))
+        begin = int(self.offsets[number]) - BLOCK
+        content = os.pread(self._descriptor(int(self.shard[number])), BLOCK + int(self.sizes[number]), begin)
+        if _mark(content[:BLOCK]) != self.headers[number]:
+            raise ChangedShard(f"{self.path(number)} is not where it was when the shard was listed: the shard has been replaced "
+                               "or changed since; start again, so that it is listed anew")  # fmt: skip
+        return content[BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
         """``shard`` opened when first asked for. A descriptor that a forked worker inherits serves it as well as the
@@ -84,7 +99,9 @@ class ImageIndex:
     def digest(self) -> str:
         """SHA-256 over the names, sizes and labels of all images and the classes: other data, another digest.
 
-        The same for folders and shards of the same files. The bytes of the images are not read.
+        The same for folders and shards of the same files. It does not cover the bytes of the images, which may be 140 GB: an
+        image that is replaced by another of the same name and the same number of bytes leaves it as it is, and a run goes on
+        with the new image.
         """
         whole = hashlib.sha256(json.dumps([self.part, self.classes, len(self)]).encode())
         whole.update(b"\n".join(self.names.tolist()))
@@ -92,12 +109,26 @@ class ImageIndex:
         whole.update(self.labels.astype("<i8").tobytes())
         return whole.hexdigest()
 
+    def classes_digest(self) -> str:
+        """SHA-256 over the classes in their order: networks of the same digest number their outputs alike."""
+        return hashlib.sha256(json.dumps(self.classes).encode()).hexdigest()
+
+    def spaced(self, n: int | None) -> ImageIndex:
+        """``n`` of the images, evenly spaced; all where ``n`` is None or they are fewer."""
+        if n is None or n >= len(self):
+            return self
+        rows = np.arange(n) * len(self) // n
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
+
+
+COLUMNS = ("names", "labels", "sizes", "shard", "offsets", "headers")  # of an ImageIndex, a value for each image
+
 
 @dataclass(frozen=True)
 class _Listing:
-    """What was found of a part, in any order: each image as (name, bytes, number of the shard, offset)."""
+    """What was found of a part, in any order: each image as (name, bytes, number of the shard, offset, hash of its header)."""
 
-    images: list[tuple[bytes, int, int, int]]
+    images: list[tuple[bytes, int, int, int, int]]
     shards: tuple[str, ...] = ()
     flat: bool = False
 
@@ -105,9 +136,10 @@ class _Listing:
 def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
     """Index the training and the validation part in ``root``.
 
-    Classes are the wnids of the training part, sorted; validation may lack some of them. The places of the members of
-    shards are kept in the cache folder, as long as names, sizes and modification times of the shards stay as they
-    are: to find them takes a read of every header. Of several ranks, one should be first.
+    Classes are the wnids of the training part, sorted; validation may lack some of them. The places of the members of shards
+    are kept in the cache folder, since finding them takes a read of every header. They are used as long as name, size, inode
+    and both times of every shard (of modification, and of change, which copying does not restore) stay as they are; each read
+    of an image checks its header besides. Of several ranks, one should be first.
 
     Raises
     ------
@@ -124,19 +156,38 @@ def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
     if len(classes) < 2:
         raise ValueError(f"{root}: all training images are of the class {os.fsdecode(classes[0])!r}; expected train/<wnid>/ "
                          "folders (or members <wnid>/<file> of shards) of at least two classes")  # fmt: skip
-    lacking = np.setdiff1d(validation["wnids"], classes)
+    return _labelled(root, "train", classes, train), _labelled(root, "val", classes, validation)
+
+
+def index_validation(root: Path) -> ImageIndex:
+    """Index the validation part in ``root`` alone; the training part need not be there.
+
+    Classes are the wnids of the training part where there is one (its folders, or the members of its shards), else those of the
+    validation images, sorted. Raises as ``index_images`` does.
+    """
+    root = Path(root)
+    columns = _arrays(root, "val", _list(root, "val"))
+    if (root / "train").is_dir() and not list(root.glob("train-*.tar")):
+        classes = np.array([os.fsencode(wnid) for wnid in _scan(root / "train")[0]], dtype=bytes)
+    elif list(root.glob("train-*.tar")):
+        classes = np.unique(_arrays(root, "train", _list(root, "train"))["wnids"])
+    else:
+        classes = np.unique(columns["wnids"])
+    return _labelled(root, "val", classes, columns)
+
+
+def _labelled(root: Path, part: str, classes: np.ndarray, columns: dict[str, Any]) -> ImageIndex:
+    """The index of a part whose wnids are all in ``classes`` (sorted)."""
+    wnids = columns.pop("wnids")
+    lacking = np.setdiff1d(wnids, classes)
     if len(lacking):
         listed = ", ".join(os.fsdecode(wnid) for wnid in lacking[:5])
         raise ValueError(
             f"{root}: validation has classes that training lacks: {listed}{', …' * (len(lacking) > 5)} "
             f"({len(lacking)} beside the {len(classes)} of training); take both parts from the same set of classes"
         )
-    names = tuple(os.fsdecode(wnid) for wnid in classes)
-    train, validation = (
-        columns | {"labels": np.searchsorted(classes, columns.pop("wnids")).astype(np.int64)}
-        for columns in (train, validation)
-    )
-    return ImageIndex(root, "train", names, **train), ImageIndex(root, "val", names, **validation)
+    labels = np.searchsorted(classes, wnids).astype(np.int64)
+    return ImageIndex(root, part, tuple(os.fsdecode(wnid) for wnid in classes), labels=labels, **columns)
 
 
 def _list(root: Path, part: str) -> _Listing:
@@ -159,7 +210,7 @@ def _arrays(root: Path, part: str, listing: _Listing) -> dict[str, Any]:
     """The columns of an ImageIndex, sorted by name; ``wnids`` instead of labels."""
     if not listing.images:
         raise ValueError(f"{root}: the {part} part has no images (files that end in {', '.join(SUFFIXES)})")
-    names, sizes, shard, offsets = (np.array(column) for column in zip(*sorted(listing.images), strict=True))
+    names, sizes, shard, offsets, headers = (np.array(column) for column in zip(*sorted(listing.images), strict=True))
     twice = np.flatnonzero(names[1:] == names[:-1])
     if len(twice):
         a, b = (listing.shards[shard[twice[0] + i]] for i in (0, 1))
@@ -167,7 +218,7 @@ def _arrays(root: Path, part: str, listing: _Listing) -> dict[str, Any]:
                          f"images in {part}); every image is to be seen once an epoch, so leave only one of them")  # fmt: skip
     wnids = np.array([name.partition(b"/")[0] for name in names.tolist()])
     return {"names": names, "wnids": wnids, "sizes": sizes, "shards": listing.shards, "shard": shard,
-            "offsets": offsets, "flat": listing.flat}  # fmt: skip
+            "offsets": offsets, "headers": headers, "flat": listing.flat}  # fmt: skip
 
 
 def _is_image(name: str) -> bool:
@@ -193,7 +244,7 @@ def _list_folder(folder: Path) -> _Listing:
                          "move each into the folder of its class")  # fmt: skip
     if not wnids and folder.name == "val" and stray:
         labels = _devkit_labels(folder.parent, len(stray))
-        found = [(os.fsencode(f"{wnid}/{name}"), size, 0, 0) for wnid, (name, size) in zip(labels, stray, strict=True)]
+        found = [(os.fsencode(f"{wnid}/{name}"), size, 0, 0, 0) for wnid, (name, size) in zip(labels, stray, strict=True)]
         return _Listing(found, flat=True)
     if not wnids:
         raise ValueError(f"{folder} has no folders; expected {folder.name}/<wnid>/ with images (ILSVRC2012_img_train.tar holds "
@@ -204,7 +255,7 @@ def _list_folder(folder: Path) -> _Listing:
         if not images:
             inside = f"only folders ({deeper[0]})" if deeper else "no images"
             raise ValueError(f"{folder / wnid} has {inside}; expected the images of class {wnid} in it, or no such folder")
-        found += [(os.fsencode(f"{wnid}/{name}"), size, 0, 0) for name, size in images]
+        found += [(os.fsencode(f"{wnid}/{name}"), size, 0, 0, 0) for name, size in images]
     return _Listing(found)
 
 
@@ -237,23 +288,37 @@ def _devkit_labels(root: Path, n_images: int) -> list[str]:
 
 def _list_shards(paths: list[Path]) -> _Listing:
     """The images in all shards, from the cache where these shards have been listed before."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = hashlib.sha256(json.dumps(["members of shards 1", stats]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(["members of shards 2", [_identity(path) for path in paths]]).encode()).hexdigest()
     cached, shards = cache_folder("image-index") / f"{key}.npz", tuple(path.name for path in paths)
     try:
         with open(cached, "rb") as file, np.load(file) as arrays:
-            columns = [arrays[name].tolist() for name in ("names", "sizes", "shard", "offsets")]
+            columns = [arrays[name].tolist() for name in LISTED]
         return _Listing(list(zip(*columns, strict=True)), shards)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: it is made again
-        found = [(*image[:2], number, image[2]) for number, path in enumerate(paths) for image in _members(path)]
+        found = [(*image[:2], number, *image[2:]) for number, path in enumerate(paths) for image in _members(path)]
     if found:
-        names, sizes, shard, offsets = (np.array(column) for column in zip(*found, strict=True))
-        write_whole(cached, lambda file: np.savez(file, names=names, sizes=sizes, shard=shard, offsets=offsets))
+        arrays = dict(zip(LISTED, (np.array(column) for column in zip(*found, strict=True)), strict=True))
+        write_whole(cached, lambda file: np.savez(file, **arrays))
     return _Listing(found, shards)
 
 
-def _members(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Name, bytes and offset of each image in a tar file that is whole.
+LISTED = ("names", "sizes", "shard", "offsets", "headers")  # what the cache holds of each image
+
+
+def _identity(path: Path) -> tuple[str, int, int, int, int]:
+    """What tells a shard from another under the same path: a file put in its place differs in the inode or the time of change,
+    even where its size and its time of modification are those of the old one."""
+    found = path.stat()
+    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _mark(header: bytes) -> int:
+    """A hash of a tar header, 56 bits."""
+    return int.from_bytes(hashlib.blake2b(header, digest_size=7).digest())
+
+
+def _members(path: Path) -> Iterator[tuple[bytes, int, int, int]]:
+    """Name, bytes, offset and hash of the header of each image in a tar file that is whole.
 
     tarfile takes a damaged or missing header for the end: only the end mark, a block of zeros, tells the difference.
     """
@@ -263,7 +328,8 @@ def _members(path: Path) -> Iterator[tuple[bytes, int, int]]:
             for member in tar:
                 end, last = member.offset_data + -(-member.size // BLOCK) * BLOCK, member.name
                 if _is_image(last.rpartition("/")[2]) and not member.isdir():
-                    yield _checked(path, member), member.size, member.offset_data
+                    header = os.pread(file.fileno(), BLOCK, member.offset_data - BLOCK)
+                    yield _checked(path, member), member.size, member.offset_data, _mark(header)
             file.seek(end)
             if file.read(BLOCK) != bytes(BLOCK):
                 raise tarfile.ReadError(f"no end mark after {last}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from cnnf_brain.devices import pick
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def meeting_point() -> dist.Store:
 def join(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun's environment variables tell of; a single one without them.
 
-    ``device``: "cuda" (rank r of a machine takes its card r; gradients over NCCL) or "cpu" (gloo).
+    ``device``: "cuda" (rank r of a machine takes its card r; gradients over NCCL), "cpu" (gloo), or "auto": "cuda" where there
+    is a GPU, else "cpu".
 
     Raises
     ------
@@ -67,13 +71,14 @@ def join(device: str) -> Iterator[Ranks]:
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in
                          (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))  # fmt: skip
-    place = torch.device(device)
+    # not ``pick``, which would take memory of the first card for every rank
+    place = torch.device(device) if re.fullmatch(r"cuda(:\d+)?", device) else pick(device)
     if place.type == "cuda":
         cards = torch.cuda.device_count()
         number = local if place.index is None else place.index
         if number >= cards:
-            raise ValueError(f"--device {device}: this machine has {cards} CUDA devices, and this process would take number "
-                             f"{number}; start at most {cards} processes on it, or try --device cpu")  # fmt: skip
+            raise ValueError(f"device {device}: this machine has {cards} CUDA devices, and this process would take number "
+                             f"{number}; start at most {cards} processes on it, or try the device cpu")  # fmt: skip
         place = torch.device("cuda", number)
         torch.cuda.set_device(place)
     if size == 1:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from cnnf_brain.devices import pick
 from cnnf_brain.files import check_writable, write_json
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.model.nets import small_net
+from cnnf_brain.model.weights import read_weights
 from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.trainer import data
 from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.card import save_weights, write_card
+from cnnf_brain.trainer.card import WEIGHTS, check_finished, check_weights, finish
 from cnnf_brain.trainer.config import check_same, environment
 from cnnf_brain.trainer.loop import LossWeights, Schedule, Stop, Trainer, accuracy
 
@@ -106,6 +108,8 @@ def train(
         What the card says how the run was made.
     folder
         Of the IDX files; None: they are found, or downloaded.
+    device
+        A name ("auto": a CUDA GPU where there is one) or a torch device.
     insist
         A ValueError where there is no checkpoint to continue from.
     stop
@@ -125,9 +129,9 @@ def train(
     check_writable(output)
     try:
         with FileLock(output / ".lock", timeout=0):
-            return _train(settings, output, command, folder, torch.device(device), save_every, insist, stop, measure)
+            return _train(settings, output, command, folder, pick(device), save_every, insist, stop, measure)
     except Timeout:
-        raise OSError(f"another run is writing to {output}; choose another --output") from None
+        raise OSError(f"another run is writing to {output}; choose another output folder") from None
 
 
 def _train(
@@ -144,7 +148,7 @@ def _train(
     source = data.find(settings.dataset, folder)
     configuration = settings.configuration(source.check())
     if (output / "card.json").exists():
-        return finished(output / "card.json", configuration)
+        return finished(output, configuration)
     train_images, validation = data.split(source.read("train"))
     train_images, validation = limited(train_images, settings.limit), validation[np.arange(len(validation))[:measure]]
     torch.manual_seed(settings.seed)
@@ -157,7 +161,7 @@ def _train(
                       adversary=settings.adversary, amp=settings.amp)  # fmt: skip
     found = trainer.resume()
     if insist and found is None:
-        raise ValueError(f"--resume: {output} has no checkpoint; leave --resume out to start there")
+        raise ValueError(f"{output} has no checkpoint to continue; to start there, do not insist on one")
     record = {"command": command, "configuration": configuration, "commit": commit(), "versions": versions()}
     write_json(output / "config.json", {**record, "environment": environment(device)})
     print(
@@ -168,7 +172,7 @@ def _train(
         print(f"stopped by {stop and stop.requested and stop.requested.name} after step {trainer.progress.step}, saved; "
               "the same command continues", file=sys.stderr)  # fmt: skip
         return None
-    return finish(output, model, record, source, validation, trainer.progress.seconds, measure)
+    return measured(output, model, record, source, validation, trainer.progress.seconds, measure)
 
 
 def limited(images: data.ImageSet, limit: int | None) -> data.ImageSet:
@@ -176,11 +180,11 @@ def limited(images: data.ImageSet, limit: int | None) -> data.ImageSet:
     if limit is None:
         return images
     if not 0 < limit <= len(images):
-        raise ValueError(f"--limit {limit}: expected a number from 1 to the {len(images)} training images")
+        raise ValueError(f"limit {limit}: expected a number from 1 to the {len(images)} training images")
     return images[np.arange(limit) * len(images) // limit]
 
 
-def finish(
+def measured(
     output: Path,
     model: CNNF,
     record: dict[str, Any],
@@ -210,21 +214,34 @@ def finish(
     test = test[np.arange(len(test))[:measure]]
     card["n_test"] = len(test)
     card["test_accuracy"] = accuracy(stored, test.to(device))
-    save_weights(output / "model.safetensors", stored, card, dtype)
-    write_card(output, card)
-    return card
+    return finish(output, stored, card, dtype)
 
 
-def finished(path: Path, configuration: dict[str, Any]) -> dict[str, Any]:
-    """The card of the finished run at ``path``, where it is the one that was asked for; else a ValueError."""
+def finished(output: Path, configuration: dict[str, Any]) -> dict[str, Any]:
+    """The card of the finished run in ``output``, its weights checked or restored; a ValueError where it is another run."""
+    path = output / "card.json"
     card: dict[str, Any] = json.loads(path.read_text())
     check_same(card["configuration"], configuration, path)
-    print(f"already finished: {path}")
+
+    def is_last(state: dict[str, Any]) -> bool:
+        return state["progress"]["epoch"] == configuration["epochs"]
+
+    with torch.device("meta"):
+        network = small_net(**configuration["feedback"])
+    check_finished(output, card, network, is_last)
     return card
 
 
 def load(folder: Path) -> tuple[CNNF, dict[str, Any]]:
-    """The network of a finished run, in evaluation mode and channels_last, and its card."""
+    """The network of a finished run, in evaluation mode and channels_last, and its card.
+
+    Raises
+    ------
+    LostWeights
+        The weights are gone, damaged, or not those that the card speaks of (a ValueError).
+    """
     card = json.loads((folder / "card.json").read_text())
-    model = small_net(folder / "model.safetensors", **card["configuration"]["feedback"]).eval()
-    return model.to(memory_format=torch.channels_last), card
+    model = small_net(**card["configuration"]["feedback"])
+    check_weights(folder, card, model)
+    model.load_state_dict(read_weights(folder / WEIGHTS))
+    return model.eval().to(memory_format=torch.channels_last), card

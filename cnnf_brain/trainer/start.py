@@ -26,9 +26,7 @@ def starting_network(arch: str, weights: str | Path, num_classes: int, feedback:
     ValueError, OSError
         Unknown ``arch``, weights that are not there or fit neither way, settings of the feedback that fit nothing.
     """
-    if arch not in ARCHITECTURES:
-        raise unknown("architecture", arch, ARCHITECTURES)
-    network = sequential(arch, num_classes)
+    network = bare_network(arch, num_classes)
     words = f"{arch} for {num_classes} classes"
     if weights == NO_WEIGHTS:
         return CNNF(network, **feedback), f"{words}, all weights new"
@@ -47,6 +45,13 @@ def starting_network(arch: str, weights: str | Path, num_classes: int, feedback:
     check_state(state, network, f"weights {weights}")
     network.load_state_dict(state, strict=False)  # checked; old files lack num_batches_tracked
     return CNNF(network, **feedback), words
+
+
+def bare_network(arch: str, num_classes: int) -> nn.Sequential:
+    """The layers of ``arch``, their weights new; a ValueError where it is unknown."""
+    if arch not in ARCHITECTURES:
+        raise unknown("architecture", arch, ARCHITECTURES)
+    return sequential(arch, num_classes)
 
 
 def last_linear(network: nn.Module) -> str:

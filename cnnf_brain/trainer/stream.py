@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,22 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from cnnf_brain.model.feedback import CNNF, Keep
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
-from cnnf_brain.trainer.image_data import Batch, Feed, normalise, training_loader, validation_loader
+from cnnf_brain.trainer.evaluation import Accuracy, measure
+from cnnf_brain.trainer.image_data import Batch, Feed, check_bad, normalise, training_loader, validation_loader
 from cnnf_brain.trainer.image_index import ImageIndex
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop, losses, mixed_precision
 from cnnf_brain.trainer.ranks import Ranks
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import train_mode
 from cnnf_brain.trainer.telling import Teller
-
-
-class TooManyBadImages(RuntimeError):
-    """More images are damaged than was allowed."""
 
 
 class Objective(nn.Module):
@@ -123,14 +118,14 @@ class StreamTrainer:
             warn_of_change(state["environment"], self.surroundings, path)
         self.position = Position(**state["position"])
         if self.position.step > self.recipe.steps:
-            raise ValueError(f"{path} has made {self.position.step} steps, more than --steps {self.recipe.steps}; "
-                             "choose another --output")  # fmt: skip
+            raise ValueError(f"{path} has made {self.position.step} steps, more than the {self.recipe.steps} asked for; "
+                             "choose another output folder")  # fmt: skip
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         return path
 
     def run(self, train: ImageIndex, validation: ImageIndex, stop: Stop | None = None) -> bool:
-        """Train to the recipe's last step (True) or until a stop is requested of any rank (False); either way saved.
+        """Validate, then train to the recipe's last step (True) or until a stop is requested of any rank (False); either way saved.
 
         Raises
         ------
@@ -144,8 +139,13 @@ class StreamTrainer:
             checkpoint.clean(self.checkpoints)
         self.objective = self.prepared()
         feed = Feed(self.loader(train))
+        judged = at.validation is not None and at.validation["step"] == at.step
         try:
-            with Teller(self.folder, recipe, at.step, ranks, len(train)) as teller:
+            with Teller(self.folder, recipe, at.step, ranks, len(train), anew=not at.step and not judged) as teller:
+                if not judged and at.step in (0, recipe.steps):  # where the curve of accuracy begins, and where it ends
+                    self.judge(teller, validation)
+                    if at.step:
+                        self.save()
                 while at.step < recipe.steps:
                     begin = time.perf_counter()
                     batch = next(feed)
@@ -170,7 +170,7 @@ class StreamTrainer:
             good = next(iter(checkpoint.paths(self.checkpoints)), None)
             raise NonFiniteLoss(
                 f"{error} at or shortly before step {at.step}; last good checkpoint: {good or 'none yet'}. Train anew with a "
-                "smaller learning rate, step size or loss weight, or with --clip"
+                "smaller learning rate, step size or loss weight, or with clip"
             ) from None
         finally:
             del feed  # ends its workers while Python is still whole
@@ -189,7 +189,8 @@ class StreamTrainer:
     def loader(self, train: ImageIndex) -> Any:
         recipe, ranks = self.recipe, self.ranks
         return training_loader(train, recipe.image_size, recipe.batch_size, seed=recipe.seed, start=self.position.step,
-                               rank=ranks.rank, world_size=ranks.size, workers=recipe.workers, device=ranks.device)  # fmt: skip
+                               rank=ranks.rank, world_size=ranks.size, workers=recipe.workers, device=ranks.device,
+                               resize=recipe.resize)  # fmt: skip
 
     def step(self, batch: Batch, n_good: int) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step on this rank's part of a batch of ``n_good`` images over all ranks.
@@ -232,13 +233,13 @@ class StreamTrainer:
         check_bad(at.bad, n_train, self.recipe.max_bad, "training")
 
     def judge(self, teller: Teller, validation: ImageIndex) -> None:
-        """Validate, remember, and let the best be kept."""
+        """Validate, remember, and let the best after a step be kept."""
         at = self.position
-        found, bad = validate(self.model, validation, self.recipe, self.ranks)
-        check_bad(bad, len(validation), self.recipe.max_bad, "validation")
-        at.validation = {"step": at.step, **found}
-        teller.validation(at.validation, bad)
-        if at.best is None or found["top1"][-1] > at.best["top1"][-1]:
+        found = validate(self.model, validation, self.recipe, self.ranks)
+        check_bad(found.bad, len(validation), self.recipe.max_bad, "validation")
+        at.validation = {"step": at.step, "top1": list(found.top1), "top5": list(found.top5), "images": found.images}
+        teller.validation(at.validation, dict(found.bad))
+        if at.step and (at.best is None or found.top1[-1] > at.best["top1"][-1]):
             at.best = at.validation
             if self.ranks.rank == 0:
                 self.on_best(at.best)
@@ -265,38 +266,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
-def check_bad(bad: dict[str, str], n_images: int, max_bad: float, part: str) -> None:
-    """TooManyBadImages where ``bad`` is a greater share of ``n_images`` than ``max_bad``."""
-    if len(bad) > max_bad * n_images:
-        first = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
-        raise TooManyBadImages(
-            f"{len(bad)} of {n_images} {part} images cannot be decoded, more than --max-bad {max_bad:g} allows: {first}. "
-            "Mend or remove them, or allow more"
-        )
-
-
-@torch.no_grad()
-def validate(model: CNNF, index: ImageIndex, recipe: Recipe, ranks: Ranks) -> tuple[dict[str, Any], dict[str, str]]:
-    """``top1`` and ``top5`` (shares at each iteration 0..N) over the ``images`` of ``index``, and those that are damaged.
-
-    In float32, as the weights will be used, on the model itself: nothing is exchanged on the way, so that ranks may have
-    unequally many images, and each counts once.
-    """
+def validate(model: CNNF, index: ImageIndex, recipe: Recipe, ranks: Ranks) -> Accuracy:
+    """The accuracy over the images of ``index``, in float32, as the weights will be used, on the model itself."""
     model.eval()
     loader = validation_loader(index, recipe.image_size, recipe.batch_size, rank=ranks.rank, world_size=ranks.size,
-                               workers=recipe.workers, device=ranks.device)  # fmt: skip
-    feed = Feed(loader)
-    counts = torch.zeros(3, model.iterations + 1, dtype=torch.float64, device=ranks.device)  # top-1, top-5, images
-    shown = tqdm(feed, "validation", len(loader), disable=None if ranks.rank == 0 else True, leave=False, file=sys.stderr)
-    for batch in shown:
-        if not len(batch.labels):
-            continue
-        images, labels = (part.to(ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
-        logits = model(normalise(images), keep=Keep()).logits
-        right = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[None, :, None]
-        counts[0] += right[..., 0].sum(1)
-        counts[1] += right.any(-1).sum(1)
-        counts[2] += len(labels)
-    top1, top5, n = ranks.sum(counts)
-    result = {"top1": (top1 / n).tolist(), "top5": (top5 / n).tolist(), "images": int(n[0])}
-    return result, ranks.union(feed.bad)
+                               workers=recipe.workers, device=ranks.device, resize=recipe.resize)  # fmt: skip
+    return measure(lambda images: model(normalise(images), keep=Keep()).logits, loader, model.iterations, ranks)

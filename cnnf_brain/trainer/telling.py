@@ -20,21 +20,23 @@ from cnnf_brain.trainer.recipe import Recipe
 class Teller:
     """Sums up steps and tells of them; a context, within which the progress bar stands.
 
-    Every rank adds its steps and takes part in ``window``; rank 0 writes.
+    Every rank adds its steps and takes part in ``window``; rank 0 writes. ``step``: those done; ``anew``: what the folder tells
+    of step 0 goes too, as it is told again.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, ranks: Ranks, n_images: int) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, step: int, ranks: Ranks, n_images: int, *, anew: bool = False) -> None:
         self.recipe, self.ranks, self.n_images = recipe, ranks, n_images
-        self.folder, self.first = folder, step
+        self.folder, self.first, self.told = folder, step, -1 if anew else step
         self.sums: dict[str, Tensor] = {}
         self.norms: list[Tensor] = []
+        self.named: set[str] = set()
         self.n_local, self.waited, self.begin = 0, 0.0, time.perf_counter()
 
     def __enter__(self) -> Teller:
         self.board: Any = None
         if self.ranks.rank == 0:
-            self.log = Log(self.folder / "log.jsonl", self.first, by="step")
-            self.board = tensorboard(self.folder / "tensorboard", self.first)
+            self.log = Log(self.folder / "log.jsonl", self.told, by="step")
+            self.board = tensorboard(self.folder / "tensorboard", self.told)
         hidden = None if self.ranks.rank == 0 else True  # None: hidden where there is no terminal
         self.bar = tqdm(total=self.recipe.steps, initial=self.first, unit="step", disable=hidden, file=sys.stderr)
         return self
@@ -83,12 +85,14 @@ class Teller:
         return bool(finite.all())
 
     def validation(self, found: dict[str, Any], bad: dict[str, str]) -> None:
-        """Tell of a validation."""
+        """Tell of a validation, and of its damaged images that were not named before."""
         self.begin = time.perf_counter()
         if self.ranks.rank:
             return
         for path, reason in bad.items():
-            self.tell({"step": found["step"], "bad_image": path, "reason": reason}, f"skipped {path}: {reason}")
+            if path not in self.named:
+                self.tell({"step": found["step"], "bad_image": path, "reason": reason}, f"skipped {path}: {reason}")
+        self.named |= set(bad)
         shown = ", ".join(f"{name} {' '.join(f'{100 * share:.2f}' for share in found[name])} %" for name in ("top1", "top5"))
         line = {"step": found["step"], "validation": {name: value for name, value in found.items() if name != "step"}}
         self.tell(line, f"step {found['step']}/{self.recipe.steps}  validation {shown} of {found['images']} images")

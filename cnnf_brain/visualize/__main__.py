@@ -2,7 +2,8 @@
 
 On Fashion-MNIST or MNIST, with the shipped CNN-F or one of training/mnist.py. Parts: 9a decision cells, 9b adversarial
 examples and attention, 9c attention over iterations, 9d restored images. Tables are written first, the figure and the page
-(report.html) are made from them; docs/results/figure9.md says what was found.
+(report.html) are made from them. The folder appears, or is replaced, when all of it is finished; one that holds something else
+is refused. docs/results/figure9.md says what was found.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import provenance
-from cnnf_brain.files import check_writable
-from cnnf_brain.model.weights import read_card
-from cnnf_brain.networks import SMALL, Network, load_network
+from cnnf_brain import folders, provenance
+from cnnf_brain.devices import AUTO, pick
+from cnnf_brain.model.card import read_card
+from cnnf_brain.networks import SMALL, Network, load_network, shipped_weights
+from cnnf_brain.report import PAGE
 from cnnf_brain.trainer import data
 from cnnf_brain.trainer.flags import positive, whole
 from cnnf_brain.visualize import draw, write
@@ -29,6 +31,7 @@ CLASSES = {
     "fashion": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
     "mnist": tuple("0123456789"),
 }
+KIND = "visualize"
 NEEDS = {"9b": ["captum"], "9c": ["captum"], "9d": ["skimage"]}
 
 
@@ -47,10 +50,8 @@ def run(args: argparse.Namespace) -> None:
     """Network, images, tables, figure, page."""
     started = time.time()
     check_libraries(args.figure)
-    folder = args.output or Path("results", f"figure-{args.figure}")
-    check_writable(folder)
     network = load(args.weights, args.iterations, args.device)
-    view = View(network.module)  # type: ignore[arg-type]
+    view = View(network)
     source = data.find(args.dataset, args.data)
     digest = source.check()
     _, validation = data.split(source.read("train"))
@@ -58,15 +59,21 @@ def run(args: argparse.Namespace) -> None:
     if n is not None and n > len(validation):
         raise ValueError(f"--images {n}: there are {len(validation)} validation images; give fewer, or leave the flag out")
     given = Given(view, validation.images.unsqueeze(1).float() / 255, validation.labels, n, args.seed, tell)
-    write.begin(folder)
-    summary = FIGURES[args.figure](given, folder)
-    draw.draw(args.figure, folder, CLASSES[args.dataset])
-    record = describe(args, network, digest, len(given.sample()), started)
-    page = write.finish(folder, summary, record)
+    asked = {
+        "figure": args.figure,
+        "network": network.digest,
+        "feedback": view.model.settings,
+        "data": digest,
+        "images": len(given.sample()),
+        "seed": args.seed,
+    }
+    folder = args.output or Path("results", f"figure-{args.figure}")
+    with folders.results(folder, KIND, asked) as staging:
+        summary = FIGURES[args.figure](given, staging)
+        draw.draw(args.figure, staging, CLASSES[args.dataset])
+        write.finish(staging, summary, describe(args.dataset, asked, network, started), shown_as=folder)
     print(summary["answer"])
-    print(
-        f"written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))} (see {page})"
-    )
+    print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))} (see {folder / PAGE})")
 
 
 def tell(words: str) -> None:
@@ -81,37 +88,37 @@ def check_libraries(figure: str) -> None:
         raise ImportError(f"figure {figure} needs {' and '.join(missing)}: pip install 'cnnf-brain[visualize]'")
 
 
-def load(weights: str | None, iterations: int, device: str) -> Network:
-    """The small net with its feedback; a ValueError where the weights are of a network that was trained without."""
-    network = load_network(SMALL, weights, iterations=iterations, device=device)
-    if weights is not None:
-        feedback = read_card(weights).get("feedback")
-        if isinstance(feedback, dict) and feedback.get("iterations") == 0:
-            raise ValueError(
-                f"--weights {weights}: by its card this network was trained without feedback, and Figure 9 is about feedback; "
-                "give the weights of a CNN-F, or leave the flag out for the shipped one"
-            )
-    return network
+def load(weights: str | None, iterations: int | None, device: str) -> Network:
+    """The small net with its feedback, by default with as many iterations as it was trained with.
+
+    Raises
+    ------
+    ValueError
+        The network was trained without feedback, or its weights have no card and no number of iterations is given.
+    """
+    card = read_card(shipped_weights(True) if weights is None else weights)
+    if card.iterations == 0:
+        raise ValueError(
+            f"--weights {weights}: by its card this network was trained without feedback, and Figure 9 is about feedback; "
+            "give the weights of a CNN-F, or leave the flag out for the shipped one"
+        )
+    n = card.iterations if iterations is None else iterations
+    if n is None:
+        raise ValueError(
+            f"--weights {weights}: no card in it says how many iterations it was trained with; give --iterations"
+        )
+    return load_network(SMALL, weights, iterations=n, device=str(pick(device)))
 
 
-def describe(args: argparse.Namespace, network: Network, digest: str, n: int, started: float) -> dict[str, Any]:
-    """What the run was."""
-    module: Any = network.module
+def describe(dataset: str, asked: dict[str, Any], network: Network, started: float) -> dict[str, Any]:
+    """What the run was: run.json."""
+    same = {**asked, "feedback": ", ".join(f"{name} {value}" for name, value in asked["feedback"].items())}
     return {
         "command": provenance.command(),
-        "figure": args.figure,
-        "network": {"name": network.name, "weights": network.weights, "sha256": network.digest, "feedback": module.settings},
-        "data": {"dataset": args.dataset, "sha256": digest, "part": "validation (held out of the training images)"},
-        "images": n,
-        "seed": args.seed,
-        "same": {
-            "figure": args.figure,
-            "network": network.digest[:12],
-            "feedback": ", ".join(f"{k} {v}" for k, v in module.settings.items()),
-            "data": f"{args.dataset} {digest[:12]}",
-            "images": n,
-            "seed": args.seed,
-        },
+        "configuration": asked,
+        "network": {"name": network.name, "weights": network.weights},
+        "data": {"dataset": dataset, "part": "validation (held out of the training images)"},
+        "same": same | {"network": network.digest[:12], "data": f"{dataset} {asked['data'][:12]}"},
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "machine": provenance.machine(network.device),
@@ -138,7 +145,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
     add("--weights", metavar="FILE", help="of a CNN-F by training/mnist.py (default: the shipped CNN-F)")
-    add("--iterations", type=whole, default=2, metavar="N", help="of feedback (default 2)")
+    add("--iterations", type=positive(int), metavar="N", help="of feedback (default: as trained; the shipped CNN-F: 2)")
     add(
         "--images",
         type=positive(int),
@@ -146,9 +153,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="validation images to measure (default 9a: 200, 9b: 300, 9c: 500, 9d: all)",
     )
     add("--seed", type=whole, default=0, help="of the images, the examples and the noise (default 0)")
-    add("--device", default="cpu")
+    add("--device", default=AUTO, help="auto (default): a GPU where there is one, else cpu; or cpu, cuda, ...")
     add("--output", type=Path, metavar="DIR", help="default results/figure-9a, ...")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.weights == "":
+        p.error("--weights is empty; name a file, or leave the flag out for the shipped CNN-F")
+    return args
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from cnnf_brain.attacks.gradient import PGD
-from cnnf_brain.files import array_hash, short_hash
-from cnnf_brain.networks import network_digest
+from cnnf_brain import provenance
+from cnnf_brain.attacks.gradient import PGD, Threat
+from cnnf_brain.files import array_hash, cache_folder, short_hash
 from cnnf_brain.visualize import about, attention, plane, restoration
 from cnnf_brain.visualize.restoration import Condition
 from cnnf_brain.visualize.view import SHOWN, View, drawn, mean_interval
@@ -82,7 +82,7 @@ def figure_9b(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) 
     for threat, strengths in ((first_pass, epsilons), (end_to_end, [middle])):  # the second costs nine times as much
         for epsilon in strengths:
             given.tell(f"PGD-40, {threat.name}, epsilon {epsilon:g}")
-            made = PGD(steps=40, seed=given.seed)(threat, images, labels, [epsilon]).clipped[0]
+            made = _attacked(given, threat, images, labels, epsilon)
             classes = given.view.see(made).classes.numpy()
             table += _accuracies(threat.name, epsilon, classes, labels.numpy())
             if epsilon == middle:
@@ -100,6 +100,12 @@ def figure_9b(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) 
     write_csv(folder / "focus.csv", focus)
     write_dataset(folder / "examples.nc", joined(examples, "shown"))
     return about.about_9b(given.seed, table, focus, layer, middle)
+
+
+def _attacked(given: Given, threat: Threat, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """The PGD-40 examples (n, C, H, W) of the images."""
+    device = given.view.network.device
+    return PGD(steps=40, seed=given.seed)(threat, images.to(device), labels.to(device), [epsilon]).clipped[0].cpu()
 
 
 def _accuracies(threat: str, epsilon: float, classes: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -159,8 +165,12 @@ def figure_9c(given: Given, folder: Path) -> dict[str, Any]:
 
 
 def figure_9d(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) -> dict[str, Any]:
-    """Restored images; images.nc, table.csv and examples.nc."""
+    """Restored images; images.nc, table.csv and examples.nc.
+
+    What is finished of a run that is interrupted stays in the cache folder, and the next one continues from there.
+    """
     given.view.check(given.images, given.labels, restores=True)
+    parts = _parts(given)
     rows = given.sample()
     images, labels = given.images[rows], given.labels[rows]
     chosen = drawn(np.arange(len(rows)), SHOWN, given.seed)
@@ -168,7 +178,7 @@ def figure_9d(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) 
     table, every, examples = [], [], []
     for condition in conditions:
         given.tell(str(condition))
-        found, shown = _finished(given, folder, condition, partial(_restored, given, images, labels, chosen, condition))
+        found, shown = _finished(parts, condition, partial(_restored, given, images, labels, chosen, condition))
         table += restoration.summarise(found, condition)
         every.append(found)
         examples.append(shown.assign_coords(number=("shown", rows[chosen])))
@@ -176,22 +186,30 @@ def figure_9d(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) 
     write_dataset(folder / "images.nc", joined(every, names).assign_coords(number=("image", rows)))
     write_csv(folder / "table.csv", table)
     write_dataset(folder / "examples.nc", joined(examples, names))
-    shutil.rmtree(folder / ".parts")
+    shutil.rmtree(parts, ignore_errors=True)
     return about.about_9d(given.seed, table)
 
 
+def _parts(given: Given) -> Path:
+    """Where the finished conditions of this very question are kept, for this version of the code."""
+    view = given.view
+    question = [view.network.digest, view.network.preprocessing, view.model.settings, given.n, given.seed]
+    question += [array_hash(given.images.numpy()), array_hash(given.labels.numpy())]
+    return cache_folder("figures", short_hash([*question, provenance.versions(), provenance.commit()], 16))
+
+
 def _finished(
-    given: Given, folder: Path, condition: Condition, make: Callable[[], tuple[xr.Dataset, xr.Dataset]]
+    parts: Path, condition: Condition, make: Callable[[], tuple[xr.Dataset, xr.Dataset]]
 ) -> tuple[xr.Dataset, xr.Dataset]:
-    """What ``make`` gives, from the folder where an interrupted run of the same question has left it: PGD takes long."""
-    key = short_hash(
-        [network_digest(given.view.model), given.view.model.settings, given.n, given.seed, array_hash(given.images.numpy())]
-    )
-    paths = [folder / ".parts" / f"{key}-{condition}-{name}.nc" for name in ("distances", "examples")]
-    if not all(path.exists() for path in paths):
-        for path, data in zip(paths, make(), strict=True):
-            write_dataset(path, data)
-    return opened(paths[0]), opened(paths[1])
+    """What ``make`` gives, from ``parts`` where an interrupted run has left it: PGD takes long."""
+    paths = [parts / f"{condition}-{name}.nc" for name in ("distances", "examples")]
+    try:
+        return opened(paths[0]), opened(paths[1])
+    except FileNotFoundError:
+        made = make()
+        for path, dataset in zip(paths, made, strict=True):
+            write_dataset(path, dataset)
+        return made
 
 
 def _restored(
@@ -211,8 +229,7 @@ def _restored(
 def _corrupted(given: Given, images: Tensor, labels: Tensor, condition: Condition) -> Tensor:
     if condition.name != "PGD":
         return restoration.corrupt(images, condition, given.seed)
-    attack = PGD(steps=40, seed=given.seed)
-    return attack(given.view.threats()[0], images, labels, [condition.strength]).clipped[0]
+    return _attacked(given, given.view.threats()[0], images, labels, condition.strength)
 
 
 FIGURES: dict[str, Callable[[Given, Path], dict[str, Any]]] = {

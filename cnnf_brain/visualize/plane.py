@@ -77,7 +77,7 @@ def look(view: View, plane: Plane, side: int, other: Tensor | None = None) -> xr
     -------
     xarray.Dataset
         ``decision`` (iteration 0..N, point): the class. ``du``, ``dv`` (iteration, point): the change of the input since the
-        grid point, projected on the plane; ``off``: the length of what of it leaves the plane. ``to_centre``: distance of the
+        grid point, projected on the plane; ``off``: the length of its part outside of the plane. ``to_centre``: distance of the
         input to the centre; ``to_other``: to the image ``other``, if there is one. ``u``, ``v`` (point): the place. ``centre``
         (iteration): the class of the centre itself. All in the units of images in [0, 1].
     """

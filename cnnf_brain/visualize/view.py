@@ -1,4 +1,4 @@
-"""A CNN-F with the scaling by which images in [0, 1] enter it: what every part of Figure 9 looks through."""
+"""A CNN-F that is shown images in [0, 1]: what every part of Figure 9 looks through."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.attacks import threats
+from cnnf_brain.attacks.gradient import Threat
 from cnnf_brain.model.feedback import CNNF, INPUT, Keep
+from cnnf_brain.networks import Network
 
 BATCH = 64
 SHOWN = 4  # examples of each kind
@@ -31,9 +33,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class View:
-    """``model`` on images in [0, 1], which enter it as (image - mean) / std, channel by channel.
-
-    The default is the range [-1, 1] of the small net; ImageNet's means and standard deviations fit torchvision's networks.
+    """A network with feedback on images in [0, 1], which enter it normalised by its preprocessing.
 
     Raises
     ------
@@ -41,32 +41,30 @@ class View:
         A network without feedback, or in training mode.
     """
 
-    model: CNNF
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    network: Network
     batch_size: int = BATCH
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, CNNF) or self.model.iterations == 0:
-            what = "runs 0 iterations" if isinstance(self.model, CNNF) else f"is a {type(self.model).__name__}"
-            raise ValueError(
-                f"the network has no feedback to see: it {what}; give a CNNF with iterations >= 1 "
-                "(on the command line: --iterations 2, with weights of a CNN-F)"
-            )
-        if self.model.training:
+        module = self.network.module
+        if not isinstance(module, CNNF) or module.iterations == 0:
+            what = "runs 0 iterations" if isinstance(module, CNNF) else f"is a {type(module).__name__}"
+            raise ValueError(f"the network has no feedback to see: it {what}; give a CNNF with iterations >= 1")
+        if module.training:
             raise ValueError("the network is in training mode; call .eval() on it first")
 
+    @property
+    def model(self) -> CNNF:
+        """The network's module."""
+        assert isinstance(self.network.module, CNNF)
+        return self.network.module
+
     def enter(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] to the network's units."""
-        return (images - self._channels(self.mean, images)) / self._channels(self.std, images)
+        """Images in [0, 1] to the network's units, on its device."""
+        return self.network.preprocessing.normalise(images.to(self.network.device))
 
     def leave(self, seen: Tensor) -> Tensor:
-        """The network's units to those of images; what lay outside of [0, 1] stays there."""
-        return seen * self._channels(self.std, seen) + self._channels(self.mean, seen)
-
-    @staticmethod
-    def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+        """The network's units to those of images, not clipped to [0, 1]."""
+        return self.network.preprocessing.denormalise(seen)
 
     def check(self, images: Tensor, labels: Tensor | None = None, *, restores: bool = False) -> None:
         """A ValueError that says what is wrong with the images, before long work; ``restores``: feedback must reach the image.
@@ -86,23 +84,20 @@ class View:
                 f"the feedback of this network reconstructs layer {self.model.target!r}, not the image, so that it restores none; "
                 f"Figures 9a and 9d need a network with target {INPUT!r}"
             )
+        advice = "give them in the size and with the channels that it was trained with"
+        refused = f"the network does not take images of shape {tuple(images.shape[1:])}"
+        channels = len(self.network.preprocessing.mean)
+        if images.shape[1] != channels:  # else one channel would silently be made three
+            raise ValueError(f"{refused} (its preprocessing is for {channels} channel{'s' * (channels > 1)}); {advice}")
         try:
             with torch.no_grad():
                 self.model(self.enter(images[:1]), iterations=1)
         except RuntimeError as error:
-            raise ValueError(
-                f"the network does not take images of shape {tuple(images.shape[1:])} ({str(error).splitlines()[0]}); "
-                "give them in the size and with the channels that it was trained with"
-            ) from error
+            raise ValueError(f"{refused} ({str(error).splitlines()[0]}); {advice}") from error
 
     def threats(self) -> tuple[Threat, Threat]:
         """What is attacked in Figure 9b: the first pass alone (the paper's transfer attack), and the unrolled network."""
-
-        def logits(iterations: int) -> Logits:
-            return lambda images: self.model(self.enter(images), iterations=iterations)
-
-        scored = logits(self.model.iterations)
-        return Threat("first_pass", scored, logits(0)), Threat("end_to_end", scored, scored)
+        return threats.first_pass(self.network), threats.end_to_end(self.network)
 
     @torch.no_grad()
     def see(self, images: Tensor, *, whole: bool = False) -> Seen:

@@ -15,16 +15,10 @@ import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain.files import whole_file, write_json, write_text
-from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import page
 from cnnf_brain.report.of_figure import HOLDS
 
 SCHEMA = 1
-
-
-def begin(folder: Path) -> None:
-    """Remove what says that the files of a folder are of one finished run."""
-    for name in (PAGE, "summary.json"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,13 +56,16 @@ def joined(data: Sequence[xr.Dataset], dim: Any) -> xr.Dataset:
         return xr.concat(list(data), dim)
 
 
-def finish(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Path:
-    """run.json, summary.json (which says that the other files are whole and of one run) and the page, whose path it returns."""
+def finish(folder: Path, summary: dict[str, Any], run: dict[str, Any], shown_as: Path | None = None) -> Path:
+    """run.json, summary.json (which says that the other files are whole and of one run) and the page, whose path it returns.
+
+    ``shown_as``: the folder that the page names, where ``folder`` is a staging folder.
+    """
     write_json(folder / "run.json", run)
     text = claims_table(summary)
     write_text(folder / "claims.md", text)
     write_json(folder / "summary.json", {"schema": SCHEMA, "kind": "figure", **summary})
-    return page.leave(folder)
+    return page.leave(folder, shown_as)
 
 
 def claims_table(summary: dict[str, Any]) -> str:
@@ -93,7 +90,8 @@ def chart(
 ) -> dict[str, Any]:
     """How the page draws columns of table.csv: bars of ``y`` with its interval, coloured by iteration.
 
-    ``group`` and ``label`` are formats over the columns. The interval lies in ``y_low`` and ``y_high`` (of ``mean``: low, high).
+    ``group`` and ``label`` are texts in which ``{column}`` stands for the row's cell. The interval is in ``y_low`` and ``y_high``
+    (of ``mean``: low, high).
     """
     low, high = ("low", "high") if y == "mean" else (f"{y}_low", f"{y}_high")
     spec: dict[str, Any] = {"title": title, "caption": caption, "table": "table.csv", "where": where, "group": list(group)}
@@ -107,5 +105,7 @@ def claim(words: str, measured: str, low: float, high: float) -> dict[str, Any]:
 
 
 def percent(row: Mapping[str, Any], name: str, low: str, high: str) -> str:
-    """``12.3 % [11.0, 13.5]``."""
+    """``12.3 % [11.0, 13.5]``, or ``12.3 % (no interval)`` where there are too few values for one."""
+    if not (math.isfinite(row[low]) and math.isfinite(row[high])):
+        return f"{100 * row[name]:.1f} % (no interval)"
     return f"{100 * row[name]:.1f} % [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -25,23 +30,41 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> tuple[str, Path]:
-    """Identifier and ZIP of the shipped small CNN-F, whose weights are in Brain-Score's storage."""
-    from cnnf_brain.brainscore.plugin import Request, identify, write_plugin
+def hub(tmp_path_factory):
+    """A server on this machine with the shipped CNN-F's weights, and its address."""
+    folder = tmp_path_factory.mktemp("hub")
+    shutil.copy(shipped_weights(True), folder / "small.safetensors")
+    (folder / "short.safetensors").write_bytes(b"other")
 
-    place = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
-    weights = Path(shipped_weights(True))
-    request = Request(weights, place, model="small", regions=REGIONS, neural_only=True)
-    identity = identify(request)
-    _, archive = write_plugin(identity, tmp_path_factory.mktemp("written"))
-    return identity.identifier, archive
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, hub) -> tuple[str, Path]:
+    """Identifier and ZIP of the shipped small CNN-F, whose weights are on the hub."""
+    from cnnf_brain.brainscore.plugin import write_plugins
+    from cnnf_brain.brainscore.request import Request, identify
+
+    place = {"url": f"{hub}/small.safetensors"}
+    plugin = identify(Request(shipped_weights(True), place, model="small", regions=REGIONS, neural_only=True))
+    ((_, archive),) = write_plugins([plugin], tmp_path_factory.mktemp("written") / "out")
+    return plugin.identity.identifier, archive
 
 
 def changed(archive: Path, target: Path, old: str, new: str) -> Path:
-    """A copy of a ZIP with something written otherwise in its files."""
+    """A copy of a ZIP with something written otherwise in its own files, those beside the package's part."""
     with zipfile.ZipFile(archive) as before, zipfile.ZipFile(target, "w") as after:
         for name in before.namelist():
-            after.writestr(name, before.read(name).decode().replace(old, new) if not name.endswith("/") else "")
+            text = before.read(name).decode()
+            after.writestr(name, text if "/cnnf_brain/" in name else text.replace(old, new))
     return target
 
 
@@ -73,39 +96,179 @@ def scratch(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-def test_everything_that_can_be_checked_offline(written, installed, scratch):
-    from cnnf_brain.brainscore.rehearsal import rehearse
+def test_everything_that_can_be_checked(written, installed, scratch):
+    """Without the weights here: they are fetched."""
+    from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
 
     _, archive = written
-    found = list(rehearse(archive, Path(shipped_weights(True))))
+    told: list[str] = []
+    found = list(rehearse(archive, None, told.append))
     said = {finding.rule: finding.detail for finding in found}
-    assert [f"{f.rule}: {f.detail}" for f in found if not f.holds] == []
-    assert len(found) >= 11 + 6 + 2 + 4 + 5
-    assert said["Brain-Score's generic plugin tests pass"].startswith("5 passed")
+    assert [f"{f.rule}: {f.detail}" for f in found if f.status != "ok"] == []
+    assert len(found) == 11 + 1 + 2 + 5 + 2 + 4 + 5
+    assert said["Brain-Score's generic plugin tests pass"] == "5 passed"
     assert said["the plugin's test.py passes"] == "5 passed"
     assert "SIMULATED" in said["a toy benchmark scores V4 end to end"]
     assert "SIMULATED" in said["a toy benchmark scores IT end to end"]
     assert said["recorded from in several time bins, every iteration answers its own"] == "70-120, 120-170, 170-220 ms"
-    hundred = said["100 images are run"]
-    assert "V4 " in hundred
-    assert "9216 features" in hundred  # 64 maps of 12 x 12
+    size = Path(shipped_weights(True)).stat().st_size
+    assert said["the fetched weights have the plugin's SHA-256"] == f"{size} bytes"
+    assert "V4 9216 features" in said["16 images are run at all layers"]  # 64 maps of 12 x 12
     estimate = said["estimate for MajajHong2015.V4-pls, 2560 images"]
     assert estimate.startswith(f"about {7 * 4 * 2560 * 9216 / 2**30:.1f} GiB")
+    assert [line.partition(":")[0] for line in told] == [stage.name for stage in STAGES for _ in range(2)]
     assert list(scratch.iterdir()) == []
+
+
+BROKEN = {  # what is written in the plugin -> the stage that fails, and what is said of it
+    "ends the process": ("IDENTITY =", "import os; os._exit(0)\nIDENTITY =", "load", "the process ended early, with 0"),
+    "takes cnnf-brain": (
+        "IDENTITY =",
+        "import cnnf_brain\nIDENTITY =",
+        "load",
+        "'cnnf_brain'; Brain-Score's machines lack it",
+    ),
+    "takes the network": (
+        "IDENTITY =",
+        "import urllib.request; urllib.request.urlopen('http://192.0.2.1/')\nIDENTITY =",
+        "load",
+        "the rehearsal is offline, and something asks for 192.0.2.1",
+    ),
+    "never returns": (
+        "IDENTITY =",
+        "import time; time.sleep(10_000)\nIDENTITY =",
+        "load",
+        "stopped after 0 min without an end",
+    ),
+    "ends the process in its tests": (
+        "def test_bibtex():",
+        "def test_bibtex():\n    import os; os._exit(0)",
+        "tests",
+        "the process ended early, with 0",
+    ),
+}
 
 
 @pytest.mark.slow
-def test_a_plugin_whose_settings_were_changed_by_hand(written, installed, scratch, tmp_path):
-    """It would write into the cache of another version: it is not loaded, and what follows is not run."""
-    from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp_path, monkeypatch, name):
+    """The stage fails, those after it are not run, and none is passed over in silence."""
+    from cnnf_brain.brainscore import rehearsal
 
-    _, archive = written
-    other = changed(archive, tmp_path / "other.zip", "'step': 0.1", "'step': 0.2")
-    found = [finding for finding in rehearse(other, Path(shipped_weights(True))) if finding.rule in STAGES.values()]
-    assert [finding.holds for finding in found] == [False, None, None, None]
-    assert "stands for other weights, settings or software than the plugin has" in found[0].detail
-    assert {finding.detail for finding in found[1:]} == {"not run, since the model cannot be loaded"}
+    old, new, stage, said = BROKEN[name]
+    if name == "never returns":
+        monkeypatch.setattr(rehearsal, "LIMIT", 25)
+    other = changed(written[1], tmp_path / "other.zip", old, new)
+    found = list(rehearsal.rehearse(other, Path(shipped_weights(True))))
+    names = [one.name for one in rehearsal.STAGES]
+    texts = {one.text: one.name for one in rehearsal.STAGES}
+    about = {texts[f.rule]: f for f in found if f.rule in texts}
+    assert list(about) == names[names.index(stage) :]
+    assert about[stage].status == "failed"
+    assert said in about[stage].detail
+    assert {f.status for name, f in about.items() if name != stage} == {"not run"}
     assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def ask_place():
+    """(address, whether the weights are here) -> the finding about the place of the weights."""
+    from cnnf_brain.brainscore.identity import Weights
+    from cnnf_brain.brainscore.worker import ask
+
+    def ask_place(url: str, here: bool = True):
+        return ask(Weights("small.safetensors", "0" * 64, url=url), Path(shipped_weights(True)) if here else None)
+
+    return ask_place
+
+
+def test_an_address_is_asked(ask_place, hub):
+    there = ask_place(f"{hub}/small.safetensors")
+    assert there.status == "ok"
+    assert "its content is compared when the weights are not on this machine" in there.detail
+    assert ask_place(f"{hub}/small.safetensors", here=False).status == "ok"
+    other = ask_place(f"{hub}/short.safetensors")
+    assert other.status == "failed"
+    assert "short.safetensors has 5 bytes, the file here" in other.detail
+    absent = ask_place(f"{hub}/none.safetensors")
+    assert (absent.status, "answers 404" in absent.detail) == ("failed", True)
+    unreached = ask_place("http://127.0.0.1:9/small.safetensors")
+    assert (unreached.status, "was not reached" in unreached.detail) == ("not run", True)
+    assert ask_place("").status == "draft"
+
+
+def test_an_upload_is_asked_for_by_its_version(monkeypatch):
+    from cnnf_brain.brainscore.identity import Weights
+
+    stored = Weights("a.pt", "0" * 64, "1" * 40, stored="user_12/a.pt", version_id="v-1")
+    bucket = "https://brainscore-storage.s3.amazonaws.com/brainscore-vision/models"
+    assert stored.address == f"{bucket}/user_12/a.pt?versionId=v-1"
+
+
+@pytest.mark.slow
+def test_weights_that_are_nowhere(written, scratch, tmp_path, hub):
+    """Neither here nor reached: nothing is called ok that was not run."""
+    from cnnf_brain.brainscore.plugin import write_plugins
+    from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
+    from cnnf_brain.brainscore.request import Request, identify
+
+    place = {"url": "http://127.0.0.1:9/small.safetensors"}
+    plugin = identify(Request(shipped_weights(True), place, model="small", regions=REGIONS, neural_only=True))
+    ((_, archive),) = write_plugins([plugin], tmp_path / "out")
+    found = list(rehearse(archive))[12:]
+    assert [finding.status for finding in found] == ["not run"] * 5
+    assert "was not reached" in found[0].detail
+    assert [finding.rule for finding in found[1:]] == [stage.text for stage in STAGES[1:]]
+    other = list(rehearse(written[1], Path(shipped_weights(False))))[12:]
+    assert [finding.status for finding in other] == ["failed", "failed"] + ["not run"] * 4
+    assert "is another file" in other[1].detail
+
+
+def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch):
+    from cnnf_brain.brainscore import rehearsal
+
+    monkeypatch.setattr(rehearsal, "_run", lambda scratch, tell: iter(()))
+    other = changed(written[1], tmp_path / "other.zip", "safetensors==", "no-such-package==")
+    found = list(rehearsal.rehearse(other))
+    assert [finding.status for finding in found] == ["ok"] * 11 + ["failed"]
+    assert "no-such-package is not installed here" in found[-1].detail
+
+
+def test_a_stage_that_raises_or_exits_says_so(tmp_path):
+    from cnnf_brain.brainscore.worker import Rehearsal, perform
+
+    def exits(run):
+        raise SystemExit(0)
+        yield
+
+    run = Rehearsal({}, tmp_path)
+    with open(tmp_path / "results", "w") as results:
+        perform("load", "the words", exits, run, results)
+        run.blocked = "the model cannot be loaded"
+        perform("tests", "other words", exits, run, results)
+    events = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
+    assert [event.get("begin") or event.get("end") or event["status"] for event in events] == [
+        *("load", "failed", "load"),
+        *("tests", "not run", "tests"),
+    ]
+    assert [event["detail"] for event in events if "detail" in event] == [
+        "SystemExit: 0",
+        "since the model cannot be loaded",
+    ]
+
+
+def test_every_stage_is_heard_of():
+    from cnnf_brain.brainscore.rehearsal import STAGES, silent
+
+    names = [stage.name for stage in STAGES]
+    assert list(silent(names, "why")) == []
+    found = list(silent(names[:2], "why"))
+    assert [(f.rule, f.status) for f in found] == [
+        (STAGES[2].text, "failed"),
+        (STAGES[3].text, "not run"),
+        (STAGES[4].text, "not run"),
+    ]
+    assert found[0].detail == "why"
 
 
 def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
@@ -114,9 +277,9 @@ def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
     identifier, archive = written
     two = changed(archive, tmp_path / "two.zip", "from .model", "model_registry['second'] = None\nfrom .model")
     found = list(rehearse(two))
-    assert [finding.detail for finding in found if finding.holds is False] == [f"found second, {identifier}"]
-    assert all("not run, since One identifier, registered as" in f.detail for f in found if f.holds is None)
-    assert sum(finding.holds is None for finding in found) == 4
+    assert [finding.detail for finding in found if finding.status == "failed"] == [f"found second, {identifier}"]
+    assert all("since One identifier, registered as" in f.detail for f in found if f.status == "not run")
+    assert sum(finding.status == "not run" for finding in found) == 5
     assert list(scratch.iterdir()) == []
 
 
@@ -145,7 +308,7 @@ def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path, word):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it, and so would this
     )
     end = time.monotonic() + 120
-    while not list(folder.glob("cnnf-rehearsal-*/load.log")) and time.monotonic() < end and process.poll() is None:
+    while not list(folder.glob("cnnf-rehearsal-*/log")) and time.monotonic() < end and process.poll() is None:
         time.sleep(0.1)
     if word is signal.SIGINT:
         os.killpg(process.pid, word)  # as Ctrl-C: the whole group
@@ -161,9 +324,13 @@ def test_a_connection_in_a_rehearsal_is_refused():
     """In a process of its own: the worker shuts the network for good."""
     code = (
         "import socket, urllib.request\n"
-        "from cnnf_brain.brainscore.worker import offline\n"
-        "offline()\n"
+        "from cnnf_brain.brainscore.offline import shut\n"
+        "shut()\n"
+        "def udp():\n"
+        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:\n"
+        "        one.sendto(b'x', ('192.0.2.1', 53))\n"
         "for ask in (lambda: socket.create_connection(('192.0.2.1', 80), 1), lambda: socket.getaddrinfo('example.org', 80),\n"
+        "            lambda: socket.socket().connect_ex(('192.0.2.1', 80)), lambda: socket.gethostbyname('example.org'), udp,\n"
         "            lambda: urllib.request.urlopen('http://example.org')):\n"
         "    try:\n"
         "        ask()\n"

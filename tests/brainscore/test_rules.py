@@ -40,9 +40,9 @@ def broken(rules, tmp_path):
     def broken(entries: dict[str, str]) -> dict[str, str]:
         path = write(tmp_path / "a.zip", entries)
         zip_ = rules.read_submission(path)
-        found = {rule.__name__: rule(zip_) for rule in rules.RULES}
+        found = {rule.name: rule.broken(zip_) for rule in rules.RULES}
         findings = list(rules.check_rules(zip_))
-        assert [finding.holds for finding in findings] == [not words for words in found.values()]
+        assert [finding.status for finding in findings] == ["failed" if words else "ok" for words in found.values()]
         assert all(finding.rule for finding in findings)
         return {name: words for name, words in found.items() if words}
 
@@ -82,6 +82,7 @@ def test_a_zip_that_keeps_all_rules(broken):
         ({k: v for k, v in GOOD.items() if not k.endswith("init__.py")}, "needed_files", f"missing: {NAME}/__init__.py"),
         ({**GOOD, f"root/models/{NAME}/metadata.yml": ""}, "no_metadata", "metadata.yml"),
         ({**GOOD, f"root/models/{NAME}/Metadata.YAML": ""}, "no_metadata", "Metadata.YAML"),
+        ({**GOOD, f"root/models/{NAME}/our_metadata.yml": ""}, "no_metadata", "our_metadata.yml"),
         ({**GOOD, f"root/models/{NAME}/weights.pth": ""}, "no_weights", "weights.pth"),
         ({**GOOD, f"root/models/{NAME}/a/b.safetensors": ""}, "no_weights", "b.safetensors"),
         ({**GOOD, f"root/models/{NAME}/__init__.py": INIT + 'model_registry["two"] = 1\n'}, "one_identifier", f"found {NAME}, two"),

@@ -481,3 +481,25 @@ def test_without_brainscore_vision_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "brainscore_vision.model_helpers.activations.pytorch", None)
     with pytest.raises(ImportError, match=r"needs brainscore-vision .*pip install 'cnnf-brain\[brainscore\]'"):
         importlib.import_module("cnnf_brain.brainscore")
+
+
+def test_copies_that_fill_a_batch_up_are_not_run(brainscore, monkeypatch):
+    """Brain-Score repeats the last image up to the batch size; one of the copies is enough."""
+    from toy_networks import toy_network
+
+    from cnnf_brain import activations
+    from cnnf_brain.brainscore import IterationWrapper
+
+    wrapper = IterationWrapper(toy_network(), "filled_up")
+    ran, extract = [], activations.extract
+    monkeypatch.setattr(
+        activations, "extract", lambda model, batch, layers: ran.append(len(batch)) or extract(model, batch, layers)
+    )
+    images = np.random.default_rng(0).standard_normal((8, 3, 48, 48)).astype(np.float32)
+    whole = wrapper.get_activations(images, ["pool1@1", "fc@2"])
+    filled = wrapper.get_activations(np.concatenate([images[:3], *[images[2:3]] * 5]), ["pool1@1", "fc@2"])
+    assert ran == [8, 3]
+    for name, values in whole.items():
+        assert filled[name].shape == values.shape
+        np.testing.assert_allclose(filled[name][:3], values[:3], atol=1e-5)
+        np.testing.assert_array_equal(filled[name][3:], np.repeat(filled[name][2:3], 5, axis=0))

@@ -16,7 +16,8 @@ from torchvision import models
 
 import cnnf_brain
 from cnnf_brain.model import weights
-from cnnf_brain.model.weights import HeadlessNetworkWarning, published_available, read_card, read_weights
+from cnnf_brain.model.card import Card, read_card
+from cnnf_brain.model.weights import HeadlessNetworkWarning, published_available, read_weights
 
 CLASSES = 4
 
@@ -38,7 +39,7 @@ def test_every_kind_of_file_gives_the_same_parameters(state, tmp_path, suffix):
     model = load(path)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
-    assert read_card(path) == {}
+    assert read_card(path) == Card()
 
 
 def test_half_precision_is_read_as_float32(state, tmp_path):

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 
 from cnnf_brain.predictivity.crossval import make_splits, select_nested
 from cnnf_brain.predictivity.pls import cross_predict
@@ -56,16 +57,41 @@ def test_brainscore_splits_without_objects_are_plain_shuffle_splits():
     ("arguments", "options", "message"),
     [
         (("kfolds", IDS), {}, "'kfolds' is not known; did you mean 'kfold'"),
-        (("kfold", IDS[:9]), {}, "9 images are fewer than the 10 folds"),
+        (
+            ("kfold", IDS[:9]),
+            {},
+            "9 images are too few .*'kfold': at least 40 are needed, so that each of its 10 splits has 4",
+        ),
+        (("kfold", IDS[:11]), {}, "11 images are too few"),
+        (("kfold", IDS[:20]), {}, "20 images are too few"),
+        (("kfold", IDS[:39]), {}, "39 images are too few"),
+        (("brainscore", IDS[:30]), {}, "30 images are too few .*'brainscore': at least 31 are needed"),
+        (("brainscore", IDS[:11]), {"object_names": [*"aaaaaabbbbb"]}, "11 images are too few"),
         (("kfold", ["a"] * 12), {}, "more than once: a"),
         (("brainscore", IDS), {"object_names": OBJECTS[:-1]}, "82 object names were given for 83 images"),
-        (("brainscore", IDS[:12]), {"object_names": [*"aaaaabbbbbbc"]}, "'c' has 1.*take cross-validation 'kfold'"),
+        (("brainscore", IDS[:40]), {"object_names": [*"aaa" * 13, "c"]}, "'c' has 1.*take cross-validation 'kfold'"),
         (("brainscore", IDS[:40]), {"object_names": [*"abcdefgh"] * 5}, "4 test images of 40, 8 objects"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_splits(*arguments, **options)
+
+
+@pytest.mark.parametrize("n", [40, 41, 64, 83])
+def test_every_fold_has_the_images_that_a_correlation_needs(n):
+    splits = make_splits("kfold", IDS[:n])
+    assert sorted({len(split.test) for split in splits}) == sorted({n // 10, -(-n // 10)})
+    order = np.argsort(IDS[:n])  # as before there was a limit
+    for split, (train, test) in zip(splits, KFold(10, shuffle=True, random_state=0).split(order), strict=True):
+        assert split.train.tolist() == sorted(order[train])
+        assert split.test.tolist() == sorted(order[test])
+
+
+@pytest.mark.parametrize("n", [31, 64])
+def test_brainscore_splits_have_the_images_that_a_correlation_needs(n):
+    assert {len(split.test) for split in make_splits("brainscore", IDS[:n])} == {n - int(0.9 * n)}
+    assert n - int(0.9 * n) >= 4
 
 
 GOOD, NOISE = LayerAt("good", 1), LayerAt("noise", 2)

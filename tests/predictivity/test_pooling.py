@@ -8,7 +8,14 @@ from scipy import stats
 
 from cnnf_brain.predictivity.pooling import compare_pooled, pool_scores
 from cnnf_brain.predictivity.scores import score_predictions
-from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, WELCH, WILCOXON, compare_scores
+from cnnf_brain.predictivity.statistics import (
+    PAIRED,
+    RESAMPLED,
+    WELCH,
+    WILCOXON,
+    bootstrap_median_difference,
+    compare_scores,
+)
 from cnnf_brain.predictivity.swaps import SWAP, widening
 from cnnf_brain.types import Predictions, Scores, Split
 
@@ -89,7 +96,9 @@ def test_tests_over_folds_and_sites_are_scipys_on_all_sites():
     assert tests[RESAMPLED].statistic == pytest.approx(t, rel=1e-9)
     assert tests[SWAP].statistic == pytest.approx(found.difference, abs=1e-12)
     assert tests[SWAP].n == 160
-    assert found.low < found.difference < found.high
+    assert (found.low, found.high) == tests[SWAP].interval
+    assert (found.sites_low, found.sites_high) == bootstrap_median_difference(model, baseline, n_resamples=400)
+    assert [test.name for test in found.tests] == [RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON]
 
 
 def test_the_swap_test_of_the_pool_agrees_with_that_of_one_experiment_with_twice_the_sites():
@@ -130,7 +139,7 @@ def test_identical_networks_give_no_difference_and_p_1():
     for source in (one, two):
         source.predictions = (source.predictions[0], source.predictions[0])
     found = pooled(one, two)
-    assert (found.difference, found.low, found.high) == (0, 0, 0)
+    assert (found.difference, found.low, found.high, found.sites_low, found.sites_high) == (0, 0, 0, 0, 0)
     assert [test.p for test in found.tests] == [1.0] * 5
 
 
@@ -159,7 +168,8 @@ def test_tests_over_sites_need_two_sites():
         values[...] = 0.0
     found = pooled(one, two)
     assert set(by_name(found)) == {WELCH, RESAMPLED, SWAP}
-    assert np.isnan([found.low, found.high]).all()
+    assert np.isnan([found.sites_low, found.sites_high]).all()
+    assert found.low < found.difference < found.high
     for values in one.predictions[1].values:
         values[...] = 0.0
     with pytest.raises(ValueError, match="none of the 2 sites of all sources has an r"):

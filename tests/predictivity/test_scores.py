@@ -39,7 +39,13 @@ def test_pearson_of_constants_is_nan():
     b[:, 1] = 0.1 + 1e-18 * np.arange(30)  # a constant but for rounding
     r = pearson(a, b)
     assert np.isnan(r).tolist() == [True, True, False]
-    assert np.isnan(pearson(a[:1], a[:1])).all()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_images_have_no_correlation(n):
+    a, b = np.random.default_rng(2).standard_normal((2, 3, 4))
+    assert np.isnan(pearson(a[:n], b[:n])).all()
+    assert np.isfinite(pearson(a, b)).all()
 
 
 def test_pearson_refuses_arrays_that_do_not_match():
@@ -70,6 +76,14 @@ def test_r_of_each_site_and_split():
             expected = scipy.stats.pearsonr(predictions.values[split][2, :, site], observed[:, site])[0]
             assert scores.r[split, site] == pytest.approx(expected, rel=1e-12)
     assert np.isnan(scores.r[:, 4]).all()
+
+
+def test_splits_without_an_r_are_counted():
+    predictions, responses = held_out(25)
+    responses[predictions.splits[2].test, 1] = 7.0
+    predictions.values[0][-1, :, 3] = -0.2
+    predictions.values[2][-1, :, 3] = 0.4
+    assert score_predictions(predictions, responses).undefined_folds.tolist() == [0, 1, 0, 2, 4]
 
 
 def test_number_of_components_is_chosen():

@@ -291,27 +291,50 @@ class TestCompare:
         comparison = compared(*case)
         model, baseline = (r_of(p, *case[2:]) for p in case[:2])
         assert comparison.difference == pytest.approx(np.median((model - baseline).mean(0)), abs=1e-12)
-        assert (comparison.low, comparison.high) == pytest.approx(
+        assert (comparison.sites_low, comparison.sites_high) == pytest.approx(
             statistics.bootstrap_median_difference(model, baseline, n_resamples=500), abs=1e-12
         )
         by_name = {test.name: test for test in comparison.tests}
+        assert (comparison.low, comparison.high) == by_name[SWAP].interval
+        assert comparison.low + comparison.high == pytest.approx(2 * comparison.difference, abs=1e-12)
         assert set(by_name) == set(TESTS) - {statistics.BOOTSTRAP}
         d = np.median(model - baseline, axis=1)
         t = d.mean() / np.sqrt((1 / 5 + 12 / 48) * d.var(ddof=1))
         assert by_name[RESAMPLED].statistic == pytest.approx(t, rel=1e-9)
         assert by_name[SWAP].statistic == pytest.approx(comparison.difference, abs=1e-12)
 
+    def test_the_tests_that_are_valid_for_new_images_stand_first(self):
+        names = [test.name for test in compared(*held_out(difference=0.4)).tests]
+        assert names == [RESAMPLED, SWAP, WELCH, statistics.PAIRED, statistics.WILCOXON]
+        assert [TESTS[name].valid for name in names] == [True, True, False, False, False]
+
+    def test_the_interval_excludes_0_where_the_swap_test_rejects(self):
+        """Equally good networks whose errors are shared by all sites: the interval over sites excludes 0 far more often."""
+        decided = []
+        for seed in range(40):
+            rng, splits = np.random.default_rng(seed), folds_of(60, 5)
+            common, error, other = rng.normal(size=(3, 60, 1))
+            responses = common + 0.5 * rng.normal(size=(60, 12))
+            predictions = [[(responses + noise)[s.test] for s in splits] for noise in (error, other)]
+            found = compared(*predictions, responses, splits)
+            p = next(test.p for test in found.tests if test.name == SWAP)
+            decided.append((p < 0.05, not found.low <= 0 <= found.high, not found.sites_low <= 0 <= found.sites_high))
+        swap, images, sites = np.transpose(decided)
+        assert (images == swap).all()
+        assert images.sum() <= stats.binom.ppf(0.999, 40, 0.05) < sites.sum()
+
     def test_identical_networks(self):
         model, _, responses, splits = held_out()
         comparison = compared(model, model, responses, splits)
         assert (comparison.difference, comparison.low, comparison.high) == (0, 0, 0)
+        assert (comparison.sites_low, comparison.sites_high) == (0, 0)
         assert all(test.p == 1 for test in comparison.tests)
 
     def test_one_site_leaves_out_the_tests_over_sites(self):
         comparison = compared(*held_out(q=1, n=60, difference=1.0))
-        assert [test.name for test in comparison.tests] == [WELCH, RESAMPLED, SWAP]
-        assert np.isnan(comparison.low)
-        assert np.isnan(comparison.high)
+        assert [test.name for test in comparison.tests] == [RESAMPLED, SWAP, WELCH]
+        assert np.isnan([comparison.sites_low, comparison.sites_high]).all()
+        assert comparison.low < comparison.difference < comparison.high
         assert comparison.difference > 0
 
     def test_one_split_leaves_out_the_tests_over_folds(self):

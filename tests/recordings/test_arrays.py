@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from cnnf_brain.recordings import images_from_files, read_assembly, recordings_from_arrays, write_assembly
+from cnnf_brain.recordings import (
+    UncheckedImagesWarning,
+    images_from_files,
+    load,
+    read_assembly,
+    recordings_from_arrays,
+    write_assembly,
+)
+from cnnf_brain.recordings.assembly import _read
 from cnnf_brain.types import Images
 
 
@@ -72,6 +80,10 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
         ({"repeats": responses()[:, :3, None]}, r"repeats have shape \(6, 3, 1\)"),
         ({"stimulus_ids": ["s0", "s0", "s1", "s2", "s3", "s4"]}, "stimulus_ids occur more than once: s0"),
         ({"stimulus_ids": ["s0", "s1", "s2", "s3", "s4", "t"]}, "1 stimulus ids have no image in memory: t"),
+        ({"stimulus_ids": "s0s1s2"}, "stimulus_ids are given as the single text 's0s1s2'; expected a list of 6, one for"),
+        ({"neuroid_ids": "abcd"}, "neuroid_ids are given as the single text 'abcd'; expected a list of 4"),
+        ({"object_names": "catdog"}, "object_names are given as the single text 'catdog'; expected a list of 6"),
+        ({"subjects": "four"}, "subjects are given as the single text 'four'; expected a list of 4"),
         ({"stimulus_ids": ["s0"]}, "1 stimulus_ids were given, expected 6"),
         ({"neuroid_ids": list("abca")}, "neuroid_ids occur more than once: a"),
         ({"object_names": ["cat"] * 4}, "4 object_names were given, expected 6"),
@@ -126,6 +138,52 @@ def test_an_assembly_moves_with_its_images(tmp_path: Path, image_files: list[Pat
     (tmp_path / "elsewhere" / "picture3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 12 image files are missing: .*picture3.png"):
         read_assembly(tmp_path / "elsewhere" / "mine.nc", "V4")
+
+
+def test_images_that_were_replaced_are_refused(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4")
+    image_files[5].write_bytes(image_files[6].read_bytes())
+    image_files[9].write_bytes(image_files[9].read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"2 of 12 images are not those .*written with: picture5.png, picture9.png; put"):
+        load([str(path)], ["V4"])
+
+
+def test_an_image_that_is_replaced_after_it_was_checked_is_refused(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4")
+    made = read_assembly(path, "V4")
+    image_files[5].write_bytes(image_files[6].read_bytes())
+    with pytest.raises(ValueError, match=r"image 'picture5' has changed"):
+        made.images.check()
+
+
+def test_a_file_of_the_older_form_is_read_with_a_warning(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4")
+    older = tmp_path / "older.nc"
+    _read(path).drop_vars("image_sha256").to_netcdf(older, engine="netcdf4")
+    image_files[5].write_bytes(image_files[6].read_bytes())
+    with pytest.warns(UncheckedImagesWarning, match=r"older.nc holds no SHA-256 .*file anew with write_assembly"):
+        made = read_assembly(older, "V4")
+    np.testing.assert_array_equal(made.responses, responses(12, 2))
+
+
+def test_hashes_that_are_not_one_for_each_image(tmp_path: Path, image_files: list[Path]) -> None:
+    path = write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4")
+    data = _read(path).drop_vars("image_sha256").assign_coords(image_sha256="abc")
+    data.to_netcdf(tmp_path / "other.nc", engine="netcdf4")
+    with pytest.raises(ValueError, match=r"it lacks image_sha256 \('stimulus',\)"):
+        read_assembly(tmp_path / "other.nc", "V4")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_in_place_of_a_list_is_refused(tmp_path: Path, image_files: list[Path], kind: type) -> None:
+    folder = image_files[0].parent
+    with pytest.raises(
+        ValueError, match=r"mine.nc: the image files are given as the single path '.*pictures'; expected a list"
+    ):
+        write_assembly(tmp_path / "mine.nc", responses(12, 2), kind(folder), region="V4")
+    with pytest.raises(ValueError, match=r"neuroid_ids are given as the single text 'ab'"):
+        write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4", neuroid_ids="ab")
+    assert not (tmp_path / "mine.nc").exists()
 
 
 def test_region_that_an_assembly_lacks(tmp_path: Path, image_files: list[Path]) -> None:

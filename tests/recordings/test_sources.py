@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cnnf_brain.recordings import Source, load, majaj, parse_sources, v4_compact, write_assembly
+from cnnf_brain.recordings import (
+    Source,
+    UncheckedImagesWarning,
+    assembly,
+    check_sources,
+    load,
+    majaj,
+    parse_sources,
+    sources,
+    v4_compact,
+    write_assembly,
+)
 
 BOTH = ["V4", "IT"]
 
@@ -50,12 +62,12 @@ def test_words_with_paths(v4_folder: Path, it_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "session", "message"),
     [
-        (["auto", "V4=simulated"], None, "auto stands alone"),
-        (["V4=simulated"], None, "no recordings are given for region IT; add --recordings IT=SOURCE"),
-        (["V1=simulated", "simulated"], None, "region 'V1' is not known in --recordings V1=simulated.*Known: V4, IT"),
+        (["auto", "V4=simulated"], None, "'auto' stand alone"),
+        (["V4=simulated"], None, "no recordings are given for region IT; add IT=SOURCE"),
+        (["V1=simulated", "simulated"], None, "region 'V1' is not known in recordings 'V1=simulated'.*Known: V4, IT"),
         (["simulated", "IT=simulated"], None, "the same source is given twice for a region"),
-        (["simulated"], ["190923"], "--session 190923 applies to sources in the layout of V4_compact_models"),
-        (["V4_compact_models:1", "IT=simulated"], ["2"], "--session 2 applies to sources"),
+        (["simulated"], ["190923"], "^session 190923 applies to recordings in the layout of V4_compact_models"),
+        (["V4_compact_models:1", "IT=simulated"], ["2"], "^session 2 applies to recordings"),
         (["V4_compact_models:"], None, "no session after ':'"),
     ],
 )
@@ -70,10 +82,85 @@ def test_paths_that_are_no_recordings(tmp_path: Path, it_file: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no such file or folder.* an assembly"):
         parse_sources([str(tmp_path / "none.nc")], BOTH)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: expected a folder in the layout of V4_compact_models"):
+    with pytest.raises(ValueError, match=r"empty': expected a folder in the layout of V4_compact_models"):
         parse_sources([str(tmp_path / "empty")], BOTH)
     with pytest.raises(ValueError, match=r"only folders in the layout of V4_compact_models have sessions"):
         parse_sources([f"{it_file}:190923"], BOTH)
+
+
+@pytest.mark.parametrize("word", ["Majaj", "majaj", "MajajHong2015", "majajhong2015.public"])
+def test_a_part_of_a_name_is_recognised(word: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"^recordings '{word}': .*did you mean MajajHong2015.public\?"):
+        parse_sources([word], BOTH)
+    with pytest.raises(FileNotFoundError, match=r"did you mean V4_compact_models\?"):
+        parse_sources(["v4"], BOTH)
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder\. Expected simulated"):
+        parse_sources(["qqq.nc"], BOTH)
+
+
+def test_no_message_speaks_of_flags() -> None:
+    """The library is called from programs too; arguments have no dashes."""
+    folder = Path(sources.__file__).parents[1]
+    for part in ("recordings", "predictivity"):
+        for path in (folder / part).glob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            raised = [node for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+            texts = [one.value for node in raised for one in ast.walk(node) if isinstance(one, ast.Constant)]
+            assert not [text for text in texts if isinstance(text, str) and "--" in text], path
+
+
+@pytest.mark.parametrize(
+    ("word", "session", "error", "message"),
+    [
+        ("V4_compact_models", None, ValueError, "no session is named; it has 190923, .*Name one: V4_compact_models:SESSION"),
+        ("V4_compact_models:190942", None, ValueError, "session '190942' is not known in V4_compact_models; did you mean"),
+        ("FOLDER:190942", None, ValueError, "session '190942' is not known in .*repository; did you mean '190924'"),
+        ("FOLDER", ["mine", "other"], ValueError, "session 'other' is not known"),
+        ("ITFILE", None, ValueError, "region 'V4' is not known in .*it.nc.*Known: IT"),
+        ("nowhere", None, FileNotFoundError, "recordings 'nowhere': there is no such file or folder"),
+    ],
+)
+def test_what_is_wrong_with_sources_shows_without_reading_them(
+    v4_folder: Path,
+    it_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    session: list[str] | None,
+    error,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sources, "_load", lambda source: pytest.fail("recordings were read"))
+    word = word.replace("FOLDER", str(v4_folder)).replace("ITFILE", str(it_file))
+    with pytest.raises(error, match=message):
+        check_sources([word], ["V4"], session)
+
+
+def test_damaged_assemblies_show_without_reading_responses(
+    it_file: Path, image_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_load", lambda source: pytest.fail("recordings were read"))
+    assert check_sources([f"IT={it_file}", "V4=simulated"], BOTH) == [
+        Source("V4", "simulated"),
+        Source("IT", "assembly", it_file),
+    ]
+    assert set(assembly._read(it_file, header=True).variables) == set(assembly._read(it_file).variables) - {
+        "repeats",
+        "responses",
+    }
+    image_files[3].unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 12 image files are missing: .*picture3.png"):
+        check_sources([str(it_file)], ["IT"])
+    it_file.write_bytes(it_file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"it.nc cannot be read as NetCDF"):
+        check_sources([str(it_file)], ["IT"])
+
+
+def test_brainscore_vision_is_asked_for_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"MajajHong2015.public needs brainscore-vision, which is not installed: pip install"
+    ):
+        check_sources(["MajajHong2015.public"], BOTH)
 
 
 def test_load_several_sources(v4_folder: Path, it_file: Path) -> None:
@@ -107,5 +194,12 @@ def test_a_region_that_an_assembly_lacks(it_file: Path) -> None:
 
 def test_an_image_that_cannot_be_decoded(it_file: Path, image_files: list[Path]) -> None:
     image_files[7].write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"it.nc: image 'picture7' cannot be decoded"):
+    with pytest.raises(ValueError, match=r"it.nc: 1 of 12 images are not those .*: picture7.png"):
+        load([f"IT={it_file}"], ["IT"])
+    without_hashes = assembly._read(it_file).drop_vars("image_sha256")
+    without_hashes.to_netcdf(it_file, engine="netcdf4")
+    with (
+        pytest.warns(UncheckedImagesWarning),
+        pytest.raises(ValueError, match=r"it.nc: image 'picture7' cannot be decoded"),
+    ):
         load([f"IT={it_file}"], ["IT"])

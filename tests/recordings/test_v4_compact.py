@@ -58,7 +58,7 @@ def test_a_session_without_repeats_and_one_without_averages(v4_folder: Path) -> 
 def test_unknown_session_lists_those_of_the_folder(v4_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"session '190942' is not known in .*did you mean '190924'.*Known: .*210620, mine"):
         load_v4_compact(v4_folder, "190942")
-    with pytest.raises(ValueError, match=r"name a session .* it has 190924, 210620, mine"):
+    with pytest.raises(ValueError, match=r"no session is named; it has 190924, 210620, mine. Name one: .*:SESSION"):
         load_v4_compact(v4_folder, None)
     with pytest.raises(ValueError, match=r"session '1' is not known in V4_compact_models.*50 in all"):
         load_v4_compact(None, "1")

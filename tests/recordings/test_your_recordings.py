@@ -38,7 +38,7 @@ def test_the_page_names_what_a_file_holds(tmp_path: Path, image_files: list[Path
     import xarray as xr
 
     from cnnf_brain.recordings import write_assembly
-    from cnnf_brain.recordings.arrays import _read
+    from cnnf_brain.recordings.assembly import _read
 
     path = write_assembly(
         tmp_path / "all.nc", None, image_files, region="IT", repeats=repeats, object_names=["a"] * 12, subjects=["b"] * 5

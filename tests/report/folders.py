@@ -23,7 +23,7 @@ def evaluation(
 ) -> Evaluation:
     """Every site and split with about the given r; every test with the given p."""
     scores = Scores(np.full((10, sites), r) + 0.01 * np.arange(sites), None, more.pop("ceiling", None))
-    tests = tuple(TestResult(name, 1.5, p, 10, df=9.0) for name in (WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON))
+    tests = tuple(TestResult(name, 1.5, p, 10, df=9.0) for name in (RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON))
     difference = more.pop("difference", 0.01)
     return Evaluation(
         region="V4",
@@ -31,7 +31,10 @@ def evaluation(
         simulated=more.pop("simulated", False),
         role=role,
         network="net CNN-F" if role == "model" else "net CNN",
+        weights="w.safetensors",
+        feedback=more.pop("feedback", ""),
         layer=layer,
+        against="pool@0" if role == "model" else "",
         scores=scores,
         neuroid_ids=tuple(f"site{i}" for i in range(sites)),
         n_images=60,
@@ -41,12 +44,13 @@ def evaluation(
 
 
 def run_record(*, simulated: bool = False, responses: str = "b" * 64, **more: Any) -> dict[str, Any]:
-    network = {"name": "net CNN", "sha256": "c" * 64, "headless": False}
+    network = {"name": "net CNN", "weights": "w.safetensors", "sha256": "c" * 64, "headless": False, "image_size": 224}
     recordings = [{"region": "V4", "source": "here", "images_sha256": "a" * 64, "responses_sha256": responses}]
     record = {"simulated": simulated, "options": OPTIONS, "command": "python -m cnnf_brain.compare", "commit": "d" * 40}
     record |= {
-        "model": network,
-        "baseline": network,
+        "networks": [network],
+        "accuracy": [],
+        "notes": [],
         "recordings": recordings,
         "versions": VERSIONS,
         "machine": "m",
@@ -93,12 +97,12 @@ def trained(folder: Path, *, finished: bool = True, accuracy: tuple[float, ...] 
     return folder
 
 
-def figured(folder: Path, **more: Any) -> Path:
-    """A folder as ``visualize`` leaves it."""
+def figured(folder: Path, *, iterations: int = 3, **more: Any) -> Path:
+    """A folder as ``visualize`` leaves it; its table has a row for each iteration and one more."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"group": "noise", "iteration": t, "mean": 0.5 + 0.1 * t, "low": 0.45 + 0.1 * t, "high": 0.55 + 0.1 * t}
-        for t in range(3)
+        for t in range(iterations)
     ]
     write_csv(
         folder / "table.csv", [*rows, {"group": "blur", "iteration": 0, "mean": np.nan, "low": np.nan, "high": np.nan}]

@@ -15,13 +15,19 @@ from scipy import stats
 
 from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, TESTS, WELCH, WILCOXON, holm
 from cnnf_brain.report import comparison as report
+from cnnf_brain.report.comparison_figure import _bars
+from cnnf_brain.report.comparison_names import WIDEST, short_names
 from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
 
 OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None}
 
 
+ORDER = (RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON)  # valid ones first
+
+
 def run(**more: object) -> dict:
-    return {"simulated": False, "options": OPTIONS, "command": "python -m cnnf_brain.compare", **more}
+    common = {"simulated": False, "options": OPTIONS, "accuracy": [], "notes": [], "command": "python -m cnnf_brain.compare"}
+    return {**common, **more}
 
 
 def scores(seed: int = 0, sites: int = 5, pooled: bool = False, ceiling: bool = False, splits: int = 10) -> Scores:
@@ -34,7 +40,7 @@ def comparison(p: float, difference: float = 0.01) -> Comparison:
     """Every test with a p of its own: p, p / 2, p / 3, ..."""
     tests = tuple(
         TestResult(name, 1.5, p / k, 10, df=9.0 if "t" in name else None, interval=(-0.1, 0.2))
-        for k, name in enumerate((WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON), 1)
+        for k, name in enumerate(ORDER, 1)
     )
     return Comparison(difference, difference - 0.02, difference + 0.03, tests)
 
@@ -48,7 +54,10 @@ def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "her
         simulated=values.pop("simulated", False),
         role=role,
         network=values.pop("network", "net CNN-F" if role == "model" else "net CNN"),
+        weights=values.pop("weights", "w.safetensors"),
+        feedback=values.pop("feedback", ""),
         layer=layer,
+        against=values.pop("against", "pool@0" if role == "model" else ""),
         neuroid_ids=tuple(f"site{i}" for i in range(n)),
         n_images=60,
         **values,
@@ -139,7 +148,7 @@ def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
     ps = [0.04, 0.001, 0.3, 0.02]
     rows = [evaluation("model", f"pool@{t}", comparison=comparison(p), region=f"R{t % 2}") for t, p in enumerate(ps)]
     content = report.summary([evaluation(), *rows[:2], evaluation(region="R1"), *rows[2:]], run())
-    assert content["family_size"] == dict.fromkeys((WELCH, RESAMPLED, SWAP, PAIRED, WILCOXON), 4)
+    assert content["family_size"] == dict.fromkeys(ORDER, 4)
     models = [e for e in content["evaluations"] if e["role"] == "model"]
     for k in range(5):
         assert [e["tests"][k]["p"] for e in models] == pytest.approx([p / (k + 1) for p in ps])
@@ -147,14 +156,14 @@ def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
     # Holm by hand for the first test: 4 x 0.001, 3 x 0.02, 2 x 0.04, 1 x 0.3
     assert [e["tests"][0]["p_holm"] for e in models] == pytest.approx([0.08, 0.004, 0.3, 0.06])
     shown = cells(report.table(content))
-    assert [row["Welch ⚠"] for row in shown if row["Welch ⚠"]] == ["0.08", "0.004", "0.3", "0.06"]
+    assert [row["resampled t p"] for row in shown if row["resampled t p"]] == ["0.08", "0.004", "0.3", "0.06"]
 
 
 def test_a_test_that_a_row_lacks_is_not_in_its_family():
-    short = Comparison(0.1, 0.0, 0.2, comparison(0.5).tests[:3])
+    short = Comparison(0.1, 0.0, 0.2, comparison(0.5).tests[:2])
     content = report.summary([evaluation("model", comparison=short), evaluation("model", "pool@1")], run())
-    assert content["family_size"] == {WELCH: 2, RESAMPLED: 2, SWAP: 2, PAIRED: 1, WILCOXON: 1}
-    assert cells(report.table(content))[0]["Wilcoxon ⚠"] == ""
+    assert content["family_size"] == {RESAMPLED: 2, SWAP: 2, WELCH: 1, PAIRED: 1, WILCOXON: 1}
+    assert cells(report.table(content))[0]["Welch p ⚠"] == ""
 
 
 # The table
@@ -163,15 +172,57 @@ def test_a_test_that_a_row_lacks_is_not_in_its_family():
 def test_heads_are_short_and_explained():
     text = table(evaluation(), evaluation("model", "features.23@2"))
     assert list(cells(text)[0]) == [
-        *("region", "recordings", "network", "layer", "it", "median r [95%]", "difference [95%]"),
-        *("Welch ⚠", "resampled t", "swap", "t sites ⚠", "Wilcoxon ⚠"),
+        *("region", "recordings", "network", "weights", "layer", "it", "median r [95%]", "difference [95%]"),
+        *("resampled t p", "swap p", "Welch p ⚠"),
     ]
-    for name in report.HEADS:
+    assert cells(text)[1]["Welch p ⚠"] == "0.013; t(9.0) = 1.50", (
+        "the paper prints t; its degrees of freedom say which test it is"
+    )
+    for name in report.SHOWN:
         assert f"= {name}, {TESTS[name].why}" in text
     assert "Holm-adjusted over the 1 row of this table" in text
     assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 200
     assert [(row["layer"], row["it"]) for row in cells(text)] == [("pool", "0"), ("features.23", "2")]
     assert "No ceiling: these recordings hold no single repeats." in text
+
+
+def test_untrained_feedback_is_said_in_the_row_and_below():
+    name = "net CNN-F (feedback untrained)"
+    rows = evaluation(), evaluation("model", "pool@1", network=name, feedback="feedback untrained")
+    text = table(*rows)
+    assert cells(text)[1]["network"] == name
+    assert f"FEEDBACK UNTRAINED: {name} [w.safetensors]" in text
+    trained = evaluation("model", "pool@1", feedback="feedback trained")
+    assert "UNTRAINED" not in table(evaluation(), trained)
+    changed = evaluation("model", "pool@1", feedback="feedback settings changed after training")
+    assert "other settings than it was trained with: net CNN-F [w.safetensors]" in table(evaluation(), changed)
+
+
+def test_the_interval_of_a_difference_is_that_of_new_images():
+    found = Comparison(0.1, 0.02, 0.18, comparison(0.04).tests, 0.09, 0.11)
+    (entry,) = report.summary([evaluation("model", comparison=found)], run())["evaluations"]
+    assert entry["difference_interval"] == [0.02, 0.18]
+    assert entry["difference_interval_over_sites"] == [0.09, 0.11]
+    (row,) = cells(table(evaluation("model", comparison=found)))
+    assert row["difference [95%]"] == "+0.100 [+0.020, +0.180]"
+
+
+def test_sites_that_are_constant_in_some_folds_are_counted():
+    r = scores().r
+    r[0, :2] = np.nan
+    text = table(evaluation(scores=Scores(r, None, None)))
+    assert "Up to 2 sites of a row are constant, or predicted as a constant, in some folds" in text
+    assert "in some folds" not in table(evaluation())
+
+
+def test_top1_stands_beside_predictivity():
+    accuracy = [
+        {"network": "net CNN-F", "weights": "w.safetensors", "feedback": "feedback trained", "iteration": t, "top1": share,
+         "source": "card of w.safetensors: 50000 validation images"} for t, share in ((0, 0.7), (1, 0.65))
+    ]  # fmt: skip
+    text = table(evaluation(), evaluation("control"), evaluation("model", "pool@1"), accuracy=accuracy)
+    assert [row["top-1"] for row in cells(text)] == ["", "", "65.00 %"]
+    assert "top-1: card of w.safetensors: 50000 validation images." in text
 
 
 def test_layers_in_the_table():
@@ -181,15 +232,15 @@ def test_layers_in_the_table():
 
 def test_names_are_shortened_as_far_as_they_stay_apart():
     long = "/very/long/path/of/some/lab/V4_compact_models:190923"
-    assert report.short_names([long, "simulated"]) == {long: "V4_compact_models:190923", "simulated": "simulated"}
-    assert report.short_names(["/a/b/x.nc", "/a/c/x.nc"]) == {"/a/b/x.nc": "b/x.nc", "/a/c/x.nc": "c/x.nc"}
-    (name,) = report.short_names(["a/" + "n" * 80 + "_end.nc"]).values()
-    assert len(name) == report.WIDEST
+    assert short_names([long, "simulated"]) == {long: "V4_compact_models:190923", "simulated": "simulated"}
+    assert short_names(["/a/b/x.nc", "/a/c/x.nc"]) == {"/a/b/x.nc": "b/x.nc", "/a/c/x.nc": "c/x.nc"}
+    (name,) = short_names(["a/" + "n" * 80 + "_end.nc"]).values()
+    assert len(name) == WIDEST
     assert name.startswith("…")
     assert name.endswith("_end.nc")
     twins = ["n" * 80 + "1" * 40, "n" * 80 + "2" + "1" * 39]
-    assert len(set(report.short_names(twins).values())) == 2
-    assert report.short_names(["x.nc", "./x.nc"]) == {"x.nc": "x.nc", "./x.nc": "./x.nc"}
+    assert len(set(short_names(twins).values())) == 2
+    assert short_names(["x.nc", "./x.nc"]) == {"x.nc": "x.nc", "./x.nc": "./x.nc"}
 
 
 def test_the_whole_name_is_in_the_summary():
@@ -251,7 +302,7 @@ def test_site_wise_scores_agree_with_the_summary(written):
     for e in entries:
         rows = data.isel(row=slice(start, start + e["sites"]))
         start += e["sites"]
-        for name in ("region", "source", "role", "network", "layer"):
+        for name in ("region", "source", "role", "network", "weights", "layer"):
             assert set(rows[name].values) == {e[name]}
         assert list(rows.neuroid_id.values) == [f"site{i}" for i in range(e["sites"])]
         assert np.median(np.nanmean(rows.r.values, axis=1)) == pytest.approx(e["median_r"])
@@ -288,11 +339,14 @@ def test_bars_stand_at_the_medians(monkeypatch):
     entries = report.summary(
         [evaluation(scores=scores(1, ceiling=True)), evaluation("model", "pool@2", scores=scores(2))], run()
     )["evaluations"]
-    report._bars(axis, entries)
+    _bars(axis, entries)
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([e["median_r"] for e in entries])
     colours = [tuple(bar.get_facecolor()) for bar in axis.patches]
     assert colours[0] != colours[1]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["net CNN\npool@0", "net CNN-F\npool@2"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [
+        "net CNN\nw.safetensors pool@0",
+        "net CNN-F\nw.safetensors pool@2",
+    ]
     lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
     level = [segment[0][1] for segment in lines if segment[0][1] == segment[1][1]]
     assert level == pytest.approx([math.sqrt(entries[0]["ceiling"])]), "the bound of r, where there is a ceiling"

@@ -1,4 +1,4 @@
-"""Pages: made from folders alone, escaped, readable; in a real browser sorted, hovered, narrow, and without JavaScript."""
+"""Pages: made from folders alone, escaped, complete, side by side; their charts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Opened, launched
 from folders import EVIL, compared, evaluation, figured, run_record, trained
 
-from cnnf_brain.report import PAGE, charts, comparison, of_figure, of_training, page, readers
+from cnnf_brain.report import PAGE, charts, of_figure, of_training, page, readers
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart, Mark
-
-browser = pytest.fixture(scope="module")(launched)
 
 
 class Reader(HTMLParser):
@@ -60,7 +58,9 @@ def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path):
     order = ['class="question"', 'class="answer"', 'id="figure"', "<svg", 'id="table"', "<table", 'id="run"', 'id="caveats"']
     places = [text.index(words) for words in order]
     assert places == sorted(places)
-    assert "Do the features of net CNN-F predict V4 sites better than those of net CNN?" in text
+    assert (
+        "Do the features of net CNN-F [w.safetensors] predict V4 sites better than those of net CNN [w.safetensors]?" in text
+    )
     assert "python -m cnnf_brain.compare" in text
     assert "d" * 40 in text
     assert "c" * 64 in text
@@ -166,7 +166,7 @@ def test_what_files_say_is_escaped_everywhere(tmp_path):
 
 
 WORDS = """html head meta link title style body header main section p h1 h2 h3 figure figcaption div img table thead tbody tr th td
-    ul li dl dt dd script svg g text line rect path polyline"""
+    ul li dl dt dd details summary script svg g text line rect path polyline"""
 KNOWN = set(WORDS.split())
 
 
@@ -234,6 +234,65 @@ def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained():
     assert "<title>CNN-F-5, 0.1: 0.400</title>" in svg
 
 
+def test_a_notice_stands_right_below_the_answer(tmp_path):
+    run = readers.read(compared(tmp_path / "run"))
+    noticed = replace(run, notice=EVIL)
+    text = page.render([noticed])
+    assert re.search(r'class="answer">[^<]*</p>\s*<p class="notice">&lt;img src=x', text)
+    assert "<img src=x" not in text
+    assert 'class="notice"' not in page.render([run])
+    other = replace(readers.read(trained(tmp_path / "other")), notice="briefly trained")
+    both = page.render([run, other])
+    assert both.count('class="notice">other: briefly trained<') == 1
+    assert both.index("other: briefly trained") < both.index('id="runs"')
+
+
+def test_a_page_made_in_another_folder_names_the_final_one(tmp_path):
+    staging = compared(tmp_path / ".run-x7f3")
+    text = page.leave(staging, shown_as=tmp_path / "run").read_text()
+    assert "<dt>folder</dt><dd>run</dd>" in text
+    assert "x7f3" not in text
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("folders", "shown"),
+    [
+        (["/a/run"], ["run"]),
+        (["/a/run", "/b/run"], ["a/run", "b/run"]),
+        (["/run", "/b/run"], ["run", "b/run"]),
+        (["/a/run", "/a/x/../run"], ["run", "run"]),
+    ],
+)
+def test_folders_are_never_shown_as_absolute_paths(folders, shown):
+    assert page.short_folders([Path(folder) for folder in folders]) == shown
+
+
+def test_what_is_not_known_is_not_shown_as_null(tmp_path):
+    folder = compared(tmp_path / "run", commit=None, recordings=[{**run_record()["recordings"][0], "excluded": []}])
+    text, _ = read(folder)
+    facts = dict(readers.read(folder).facts)
+    assert "null" not in text
+    assert "commit" not in facts
+    assert "options.pca" not in facts
+    assert facts["recordings.0.excluded"] == "none"
+    assert facts["options.seed"] == "0"
+
+
+def test_what_the_run_was_is_folded(tmp_path):
+    text, _ = read(compared(tmp_path))
+    assert re.search(r"<details>\s*<summary><h2>What the run was</h2></summary>\s*<dl>", text)
+    assert text.count("<details") == 1, "a short table is not folded"
+
+
+@pytest.mark.parametrize(("rows", "folded"), [(30, 0), (31, 21)])
+def test_long_tables_keep_their_first_rows_visible(tmp_path, rows, folded):
+    text, _ = read(figured(tmp_path, iterations=rows - 1))
+    _, _, rest = text[: text.index('id="run"')].partition('<tbody class="rest">')
+    assert rest.count("<tr>") == folded
+    assert (f"<summary>{folded} more rows</summary>" in text) == (folded > 0)
+
+
 # Side by side
 
 
@@ -243,6 +302,18 @@ def test_runs_of_the_same_recordings_agree(tmp_path):
     text = page.side_by_side(folders, tmp_path / "both.html").read_text()
     assert "They agree in all that is recorded" in text
     assert [row[0] for row in page.overview([readers.read(f) for f in folders], ["a", "b"]).rows] == ["a", "b"]
+
+
+def test_merged_tables_keep_their_notes(tmp_path):
+    entry = {"file": "table.csv", "title": "Shares"}
+    folders = [
+        figured(tmp_path / "a", tables=[{**entry, "notes": ["of both", "of the first"]}]),
+        figured(tmp_path / "b", tables=[{**entry, "notes": ["of both"]}]),
+    ]
+    _, table = page.merged([readers.read(f) for f in folders], ["a", "b"])
+    assert [row[0] for row in table.rows] == ["a"] * 4 + ["b"] * 4
+    assert table.notes == ("of both", "a: of the first")
+    assert "<li>a: of the first</li>" in page.side_by_side(folders, tmp_path / "both.html").read_text()
 
 
 def test_runs_that_are_not_comparable_say_where(tmp_path):
@@ -282,81 +353,6 @@ def test_the_command_as_typed(tmp_path):
     assert done.stderr == f"error: {tmp_path / 'nothing'}: no such folder; name a folder that a run has left\n"
 
 
-# Bad input
-
-
-def spoil(folder: Path, name: str, **change: object) -> None:
-    content = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps({**content, **change}))
-
-
-def test_a_folder_that_is_incomplete(tmp_path):
-    folder = compared(tmp_path)
-    (folder / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"is incomplete: no run.json; do the run again"):
-        readers.read(folder)
-    folder = compared(tmp_path)
-    (folder / "summary.json").unlink()
-    with pytest.raises(ValueError, match=r"is incomplete: run.json without summary.json"):
-        readers.read(folder)
-    folder = figured(tmp_path / "figure")
-    (folder / "table.csv").unlink()
-    with pytest.raises(ValueError, match=r"is incomplete: no table.csv"):
-        readers.read(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"schema": 2}, "schema 2, expected 1: written by a newer version"),
-        ({"schema": None}, "schema None, expected 1: written by another version"),
-        ({"evaluations": [{"region": "V4"}]}, "lack what this version expects .*: written by another version"),
-        ({"options": None}, "lack what this version expects"),
-    ],
-)
-def test_a_folder_of_another_version(tmp_path, change, words):
-    folder = compared(tmp_path)
-    spoil(folder, "summary.json", **change)
-    with pytest.raises(ValueError, match=words):
-        readers.read(folder)
-
-
-def test_a_folder_that_is_not_ours(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"not the results of a run of cnnf-brain \(it holds notes.txt\); known: compare"):
-        readers.read(tmp_path)
-    (tmp_path / "summary.json").write_text('{"schema": 1, "mine": 3}')
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="is of no kind that is known here"):
-        readers.read(tmp_path)
-    (tmp_path / "summary.json").write_text("[1]")
-    with pytest.raises(ValueError, match="holds a list, expected an object"):
-        readers.read(tmp_path)
-    (tmp_path / "summary.json").write_text('{"schema": ')
-    with pytest.raises(ValueError, match=r"summary.json is damaged"):
-        readers.read(tmp_path)
-    with pytest.raises(ValueError, match="is a file; name the folder"):
-        readers.read(tmp_path / "notes.txt")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        readers.read(tmp_path / "none")
-
-
-def test_a_table_that_was_cut(tmp_path):
-    folder = figured(tmp_path)
-    text = (folder / "table.csv").read_text()
-    (folder / "table.csv").write_text(text[:-4])
-    with pytest.raises(ValueError, match=r"table.csv, line 5: \d values, the head names 5"):
-        readers.read(folder)
-
-
-def test_a_failed_page_leaves_nothing_half_written(tmp_path, monkeypatch):
-    folder = compared(tmp_path)
-    monkeypatch.setattr(Chart, "svg", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        page.leave(folder)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(comparison.FILES)
-
-
 # Charts
 
 
@@ -384,117 +380,3 @@ def test_ticks_enclose_the_values():
         assert found[0] <= min([*values, 0.0])
         assert found[-1] >= max([*values, 0.0])
         assert found[-1] > found[0]
-
-
-# In a browser
-
-
-@pytest.fixture
-def written(tmp_path) -> Path:
-    return page.leave(compared(tmp_path / "run"))
-
-
-def test_it_opens_without_an_error_or_a_request(browser, written):
-    opened = Opened(browser, written)
-    assert opened.page.title() == "Neural predictivity"
-    assert opened.said == []
-    assert opened.asked == [written.resolve().as_uri()]
-
-
-def test_columns_sort_by_number_both_ways(browser, written):
-    sheet = Opened(browser, written).page
-    column = "td:nth-child(6)"  # median r, as "0.320 [0.300, 0.340]"
-
-    def shown() -> list[float]:
-        return [float(text.split()[0]) for text in sheet.locator(f"#table tbody tr {column}").all_inner_texts()]
-
-    before = shown()
-    assert before == sorted(before, key=lambda v: [0.32, 0.44, 0.12].index(v)), (
-        "as written: the baseline, iterations 1 and 2"
-    )
-    head = sheet.locator("#table th:nth-child(6)")
-    head.locator("button").click()
-    assert shown() == sorted(before)
-    assert head.get_attribute("aria-sort") == "ascending"
-    head.locator("button").click()
-    assert shown() == sorted(before, reverse=True)
-    sheet.locator("#table th:nth-child(3) button").focus()
-    sheet.keyboard.press("Enter")  # by the keyboard too, and by text
-    names = sheet.locator("#table tbody tr td:nth-child(3)").all_inner_texts()
-    assert names == sorted(names)
-
-
-def test_cells_without_a_number_come_last(browser, written):
-    sheet = Opened(browser, written).page
-    head = sheet.locator("#table th", has_text="resampled t")
-    cells = f"#table tbody tr td:nth-child({[*sheet.locator('#table th').all_inner_texts()].index('resampled t') + 1})"
-    for _ in range(2):
-        head.locator("button").click()
-        assert sheet.locator(cells).all_inner_texts()[-1] == "", "the baseline has no test"
-
-
-def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
-    sheet = Opened(browser, written).page
-    tip = sheet.locator("#tip")
-    assert not tip.is_visible()
-    sheet.locator("svg .mark .bar").nth(1).hover()
-    assert tip.is_visible()
-    assert re.fullmatch(r"net CNN-F pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
-    sheet.mouse.move(1, 1)
-    assert not tip.is_visible()
-    sheet.locator("svg .mark").nth(0).focus()
-    assert "net CNN pool@0: 0.320" in tip.inner_text()
-    assert "at most 0.800" in tip.inner_text()
-
-
-def test_without_javascript_figure_and_table_are_there(browser, written):
-    sheet = Opened(browser, written, java_script_enabled=False).page
-    assert sheet.locator("svg .bar").count() == 3
-    assert sheet.locator("svg .bar").first.is_visible()
-    assert sheet.locator("#table tbody tr").count() == 3
-    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F pool@1: 0.440")
-    assert sheet.locator("th button").count() == 0, "nothing that does nothing"
-
-
-@pytest.mark.parametrize("make", [compared, trained, figured])
-def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
-    path = page.leave(make(tmp_path / "run"))
-    sheet = Opened(browser, path, viewport={"width": 360, "height": 700}).page
-    assert sheet.evaluate("document.documentElement.scrollWidth") <= 360
-    assert sheet.evaluate("document.body.scrollWidth") <= 360
-    assert sheet.locator(".answer").is_visible()
-
-
-def test_light_and_dark_and_print(browser, written):
-    def colours(**options: object) -> list[str]:
-        sheet = Opened(browser, written, **options).page
-        return [sheet.evaluate(f"getComputedStyle(document.querySelector('{q}')).{p}") for q, p in
-                (("body", "backgroundColor"), (".s-1 .bar", "fill"))]  # fmt: skip
-
-    light, dark = colours(color_scheme="light"), colours(color_scheme="dark")
-    assert light == ["rgb(255, 255, 255)", "rgb(210, 70, 68)"]
-    assert dark == ["rgb(20, 23, 28)", "rgb(212, 72, 66)"]
-    sheet = Opened(browser, written, color_scheme="dark").page
-    sheet.emulate_media(media="print")
-    assert sheet.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-
-
-def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
-    row = evaluation("baseline", "pool@0", r=0.3, source=EVIL)
-    row = row.__class__(**{**vars(row), "network": EVIL})
-    opened = Opened(browser, page.leave(compared(tmp_path / "run", row, command=EVIL)))
-    assert opened.said == []
-    assert opened.page.locator("img").count() == 0
-    opened.page.locator("svg .mark .bar").hover()
-    assert EVIL in opened.page.locator("#tip").inner_text()
-
-
-def test_several_runs_in_a_browser(browser, tmp_path):
-    path = page.side_by_side(
-        [compared(tmp_path / "a"), trained(tmp_path / "b"), figured(tmp_path / "c")], tmp_path / "all.html"
-    )
-    opened = Opened(browser, path, viewport={"width": 360, "height": 700})
-    assert opened.said == []
-    assert opened.page.locator("#runs tbody tr").count() == 3
-    assert "comparison" in opened.page.locator("#differences tbody tr").first.inner_text()
-    assert opened.page.evaluate("document.body.scrollWidth") <= 360

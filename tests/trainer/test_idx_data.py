@@ -94,7 +94,7 @@ def test_one_data_set_is_not_taken_for_the_other(make_folder, monkeypatch):
     digest = hashlib.sha256((folder / TRAIN_IMAGES).read_bytes()).hexdigest()
     monkeypatch.setitem(data.PUBLISHED, "mnist", digest)
     assert len(data.find("mnist", folder).read("train")) == 240
-    with pytest.raises(ValueError, match="is MNIST, not FashionMNIST: use --dataset mnist"):
+    with pytest.raises(ValueError, match=r"is MNIST, not FashionMNIST: give dataset .mnist., or another folder as data"):
         data.find("fashion", folder).read("train")
 
 
@@ -109,7 +109,7 @@ def test_a_folder_named_never_falls_back(make_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "download", lambda *_: pytest.fail("downloaded"))
     given = make_folder("given")
     (given / TRAIN_LABELS).unlink()
-    with pytest.raises(FileNotFoundError, match="--data was given, so nothing else was tried") as caught:
+    with pytest.raises(FileNotFoundError, match="data was given, so nothing else was tried") as caught:
         data.find("fashion", given)
     assert f"{given} (lacks {TRAIN_LABELS})" in str(caught.value)
     assert f"{given / 'FashionMNIST' / 'raw'} (no such folder)" in str(caught.value)
@@ -140,7 +140,7 @@ def test_a_failed_download_says_where_it_looked_and_what_to_do(tmp_path, monkeyp
     monkeypatch.setattr(data, "download", fail)
     with pytest.raises(FileNotFoundError, match="the download failed: no network") as caught:
         data.find("fashion")
-    for part in (str(tmp_path / "debian"), str(tmp_path / "datasets"), "--data", "dataset-fashion-mnist"):
+    for part in (str(tmp_path / "debian"), str(tmp_path / "datasets"), "as data", "dataset-fashion-mnist"):
         assert part in str(caught.value)
 
 

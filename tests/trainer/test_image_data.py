@@ -262,6 +262,26 @@ def test_the_middle_of_a_long_image_is_kept(shape):
     assert np.array_equal(decode(encoded(image, "PNG"), 20), np.asarray(expected))
 
 
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])
+def test_a_resized_image_is_shown_as_its_preprocessing_shows_it(shape):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
+    shown = decode(encoded(image, "PNG"), 14, 16)
+    batch = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None]
+    assert torch.equal(normalise(batch)[0], Preprocessing(14, resize=16)(image))
+    assert not np.array_equal(shown, decode(encoded(image, "PNG"), 14))
+
+
+def test_a_resized_image_looks_as_torchvision_shows_it():
+    """500 x 375 pixels, as most of ImageNet. torchvision rounds the crop's margin to a whole pixel, here by half of one, which
+    for these waves is at most 8 grey levels (100 / 9 a pixel of the original, 1.46 of which are a pixel that is shown)."""
+    waves = np.sin(np.arange(375) / 9)[:, None] * np.cos(np.arange(500) / 13)
+    image = Image.fromarray((127 + 100 * waves).astype(np.uint8)).convert("RGB")
+    expected = np.asarray(transforms.CenterCrop(224)(transforms.Resize(256)(image))).astype(int)
+    gaps = {resize: np.abs(decode(encoded(image, "PNG"), 224, resize).astype(int) - expected) for resize in (256, None)}
+    assert gaps[256].max() <= 8 + 1
+    assert 5 * gaps[256].mean() < gaps[None].mean()
+
+
 def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
     waves = np.sin(np.arange(400) / 9)[:, None] * np.cos(np.arange(320) / 13)
     image = Image.fromarray((127 + 100 * waves).astype(np.uint8)).convert("RGB")
@@ -594,6 +614,77 @@ def test_shards_are_listed_once_until_they_change(shards, cache, monkeypatch):
     assert [index.digest() for index in index_images(shards)] == first  # a damaged cache is made again
     write_tar(shards / "train-00002.tar", {"n01/new.JPEG": drawn(0)})
     assert index_images(shards)[0].digest() != first[0]
+
+
+def swapped(content: dict[str, bytes]) -> dict[str, bytes]:
+    """The same images under one another's names: other labels, and a shard of the same size."""
+    return dict(zip(content, reversed(content.values()), strict=True))
+
+
+def same_size(n: int = 3) -> dict[str, bytes]:
+    return {f"{WNIDS[k]}/{k}.JPEG": drawn(k).ljust(2000, b"\0") for k in range(n)}
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_shard_of_the_same_size_and_time_is_listed_again(tmp_path, in_place):
+    write_tar(tmp_path / "val-0.tar", same_size())
+    path = tmp_path / "train-0.tar"
+    write_tar(path, same_size())
+    assert shown_as_labels(index_images(tmp_path)[0]) == {0: 0, 1: 1, 2: 2}
+    before = path.stat()
+    time.sleep(0.05)  # the clock of file systems ticks slowly
+    other = path if in_place else tmp_path / "new.tar"
+    write_tar(other, dict(reversed(swapped(same_size()).items())))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert shown_as_labels(index_images(tmp_path)[0]) == {0: 2, 1: 1, 2: 0}
+
+
+def shown_as_labels(index: ImageIndex) -> dict[int, int]:
+    """Grey level of each image -> the label that it is read with."""
+    numbers = np.arange(len(index))
+    batch = ShownImages(index, 8)[numbers, numbers < 0]
+    return dict(zip(shown_numbers(batch.images), batch.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_changes_under_a_run_stops_it(tmp_path, workers):
+    for part in ("train", "val"):
+        write_tar(tmp_path / f"{part}-0.tar", same_size())
+    index, _ = index_images(tmp_path)
+    loader = training_loader(index, 8, 3, seed=0, workers=workers)
+    assert sorted(shown_numbers(next(Feed(loader)).images)) == [0, 1, 2]
+    write_tar(tmp_path / "train-0.tar", dict(reversed(same_size().items())))  # in place: the open file sees it
+    with pytest.raises(image_index.ChangedShard) as caught:
+        next(Feed(loader))
+    assert str(caught.value).startswith(f"{tmp_path / 'train-0.tar'}:n0")
+    assert "is not where it was when the shard was listed" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["folders", "shards"])
+def test_the_validation_part_alone_is_indexed(roots, tmp_path, form):
+    whole = index_images(roots[form])[1]
+    assert image_index.index_validation(roots[form]).digest() == whole.digest()
+    {"folders": write_folder, "shards": write_shards}[form](tmp_path, "val", files("val"))
+    alone = image_index.index_validation(tmp_path)
+    assert alone.digest() == whole.digest()
+    assert alone.labels.tolist() == whole.labels.tolist()
+    lacking = {name: data for name, data in files("val").items() if not name.startswith("n01")}
+    write_folder(tmp_path / "some", "val", lacking)
+    write_folder(tmp_path / "some", "train", files("train"))
+    assert image_index.index_validation(tmp_path / "some").classes == WNIDS
+    with pytest.raises(FileNotFoundError, match=r"has val/ or val-\*\.tar"):
+        image_index.index_validation(tmp_path / "nothing")
+
+
+def test_images_are_taken_evenly_spaced(train):
+    assert train.spaced(4).names.tolist() == train.names[[0, 2, 5, 8]].tolist()
+    assert train.spaced(4).read(3) == train.read(8)
+    assert train.spaced(None) is train.spaced(11) is train.spaced(99) is train
+    assert train.spaced(4).classes == train.classes
+    assert train.spaced(4).digest() != train.digest()
 
 
 def test_few_shards_are_open_at_once(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, write_images
 
 from cnnf_brain import CNNF
+from cnnf_brain.files import sha256
 from cnnf_brain.model import nets
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.card import read_card
 from cnnf_brain.networks import load_network
 from cnnf_brain.trainer import checkpoint, start, stream
 from cnnf_brain.trainer.image_data import ShownImages, normalise, training_loader
@@ -77,7 +78,8 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, t
     assert "all weights new" in printed.out
     assert "7 images a step = 1 ranks x 1 portions x 7 images" in printed.out
     card = json.loads((output / "card.json").read_text())
-    assert read_card(output / "model.safetensors") == card
+    assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
+    assert read_card(output / "model.safetensors").content == card
     train, validation = index_images(images)
     assert card["configuration"]["data"] == {"train": train.digest(), "validation": validation.digest()}
     assert (card["step"], card["n_validation"], card["configuration"]["seed"]) == (4, 11, 3)
@@ -97,11 +99,12 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, t
     assert [line["step"] for line in steps] == [2, 4]
     assert steps[1]["epoch"] == pytest.approx(28 / 24, abs=1e-4)
     assert {name: len(values) for name, values in steps[0]["losses"].items()} == {"cross_entropy": 2, "reconstruction": 2}
-    judged = [line["validation"] for line in log_lines(output) if "validation" in line]
-    assert [found["images"] for found in judged] == [11, 11]
-    assert judged[-1]["top1"] == card["validation_accuracy"]
-    best = read_card(output / "best.safetensors")
-    assert best["validation_accuracy"][-1] == max(found["top1"][-1] for found in judged)
+    judged = {line["step"]: line["validation"] for line in log_lines(output) if "validation" in line}
+    assert [found["images"] for found in judged.values()] == [11, 11, 11]
+    assert list(judged) == [0, 2, 4]
+    assert judged[4]["top1"] == card["validation_accuracy"]
+    best = read_card(output / "best.safetensors").content
+    assert best["validation_accuracy"][-1] == max(judged[step]["top1"][-1] for step in (2, 4))
 
 
 def test_stopped_and_resumed_equals_uninterrupted_in_every_bit(images, tmp_path, monkeypatch, capsys):
@@ -208,8 +211,8 @@ def test_damaged_images_are_skipped_named_and_counted_and_too_many_stop_the_run(
     assert str(victim) in capsys.readouterr().err
     lines = log_lines(tmp_path / "a")
     assert [line["bad_image"] for line in lines if "bad_image" in line] == [
+        str(damaged / "val/n02/val_001.png"),  # validated before the first step
         str(victim),
-        str(damaged / "val/n02/val_001.png"),
     ]
     assert [line["bad_images"] for line in lines if "losses" in line][-1] == 1
     assert json.loads((tmp_path / "a" / "card.json").read_text())["n_validation"] == 10
@@ -217,7 +220,11 @@ def test_damaged_images_are_skipped_named_and_counted_and_too_many_stop_the_run(
     assert list(state["position"]["bad"]) == [str(victim)]
     assert imagenet.main(flags(damaged, tmp_path / "b", steps=5)) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("error: 1 of 24 training images cannot be decoded, more than --max-bad 0.001 allows")
+    assert message.startswith("error: 1 of 11 validation images cannot be decoded, more than max_bad 0.001 allows")
+    (damaged / "val" / WNIDS[1] / "val_001.png").unlink()
+    assert imagenet.main(flags(damaged, tmp_path / "c", steps=5)) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: 1 of 24 training images cannot be decoded, more than max_bad 0.001 allows")
     assert str(victim) in message
 
 
@@ -319,10 +326,12 @@ def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(images, t
     ("more", "message"),
     [
         (["--num-classes", "2"], "has 3 classes"),
-        (["--checkpoint-iterations", "--norm", "1"], "--checkpoint-iterations gives up the states"),
-        (["--latent", "1"], "--latent takes biases that are the same for each image; give it with --no-match-layers"),
+        (["--checkpoint-iterations", "--norm", "1"], "checkpoint_iterations gives up the states"),
+        (["--latent", "1"], "set match_layers to False, or the weight latent to 0"),
         (["--weights", "there/is/no.safetensors"], "no such file"),
         (["--image-size", "8"], "32 is the least"),
+        (["--resize", "20"], "resize 20: expected at least image_size, 32 pixels"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--target", "features.9"], "layer 'features.9' is not known"),
         (["--device", "cuda:77"], "CUDA devices"),
         (["--resume"], "has no checkpoint; leave --resume out"),
@@ -347,3 +356,35 @@ def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsy
         imagenet.arguments(["--data", str(tmp_path), "--model", "cnn", "--iterations", "2"])
     assert caught.value.code == 2
     assert "--iterations is for --model cnnf" in capsys.readouterr().err
+
+
+def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, monkeypatch):
+    """Stopped before the first step, which saves; and killed before anything was saved, which leaves a line in the log."""
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(0))
+    assert imagenet.main(flags(images, tmp_path / "out")) == 75
+    assert [line["step"] for line in log_lines(tmp_path / "out")] == [0]
+    assert not (tmp_path / "out" / "best.safetensors").exists()
+    monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(99))
+    calls, real = [], stream.validate
+    monkeypatch.setattr(stream, "validate", lambda *args: calls.append(args) or real(*args))
+    assert imagenet.main(flags(images, tmp_path / "out")) == 0
+    assert len(calls) == 1  # at the end
+    assert [line["step"] for line in log_lines(tmp_path / "out") if "validation" in line] == [0, 4]
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    (tmp_path / "killed" / "card.json").unlink()
+    assert imagenet.main(flags(images, tmp_path / "killed")) == 0
+    assert log_lines(tmp_path / "killed") == log_lines(tmp_path / "out")
+    assert_same_weights(tmp_path / "killed", tmp_path / "out")
+
+
+def test_resized_and_fewer_validation_images_are_another_configuration(images, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert imagenet.main(flags(images, output, "--limit-validation", 7, steps=1)) == 0
+    card = json.loads((output / "card.json").read_text())
+    assert (card["n_validation"], card["resize"]) == (7, None)
+    assert "resize" not in card["configuration"]  # as before the flag, so that older runs go on
+    assert imagenet.main(flags(images, output, "--limit-validation", 7, "--resize", 36, steps=1)) == 1
+    assert "resize: absent there, 36 now" in capsys.readouterr().err
+    assert imagenet.main(flags(images, output, steps=1)) == 1
+    assert "data.validation: " in capsys.readouterr().err

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
 
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.card import read_card
 from cnnf_brain.trainer import checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -97,7 +97,7 @@ def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images
     finish(flags(images, tmp_path / "two", *allowed, *means), log, ranks=2, builder=without_dropout)
     assert "Warning" not in log.read_text()
     assert_close(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=1e-6)
-    cards = [read_card(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    cards = [read_card(tmp_path / name / "model.safetensors").content for name in ("one", "two")]
     assert [card["n_validation"] for card in cards] == [11, 11]
     assert cards[0]["validation_accuracy"] == cards[1]["validation_accuracy"]
     assert [card["ranks"] for card in cards] == [1, 2]

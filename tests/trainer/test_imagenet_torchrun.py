@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_imagenet import flags, write_images
 
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.card import read_card
 from cnnf_brain.trainer import checkpoint
 
 PATIENCE = 240  # seconds
@@ -54,5 +54,5 @@ def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path):
                 os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "pid-0-1").exists()
     assert "continuing " in log.read_text()
-    card = read_card(output / "model.safetensors")
+    card = read_card(output / "model.safetensors").content
     assert (card["step"], card["ranks"]) == (300, 2)

@@ -20,7 +20,8 @@ from idx_files import NAMES
 from safetensors.torch import load_file
 
 from cnnf_brain import small_net
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.files import sha256
+from cnnf_brain.model.card import read_card
 from cnnf_brain.provenance import commit
 from cnnf_brain.trainer import checkpoint, data, small
 
@@ -56,7 +57,8 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
     assert mnist.main(argv) == 0
     printed = capsys.readouterr()
     card = json.loads((output / "card.json").read_text())
-    assert read_card(output / "model.safetensors") == card
+    assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
+    assert read_card(output / "model.safetensors").content == card
     assert card["command"].startswith("python training/mnist.py --dataset mnist --data")
     assert card["configuration"]["seed"] == 3
     assert card["configuration"]["data_hash"] == data.find("mnist", folder).check()
@@ -121,7 +123,7 @@ def test_an_unfinished_run_of_another_configuration_is_refused(make_folder, tmp_
 
 def test_resume_insists_on_a_checkpoint(make_folder, tmp_path, capsys):
     assert mnist.main(flags(make_folder(), tmp_path / "out", "--resume")) == 1
-    assert "has no checkpoint; leave --resume out" in capsys.readouterr().err
+    assert "has no checkpoint to continue; to start there, do not insist on one" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_share_a_folder(make_folder, tmp_path, capsys):

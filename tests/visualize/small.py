@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.networks import Network
 from cnnf_brain.visualize.view import View
 
 SIDE = 12
@@ -32,10 +34,15 @@ def layers(seed: int = 0, channels: int = 1) -> nn.Sequential:
     )
 
 
+def network(module: nn.Module, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,)) -> Network:
+    """``module`` as loading gives it, on images of SIDE x SIDE pixels; its range is [-1, 1] unless told otherwise."""
+    return Network("test", module, Preprocessing(SIDE, mean, std), "random")
+
+
 def view(seed: int = 0, **feedback: object) -> View:
     """The CNN-F of ``layers``, two iterations."""
     settings = {"iterations": 2, "step": 0.3, "match_norm": True, **feedback}
-    return View(CNNF(layers(seed), **settings).eval(), batch_size=5)
+    return View(network(CNNF(layers(seed), **settings).eval()), batch_size=5)
 
 
 def images(n: int = 12, seed: int = 1, side: int = SIDE) -> Tensor:

@@ -35,7 +35,8 @@ def test_what_the_network_saw_is_what_it_computes():
 
 
 def test_units_of_several_channels():
-    view = View(CNNF(small.layers(channels=3), iterations=1).eval(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    model = CNNF(small.layers(channels=3), iterations=1).eval()
+    view = View(small.network(model, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0)))
     x = torch.rand(2, 3, 4, 4)
     entered = view.enter(x)
     assert entered[1, 1, 2, 3] == pytest.approx((x[1, 1, 2, 3].item() - 0.2) / 0.25, abs=1e-6)
@@ -47,7 +48,7 @@ def test_units_of_several_channels():
     [
         (
             CNNF(small.layers(), iterations=0).eval(),
-            r"no feedback to see: it runs 0 iterations; give a CNNF with iterations >= 1",
+            r"no feedback to see: it runs 0 iterations; give a CNNF with iterations >= 1$",
         ),
         (small.layers().eval(), r"no feedback to see: it is a Sequential"),
         (CNNF(small.layers(), iterations=1).train(), r"training mode; call .eval\(\)"),
@@ -55,7 +56,7 @@ def test_units_of_several_channels():
 )
 def test_networks_that_have_no_feedback_to_see(model, words):
     with pytest.raises(ValueError, match=words):
-        View(model)
+        View(small.network(model))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,16 @@ def test_networks_that_have_no_feedback_to_see(model, words):
 def test_images_that_do_not_fit(x, y, words):
     with pytest.raises(ValueError, match=words):
         small.view().check(x, y)
+
+
+def test_grey_images_are_not_silently_made_three_channels():
+    model = CNNF(small.layers(channels=3), iterations=1).eval()
+    view = View(small.network(model, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0)))
+    view.check(torch.rand(2, 3, 12, 12))
+    with pytest.raises(
+        ValueError, match=r"does not take images of shape \(1, 12, 12\) \(its preprocessing is for 3 channels\)"
+    ):
+        view.check(torch.rand(2, 1, 12, 12))
 
 
 def test_a_network_that_does_not_reconstruct_the_image():
@@ -244,7 +255,7 @@ def test_grad_cam_against_autograd_through_the_whole_network(settings, layer):
 def test_batches_change_nothing():
     view, x = small.view(), small.images(7)
     cams, _ = attention.grad_cam(view, x, "relu2")
-    one, _ = attention.grad_cam(View(view.model, batch_size=100), x, "relu2")
+    one, _ = attention.grad_cam(View(view.network, batch_size=100), x, "relu2")
     assert torch.allclose(cams, one, atol=1e-6)
 
 
@@ -258,11 +269,11 @@ def test_layers_for_grad_cam():
     with pytest.raises(ValueError, match="set tolerance to None"):
         attention.grad_cam(small.view(tolerance=0.1), x, "relu2")
     nested = CNNF(nn.Sequential(nn.Sequential(*small.layers()), nn.Linear(4, 4)), iterations=1).eval()
-    assert attention.last_map(View(nested), x) == "0.4"
-    assert attention.grad_cam(View(nested), x, "0.4")[0].shape == (2, 2, 4, 4)
+    assert attention.last_map(View(small.network(nested)), x) == "0.4"
+    assert attention.grad_cam(View(small.network(nested)), x, "0.4")[0].shape == (2, 2, 4, 4)
     flat = CNNF(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), iterations=1).eval()
     with pytest.raises(ValueError, match="no layer above the target has maps"):
-        attention.last_map(View(flat), x)
+        attention.last_map(View(small.network(flat)), x)
 
 
 def test_area_by_hand():

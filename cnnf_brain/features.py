@@ -1,0 +1,3 @@
+"""The version of the features that this software makes."""
+
+FEATURES_VERSION = 1

@@ -1,0 +1,277 @@
+"""What is asked for -> what a plugin is: identities and their identifiers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+
+from cnnf_brain import files
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.model.nets import sequential
+from cnnf_brain.networks import load_network, shipped_weights
+
+pytestmark = [
+    pytest.mark.brainscore,
+    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
+]
+
+REGIONS = {"V1": "conv1", "V2": "pool2@1", "V4": "pool2", "IT": "relu3"}
+STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
+
+
+@pytest.fixture(scope="module")
+def request_():
+    from cnnf_brain.brainscore import request
+
+    return request
+
+
+@pytest.fixture(scope="module")
+def identify(request_):
+    """Request -> identity."""
+    return lambda request: request_.identify(request).identity
+
+
+@pytest.fixture
+def ask(request_):
+    """A request for a plugin of the shipped small pair."""
+
+    def ask(**given):
+        common = {"weights": shipped_weights(True), "model": "small", "regions": REGIONS, "neural_only": True}
+        return request_.Request(**{**common, **given})
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory) -> Path:
+    """AlexNet's convolutions alone, of random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("headless") / "alexnet.safetensors"
+    state = sequential("alexnet", 10).state_dict()
+    safetensors.torch.save_file({k: v.contiguous() for k, v in state.items() if k.startswith("features.")}, path)
+    return path
+
+
+def test_identifiers_carry_the_weights_and_the_iterations(request_, identify, ask):
+    sha = files.sha256(Path(shipped_weights(True)))
+    cnnf = identify(ask())
+    cnn = identify(request_.control_of(ask()))
+    assert re.fullmatch(rf"small_CNNF_{sha[:8]}_2it_[0-9a-f]{{8}}", cnnf.identifier)
+    assert re.fullmatch(rf"small_CNN_{sha[:8]}_0it_[0-9a-f]{{8}}", cnn.identifier)
+    assert cnnf.regions == {"V1": "conv1@2", "V2": "pool2@1", "V4": "pool2@2", "IT": "relu3@2"}
+    assert cnn.regions == {"V1": "conv1@0", "V2": "pool2@0", "V4": "pool2@0", "IT": "relu3@0"}
+    assert cnnf.time_bins == ((70, 120), (120, 170), (170, 220))
+    on_card = {"target": "input", "step": 0.1, "match_norm": True, "ada_relu": "signed", "tolerance": None}
+    assert on_card.items() <= cnnf.feedback.items()
+    assert cnn.feedback == {}
+    assert cnnf.weights.sha256 == sha
+
+
+def test_identifiers_differ_wherever_the_model_does(request_, identify, ask):
+    identities = [
+        identify(ask()),
+        identify(ask(iterations=1)),
+        identify(ask(feedback={"step": 0.2})),
+        identify(ask(image_size=28, regions={**REGIONS, "IT": "relu3@1"})),
+        identify(ask(time_bins=((50, 100), (100, 150), (150, 200)))),
+        identify(ask(name="mine")),
+        identify(ask(weights=Path(shipped_weights(False)), iterations=2)),
+        dataclasses.replace(identify(ask()), features=2),
+        dataclasses.replace(identify(ask()), code="0" * 64),
+    ]
+    assert len({identity.identifier for identity in identities}) == len(identities)
+    moved = identify(ask(place=STORED))
+    assert moved.identifier == identities[0].identifier  # the same weights in another place
+    assert moved != identities[0]
+
+
+def test_the_card_says_what_is_not_asked_for(request_, identify, tmp_path):
+    torch.manual_seed(0)
+    state = {k: v.contiguous() for k, v in sequential("alexnet", 10).state_dict().items() if k.startswith("features.")}
+    card = {"arch": "alexnet", "image_size": 96, "feedback": {"iterations": 3, "target": "features.0", "step": 0.5}}
+    path = tmp_path / "trained.safetensors"
+    safetensors.torch.save_file(state, path, {"card": json.dumps(card)})
+    regions = {"V1": "features.2@1"}
+    found = identify(request_.Request(weights=path, neural_only=True, regions=regions))
+    assert (found.model, found.iterations, found.preprocessing["size"]) == ("alexnet", 3, 96)
+    assert (found.feedback["target"], found.feedback["step"]) == ("features.0", 0.5)
+    # Brain-Score's own layers, at the last iteration
+    assert found.regions == {"V1": "features.2@1", "V2": "features.7@3", "V4": "features.7@3", "IT": "features.12@3"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "cnn-f"}, r"identifier 'cnn-f_CNNF' may hold letters, digits and _ alone.* no hyphens.*try 'cnn_f_CNNF'"),
+        ({"name": "2nd"}, r"'2nd_CNNF'.*begins with a letter.*try 'model_2nd_CNNF'"),
+        ({"regions": {"V4": "pool2", "IT": "relu3"}}, r"no layer is named for V1, V2; .*name a layer for each in regions"),
+        ({"regions": {**REGIONS, "IT": "relu9"}}, r"layer 'relu9' is not known; did you mean 'relu3'"),
+        ({"regions": {**REGIONS, "IT": "relu3@3"}}, r"relu3@3: iteration 3 is not run; the network runs 2"),
+        ({"regions": {**REGIONS, "PIT": "relu3"}}, r"region 'PIT' is not known in Brain-Score"),
+        ({"time_bins": ((70, 120),)}, r"1 time bins for iterations 0 to 2; expected 3"),
+        ({"neural_only": False}, r"small CNN-F .* has 10 classes: .*1000 logits.*neural_only"),
+        ({"place": {"stored": "user_1/a"}}, r"needs both its path \(user_1/a\) and the version id .* \(not given\)"),
+        ({"place": {"url": "here"}}, r"'here' is no address; expected https://"),
+        ({"place": {**STORED, "url": "https://a.b/c"}}, r"a place in Brain-Score's storage and a url are given"),
+        ({"weights": Path("no.safetensors")}, r"weights no.safetensors: no such file"),
+        ({"model": "torchvision:resnet18", "iterations": 2}, r"torchvision:resnet18: has no feedback"),
+        ({"weights": "none"}, r"random weights cannot be loaded by Brain-Score; save them in a file"),
+        (
+            {"iterations": 0, "feedback": {"step": 0.5}},
+            r"settings of the feedback are given \(step\), and it runs no feedback",
+        ),
+        ({"model": "vgg17"}, r"model 'vgg17' is not known; did you mean 'vgg1"),
+    ],
+)
+def test_what_no_plugin_is_made_of(request_, identify, ask, given, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        identify(ask(**given))
+
+
+def test_a_headless_network_takes_no_behaviour(request_, identify, headless):
+    request = request_.Request(weights=headless, model="alexnet", iterations=2)
+    with pytest.raises(ValueError, match="has no classes: Brain-Score's behavioural benchmarks read the 1000 logits"):
+        identify(request)
+
+
+def test_an_identifier_that_is_taken(request_, identify, ask):
+    from cnnf_brain.brainscore.rules import taken
+
+    assert taken("vgg_16") == "vgg_16"
+    assert taken("CORnet-S") == "cornet_s"  # registered under another name than its folder's
+    assert taken("vgg_1") == ""
+    assert taken(identify(ask()).identifier) == ""
+
+
+def test_an_identifier_that_a_shipped_model_has(request_, identify, ask, tmp_path, monkeypatch):
+    """As if brainscore-vision shipped this very plugin, under a folder of another name; a link is the user's own."""
+    from cnnf_brain.brainscore import rules
+    from cnnf_brain.brainscore.plugin import write_plugins
+
+    ((folder, _),) = write_plugins([request_.identify(ask())], tmp_path / "written")
+    models = tmp_path / "models"
+    models.mkdir()
+    monkeypatch.setattr(rules, "models_folder", lambda: models)
+    (models / folder.name).symlink_to(folder)
+    assert identify(ask()).identifier == folder.name
+    shutil.copytree(folder, models / "shipped")
+    with pytest.raises(
+        ValueError, match=f"identifier '{folder.name}' is taken: brainscore-vision ships it in models/shipped"
+    ):
+        identify(ask())
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch) -> Path:
+    """torchvision's SqueezeNet of random weights, in torch's cache under the name of the published ones."""
+    from torchvision import models
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+SQUEEZE = {"V1": "features.2", "V2": "features.5", "V4": "features.8", "IT": "features.12"}
+
+
+def test_a_network_of_torchvision(request_, published):
+    """Its published weights have a place of their own, and how it was trained to see images goes into its identity."""
+    model = "torchvision:squeezenet1_1"
+    plugin = request_.identify(request_.Request(model=model, regions=SQUEEZE))
+    found = plugin.identity
+    assert plugin.weights == published
+    assert re.fullmatch(rf"squeezenet1_1_CNN_{files.sha256(published)[:8]}_0it_[0-9a-f]{{8}}", found.identifier)
+    assert found.weights.url.startswith("https://")
+    assert found.weights.url.endswith("/squeezenet1_1-b8a52dc0.pth")
+    assert not found.weights.draft
+    assert (found.iterations, found.time_bins, found.readout) == (0, ((70, 120),), "logits")
+    assert found.regions["IT"] == "features.12@0"
+    expected = load_network(model, str(published), iterations=0, device="cpu")
+    loaded = found.load(published)
+    assert loaded.preprocessing == expected.preprocessing
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.module(x), expected.module(x))
+    smaller = request_.identify(request_.Request(model=model, regions=SQUEEZE, image_size=128)).identity
+    assert smaller.preprocessing["size"] == 128
+    assert smaller.identifier != found.identifier
+
+
+def test_a_network_of_torchvision_with_weights_of_ones_own(request_, published, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(published.read_bytes())
+    asked = request_.Request(tmp_path / "mine.pth", model="torchvision:squeezenet1_1", regions=SQUEEZE, iterations=0)
+    found = request_.identify(asked).identity
+    assert found.weights.draft
+    assert found.weights.file == "mine.pth"
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A file with networks of the user's own."""
+    path = tmp_path / "nets.py"
+    path.write_text(tiny.FILE)
+    return path
+
+
+MINE = {"V1": "first", "V2": "first", "V4": "act", "IT": "second"}
+
+
+def test_a_network_of_ones_own(request_, own):
+    plugin = request_.identify(request_.Request(model=f"{own}:net", regions=MINE, neural_only=True))
+    found = plugin.identity
+    assert (found.model, found.iterations) == ("nets.py:net", 0)
+    assert found.name == "net_CNN"
+    assert found.weights.made
+    assert not found.weights.draft
+    assert plugin.weights is None
+    assert Preprocessing(**found.preprocessing) == Preprocessing(16)
+    assert found.load(None, own.parent).preprocessing == Preprocessing(16)
+    louder = request_.identify(request_.Request(model=f"{own}:louder", name="net", regions=MINE, neural_only=True)).identity
+    assert louder.weights.sha256 == found.weights.sha256  # a gain that is no weight
+    assert louder.identifier != found.identifier
+    own.write_text(tiny.FILE.replace("seed=0", "seed=5"))
+    with pytest.raises(ValueError, match=r"nets.py:net made other weights than when the plugin was written"):
+        found.load(None, own.parent)
+
+
+def test_a_cnnf_of_ones_own_and_its_control(request_, own):
+    regions = {"V1": "0", "V2": "2", "V4": "2", "IT": "4"}
+    asked = request_.Request(model=f"{own}:feedback", regions=regions, neural_only=True)
+    found = request_.identify(asked).identity
+    control = request_.identify(request_.control_of(asked)).identity
+    assert (found.iterations, control.iterations) == (1, 0)
+    assert (found.regions["IT"], control.regions["IT"]) == ("4@1", "4@0")
+    assert found.weights.sha256 == control.weights.sha256
+    assert found.load(None, own.parent).iterations == 1
+    assert control.load(None, own.parent).iterations == 0
+    three = request_.identify(dataclasses.replace(asked, iterations=3)).identity
+    assert three.load(None, own.parent).iterations == 3
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "said"),
+    [
+        ("drawn", {}, "makes other weights each time; save them in a file"),
+        ("net", {"iterations": 2}, "has no feedback"),
+        ("feedback", {"feedback": {"step": 0.5}}, r"settings of the feedback are given \(step\), and the function itself"),
+        ("net", {"place": {"url": "https://hub/a"}}, "the network's own code makes its weights"),
+        ("net", {"neural_only": False}, "has no classes"),
+    ],
+)
+def test_what_no_plugin_is_made_of_ones_own_code(request_, own, function, given, said):
+    own.write_text(tiny.FILE + "\ndef drawn():\n    torch.seed()\n    return Net()\n")
+    asked = {"model": f"{own}:{function}", "regions": MINE, "neural_only": True, **given}
+    with pytest.raises(ValueError, match=said):
+        request_.identify(request_.Request(**asked))

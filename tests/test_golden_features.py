@@ -1,0 +1,140 @@
+"""Golden features: what the software makes of fixed weights and images must not change unless FEATURES_VERSION says so.
+
+The version stands in the key of every cached product and in every submitted plugin. Where this test fails, the features have
+changed: raise ``FEATURES_VERSION`` and write the file anew with ``python tests/test_golden_features.py``. Values are compared
+within rounding, which differs between machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cnnf_brain import CNNF, FeatureNorm
+from cnnf_brain.activations import features
+from cnnf_brain.features import FEATURES_VERSION
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.model.layers import RULES
+from cnnf_brain.networks import Network
+from cnnf_brain.types import LayerAt
+
+GOLDEN = Path(__file__).with_name("golden") / "features.json"
+
+
+def fixed(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Numbers in [-1, 1) that no generator's version changes: a linear congruential sequence."""
+    n = int(np.prod(shape))
+    state = np.cumsum(np.full(n, 0x9E3779B97F4A7C15 + 2 * seed, dtype=np.uint64), dtype=np.uint64)
+    state ^= state >> np.uint64(29)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(32)
+    return torch.from_numpy((state >> np.uint64(11)).astype(np.float64) / 2**52 - 1).reshape(shape).float()
+
+
+def filled(network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for number, (name, tensor) in enumerate(network.state_dict().items()):
+            if tensor.is_floating_point():
+                scale = 1.0 if tensor.dim() < 2 else 1.5 / np.sqrt(tensor[0].numel())
+                tensor.copy_(fixed(tuple(tensor.shape), number) * scale + ("var" in name) * 2)
+    return network
+
+
+def layers() -> nn.Sequential:
+    """A layer of every kind that has a rule."""
+    return nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(3, 6, 3, padding=1), norm=FeatureNorm(6), relu=nn.ReLU(), pool=nn.MaxPool2d(2),
+        strided=nn.Conv2d(6, 8, 3, stride=2, groups=2), l2=FeatureNorm(8, "l2"), again=nn.ReLU(), average=nn.AvgPool2d(2, 1),
+        batch=nn.BatchNorm2d(8), adaptive=nn.AdaptiveAvgPool2d(2), flat=nn.Flatten(), drop=nn.Dropout(0.5),
+        fc=nn.Linear(32, 7), last=nn.ReLU(), top=nn.Linear(7, 5),
+    ))  # fmt: skip
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "replacement": {},
+    "matched": {"step": 0.5, "match_norm": True, "match_layers": True},
+    "printed, target": {"step": 0.5, "match_norm": True, "ada_relu": "printed", "target": "pool"},
+}
+SHOWN = {
+    "ImageNet": Preprocessing(20),
+    "cropped": Preprocessing(20, resize=24),
+    "small": Preprocessing(20, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def pictures() -> list[Image.Image]:
+    return [
+        Image.fromarray(((fixed((23, 31, 3), seed).numpy() + 1) * 127).astype(np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        for seed, size in ((101, (31, 23)), (102, (64, 40)))
+    ]
+
+
+def made() -> dict[str, list[float]]:
+    """Norm, mean and first values of every layer's features, for each setting and preprocessing."""
+    found = {}
+    for name, settings in SETTINGS.items():
+        module = CNNF(filled(layers()), iterations=2, **settings).eval()  # type: ignore[arg-type]
+        for shown, preprocessing in SHOWN.items():
+            network = Network("golden", module, preprocessing)
+            batch = torch.stack([preprocessing(picture) for picture in pictures()])
+            ats = [
+                at
+                for layer in module.layer_names[module.start :]
+                for at in (LayerAt(layer, 0), LayerAt(layer, 2), LayerAt(layer, 1, feedback=True))
+            ]
+            for at, rows in features(network, batch, ats).items():
+                values = (np.linalg.norm(rows.astype(np.float64)), rows.mean(dtype=np.float64), *rows[:, :2].ravel())
+                found[f"{name}, {shown}, {at}"] = [float(value) for value in values]
+    return found
+
+
+def test_features_are_those_of_their_version():
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["version"] == FEATURES_VERSION, "FEATURES_VERSION was raised: python tests/test_golden_features.py"
+    now = made()
+    assert set(now) == set(golden["features"])
+    changed = [
+        name for name, values in now.items()
+        if values != pytest.approx(golden["features"][name], rel=2e-4, abs=2e-5 * (1 + golden["features"][name][0]))
+    ]  # fmt: skip
+    assert not changed, (
+        f"features have changed: raise FEATURES_VERSION and run python tests/test_golden_features.py ({changed[:3]})"
+    )
+
+
+def test_every_kind_of_layer_is_in_it():
+    assert {type(module) for module in layers()} == set(RULES)
+
+
+@pytest.mark.parametrize("what", ["a layer", "the preprocessing", "the recurrence"])
+def test_a_change_is_noticed(monkeypatch, what):
+    """The guard guards: a small change of the maths fails it."""
+    if what == "a layer":
+        monkeypatch.setattr(
+            FeatureNorm, "size", lambda self, x: torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, 1, 1, 1) * 1.01
+        )
+    elif what == "the preprocessing":
+        shown = Preprocessing.normalise
+        monkeypatch.setattr(Preprocessing, "normalise", lambda self, pixels: shown(self, pixels) + 0.01)
+    else:
+        towards = CNNF.step_towards
+        monkeypatch.setattr(CNNF, "step_towards", lambda self, h, made, *rest: towards(self, h, made * 1.01, *rest))
+    golden = json.loads(GOLDEN.read_text())["features"]
+    now = made()
+    assert any(
+        values != pytest.approx(golden[name], rel=2e-4, abs=2e-5 * (1 + golden[name][0])) for name, values in now.items()
+    )
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({"version": FEATURES_VERSION, "features": made()}, indent=1) + "\n")
