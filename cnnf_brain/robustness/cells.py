@@ -31,6 +31,7 @@ from cnnf_brain.model.feedback import Keep
 from cnnf_brain.robustness.grids import Against, Model
 from cnnf_brain.robustness.workshop import DIGITS, Workshop
 from cnnf_brain.trainer import small
+from cnnf_brain.trainer.card import WEIGHTS
 from cnnf_brain.trainer.loop import Stop
 
 FORMAT = "cnnf-brain robustness cell 2"
@@ -104,7 +105,7 @@ class Training:
         return True
 
     def outdated(self) -> str:
-        return ""
+        return "" if (self.folder / WEIGHTS).exists() else f"{WEIGHTS} is gone"
 
     def do(self, stop: Stop | None) -> bool:
         settings, shop = self.model.settings(self.shop.grid, self.seed), self.shop

@@ -12,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from cnnf_brain.robustness.claims import FLOOR, Claim, told_epsilons
-from cnnf_brain.robustness.grids import Against, Grid
+from cnnf_brain.robustness.grids import Against, Grid, Model
 from cnnf_brain.robustness.table import WORST, own
 
 SHOWN_ITERATIONS = (0, 1, 2, 3, 5, 8, 10, 15)
@@ -62,7 +62,7 @@ def by_network(grid: Grid, means: pd.DataFrame) -> str:
     worst = sorted(mine.loc[mine["attack"] == WORST, "epsilon"].unique())
     head = ["network", "clean", *(f"{_name(attack, threat)} {epsilon:g}" for epsilon, attack, threat in columns)]
     rows = []
-    for model in grid.models:
+    for model in _there(grid, mine):
         of = mine[mine["model"] == model.label]
         weak = of[~of["strong"]]
         row = [model.label, _share(weak[weak["epsilon"] == 0].head(1))]
@@ -91,8 +91,13 @@ def one_by_one(grid: Grid, means: pd.DataFrame, epsilon: float) -> str:
     rows = []
     for against in (against for against in grid.against if against.strong):
         mine = of[(of["attack"] == against.attack) & (of["threat"] == against.threat)]
-        rows.append([against.label, *(_share(mine[mine["model"] == model.label]) for model in grid.models)])
-    return _table(["attack", *(model.label for model in grid.models)], rows)
+        rows.append([against.label, *(_share(mine[mine["model"] == model.label]) for model in _there(grid, of))])
+    return _table(["attack", *(model.label for model in _there(grid, of))], rows)
+
+
+def _there(grid: Grid, rows: pd.DataFrame) -> list[Model]:
+    """The networks that have rows: not all of them in a grid that is not finished."""
+    return [model for model in grid.models if model.label in set(rows["model"])]
 
 
 def told(checks: list[dict[str, Any]]) -> str:

@@ -17,9 +17,9 @@ from cnnf_brain.files import sha256, short_hash
 from cnnf_brain.robustness.grids import Grid, Model
 from cnnf_brain.trainer import data, small
 from cnnf_brain.trainer.adversary import UNITS
+from cnnf_brain.trainer.card import WEIGHTS
 
 DIGITS = 12  # of the hashes in names
-WEIGHTS = "model.safetensors"
 TRAINING_IMAGES = 55_000  # all that are not kept for validation
 
 
@@ -78,14 +78,10 @@ class Workshop:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """The SHA-256 of the weights of the run in ``folder``; None where it is not finished."""
+    """The SHA-256 of the weights of the run in ``folder``; None where it is not finished, or they are gone."""
     path = folder / WEIGHTS
-    if not (folder / "card.json").exists():
+    if not (path.exists() and (folder / "card.json").exists()):
         return None
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing beside its card.json; remove {folder}, and the same command trains it again"
-        )
     return _hashed(path, path.stat().st_mtime_ns)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from cnnf_brain.robustness.grids import Against
 from cnnf_brain.robustness.work import tasks, work
 from cnnf_brain.robustness.workshop import open_workshop
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.trainer.card import HASH, finish
 
 
 def silent(_done: float, _total: float, _title: str) -> None:
@@ -193,7 +194,7 @@ def retrained(shop, model, seed):
     module, card = small.load(folder)
     with torch.no_grad():
         module.get_submodule("fc2").bias.add_(1)
-    save_weights(folder / "model.safetensors", module, card)
+    finish(folder, module, {name: value for name, value in card.items() if name != HASH})
 
 
 def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys):
@@ -225,11 +226,15 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     assert all(working.done(task) for task in todo)
 
 
-def test_weights_that_are_gone_are_named(done):
-    folder = done.network_folder(done.grid.models[0], 0)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"missing beside its card\.json; remove"):
-        table.collect(done)
+def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoint(done, capsys):
+    whole, path = table.collect(done), done.network_folder(done.grid.models[0], 0) / "model.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    assert len(table.collect(done)) < len(whole)
+    assert work(tasks(done), None, silent)
+    assert "model.safetensors is gone; made again" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    pd.testing.assert_frame_equal(table.collect(done), whole)
 
 
 def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder, tmp_path, monkeypatch, capsys):

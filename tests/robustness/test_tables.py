@@ -140,6 +140,16 @@ def test_the_section_has_each_mean_in_its_place(drawn):
     assert "Checks against a false sense of security:" in text
 
 
+def test_a_network_without_outcomes_has_no_empty_row(drawn):
+    for seed in (0, 1):
+        for cell in (cell for cell in cells(drawn, seed) if cell.model.label == "CNN-F-1"):
+            cell.path.unlink()
+    report.write(drawn, finished=False, seconds=1.0, device_name="m")
+    text = (drawn.folder / "figure.md").read_text()
+    assert "| CNN " in text
+    assert "| CNN-F-1 " not in text
+
+
 def test_an_interrupted_write_leaves_no_summary(drawn, monkeypatch):
     pytest.importorskip("jinja2", reason="the page needs the extra page")
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
