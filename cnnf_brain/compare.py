@@ -151,7 +151,7 @@ def decide(options: Options) -> tuple[Options, str]:
         all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
         own = next((word for word in options.weights if word and word != networks.RANDOM), None)
         arch = networks.SMALL if all_simulated and own is None else "vgg16"
-        if own is not None and not is_published(own):
+        if own is not None and not is_published(own) and Path(own).is_file():
             arch = read_card(own).arch or arch
         options = replace(options, model=(arch,))
     return options, why

@@ -421,6 +421,19 @@ def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
         assert "stands alone" in (world.folder / more[0] / PAGE).read_text()
 
 
+@pytest.mark.parametrize("words", [["--iterations", 0], ["--layers", "V4=pool2@0"], ["--weights", "CNN"]])
+def test_the_first_line_names_no_baseline_where_none_is_used(world, capsys, words):
+    words = [networks.shipped_weights(False) if word == "CNN" else word for word in words]
+    more = [] if "--layers" in words else ["--layers", "V4"]
+    assert world.run("--model", "small", *words, *more, "--recordings", world.v4) == 0
+    said = capsys.readouterr().out
+    if "@0" in str(words) or 0 in words:  # the CNN-F's own first pass is another network than the shipped CNN
+        assert ("no baseline" in said.splitlines()[0]) == all("difference" not in e for e in world.entries())
+    else:
+        assert "no baseline (one network alone)" in said.splitlines()[0]
+        assert not any("difference" in e for e in world.entries())
+
+
 def test_several_models_against_one_baseline(world):
     words = ["--model", world.model("net"), world.model("louder"), "--baseline", world.model("other"), "--layers", "V4"]
     assert world.run(*words, "--recordings", world.v4) == 0
@@ -452,6 +465,15 @@ def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(worl
     assert all("feedback untrained" in row[head.index("network")] for row in rows[1:])
     assert "FEEDBACK UNTRAINED" in said
     assert "FEEDBACK UNTRAINED" in (world.folder / "out" / PAGE).read_text()
+
+
+def test_more_iterations_than_were_trained_say_so(world, capsys):
+    words = ["--model", "small", "--iterations", 0, 4, "--layers", "V4", "--recordings", world.v4]
+    assert world.run(*words) == 0
+    said = capsys.readouterr().out
+    assert "feedback trained for 2 iterations" in said.splitlines()[0]
+    assert "Feedback runs for more iterations than it was trained for: small CNN-F" in said
+    assert "small CNN-F (feedback trained for 2 iterations)" in {e["network"] for e in world.entries()}
 
 
 def test_maps_that_grow_are_said(world, capsys):
@@ -567,7 +589,8 @@ def test_auto_decides_offline_within_five_seconds(offline):
     assert options.recordings == ("simulated",)
     assert options.model == ("small",)
     assert "auto fell to the simulated recordings: MajajHong2015.public is not in the cache and cannot be downloaded" in why
-    assert compare.headline(options, compare.choose_networks(options), why).startswith(
+    choice = compare.choose_networks(options)
+    assert compare.headline(options, choice, compare.check_words(options, choice), why).startswith(
         "SIMULATED recordings simulated; model small CNN-F [shipped, Fashion-MNIST], feedback trained; "
         "baseline small CNN [shipped, Fashion-MNIST] (auto fell"
     )
@@ -589,6 +612,12 @@ def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeyp
     assert options.recordings == ("MajajHong2015.public",)
     assert options.model == more.get("model", ("vgg16",))
     assert why == "auto: MajajHong2015.public can be downloaded (237 MB)"
+
+
+def test_the_card_names_the_architecture(monkeypatch):
+    for recordings, expected in (("simulated", "small"), ("mine.nc", "small")):
+        options = Options(weights=(networks.shipped_weights(True),), recordings=(recordings,))
+        assert decide(options)[0].model == (expected,)
 
 
 def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
@@ -688,6 +717,8 @@ BAD = {
         r"a split within the training images has 32; use fewer components",
     ),
     "no component": (["--components", 0], r"components is 0, expected at least 1"),
+    "seed": (["--seed", -1], r"seed is -1, expected a whole number from 0"),
+    "twice": (["--model", "small", "--weights", "none", "none"], r"model small with weights random, seed 0 is named twice"),
     "no pca": (["--pca", 0], r"pca is 0, expected at least 1"),
     "pca": (["--pca", 3], r"pca = 3 keeps fewer components than the 4 of PLS"),
     "batch": (["--batch-size", 0], r"batch_size is 0, expected at least 1"),
@@ -721,7 +752,7 @@ BAD = {
     "size": (["--image-size", 2], r"cannot be run on images of shape \(3, 2, 2\)"),
     "flags": (
         ["--model", "alexnet", "--iterations", 0, "--match-norm"],
-        r"match_norm: settings of the feedback, and no feedback iteration",
+        r"--match-norm: settings of the feedback, and no feedback iteration",
     ),
 }
 

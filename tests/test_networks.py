@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from safetensors import safe_open
 from torch import nn
 from torchvision import models
 
@@ -19,7 +21,7 @@ from cnnf_brain import networks
 from cnnf_brain.activations import check_layers
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.networks import Network, load_network, network_digest
+from cnnf_brain.networks import Network, load_network, network_digest, shipped_weights
 from cnnf_brain.products import layer_products
 from cnnf_brain.types import LayerAt
 
@@ -278,6 +280,37 @@ def test_a_cnnf_of_ones_own_keeps_its_iterations(file):
     network = load_network(f"{file}:feedback")
     assert network.iterations == 1
     assert network.name == "types.py:feedback (1 iterations)"
+
+
+@pytest.mark.parametrize("step", [0.1, 1.0])
+def test_a_cnnf_of_ones_own_is_as_its_weights_were_trained_or_refused(tmp_path, step):
+    (tmp_path / "own.py").write_text(
+        "from cnnf_brain import small_net\n\n\ndef make():\n    return small_net(iterations=5, step="
+        + str(step)
+        + ", match_norm=True)\n"
+    )
+    spec, weights = f"{tmp_path}/own.py:make", shipped_weights(True)
+    if step == 1.0:  # the card says 0.1
+        with pytest.raises(
+            ValueError, match=r"by their card the weights .* were trained with step 0.1, the function 1.0; change it there"
+        ):
+            load_network(spec, weights)
+    else:
+        network = load_network(spec, weights)
+        assert network.iterations == 2
+        assert network.feedback == "feedback trained"
+
+
+def test_an_l2_card_is_not_read_into_an_rms_network(tmp_path):
+    (tmp_path / "own.py").write_text("from cnnf_brain import small_net\n\n\ndef make():\n    return small_net(step=0.1)\n")
+    with safe_open(shipped_weights(True), "pt") as file:
+        card = json.loads(file.metadata()["card"])
+    card["configuration"]["feedback"]["normalisation"] = "l2"
+    safetensors.torch.save_file(
+        safetensors.torch.load_file(shipped_weights(True)), tmp_path / "l2.safetensors", {"card": json.dumps(card)}
+    )
+    with pytest.raises(ValueError, match=r"were trained with normalisation l2, the function rms"):
+        load_network(f"{tmp_path}/own.py:make", str(tmp_path / "l2.safetensors"))
 
 
 def test_what_lies_beside_the_file_can_be_imported(file):

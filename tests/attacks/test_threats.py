@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -144,6 +146,15 @@ def test_smooth_gates_change_nothing_forward(ada_relu):
     for name in ("logits", "reconstruction"):
         kept = [getattr(m(2 * x - 1, keep=Keep(reconstruction=True)), name) for m in (smooth, model)]
         assert torch.equal(*kept)
+
+
+def test_smooth_gates_keep_a_layer_that_stands_twice():
+    gate = nn.ReLU()
+    layers = OrderedDict(a=nn.Linear(6, 5), r=gate, b=nn.Linear(5, 5), s=gate, c=nn.Linear(5, 3))
+    model, x = CNNF(nn.Sequential(layers)).eval(), torch.rand(4, 6)
+    smooth = SmoothGates(model, 0.3)
+    assert smooth.layer_names == model.layer_names
+    assert torch.equal(smooth(x), model(x))
 
 
 def test_smooth_gates_stop_where_the_network_stops():
