@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,9 @@ def choose(
     settings = dict(settings or {})
     pairs = _paired(specs, weights)
     models = tuple(plan(spec, name, iterations=iterations, feedback=feedback, **settings) for spec, name in pairs)
+    for one in models:
+        if sum(one.origin == other.origin != "" for other in models) > 1:
+            raise ValueError(f"model {one.spec} with weights {one.label} is named twice; name each network once")
     first = models[0]
     if baseline == ALONE:
         if baseline_weights is not None:
@@ -84,9 +87,10 @@ def choose(
         if not first.has_feedback and not spec.startswith(TORCHVISION):
             return Choice(models, None, itself=True)
         baseline_weights = starting_weights(first.card, first.label)
-    if settings.get("image_size") is None and baseline is None and first.has_feedback:
-        settings["image_size"] = first.preprocessing_size  # both are compared at the size of the training
-    return Choice(models, plan(spec, baseline_weights, iterations=0, **settings))
+    beside = plan(spec, baseline_weights, iterations=0, **settings)
+    if settings.get("image_size") is None and spec == first.spec and first.has_feedback and beside.card.image_size is None:
+        beside = replace(beside, image_size=first.preprocessing_size)  # both are compared at the size of the training
+    return Choice(models, beside)
 
 
 def starting_weights(card: Card, label: str) -> str | None:

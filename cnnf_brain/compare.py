@@ -22,7 +22,8 @@ from cnnf_brain import accuracy, devices, evaluate, files, folders, networks, pr
 from cnnf_brain.activations import Probe
 from cnnf_brain.choice import Choice, choose
 from cnnf_brain.evaluate import RegionAsked, Scoring
-from cnnf_brain.model.weights import published_available
+from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import is_published, published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
 from cnnf_brain.recordings import check_sources, load, public_available
@@ -95,10 +96,10 @@ def compare(options: Options) -> list[Evaluation]:
     folders.check_place(Path(options.output or "results/any"))
     options, why = decide(options)
     choice = choose_networks(options)
-    regions = check_words(options, choice)  # before anything is downloaded
+    planned = check_words(options, choice)  # before anything is downloaded
     index = accuracy.validation_images(options.validation)
-    print(headline(options, choice, why), flush=True)
-    recordings = load(options.recordings, regions, options.session or None)
+    print(headline(options, choice, planned, why), flush=True)
+    recordings = load(options.recordings, [one.region for one in planned], options.session or None)
     everything = [source for sources in recordings.values() for source in sources]
     for source in everything:
         evaluate.check_scoring(source, scoring)
@@ -148,7 +149,11 @@ def decide(options: Options) -> tuple[Options, str]:
         why = f"{'auto' if available else 'auto fell to the simulated recordings'}: {'; '.join(reasons)}"
     if not options.model:
         all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
-        options = replace(options, model=(networks.SMALL if all_simulated else "vgg16",))
+        own = next((word for word in options.weights if word and word != networks.RANDOM), None)
+        arch = networks.SMALL if all_simulated and own is None else "vgg16"
+        if own is not None and not is_published(own):
+            arch = read_card(own).arch or arch
+        options = replace(options, model=(arch,))
     return options, why
 
 
@@ -159,7 +164,7 @@ def choose_networks(options: Options) -> Choice:
     most = max(asked) if options.iterations is not None or named else None
     feedback = networks.given_feedback(options)
     if feedback and most == 0:
-        given = ", ".join(sorted(feedback))
+        given = ", ".join(f"--{networks.FEEDBACK_FLAGS[name].replace('_', '-')}" for name in sorted(feedback))
         raise ValueError(f"{given}: settings of the feedback, and no feedback iteration is asked for")
     return choose(
         options.model,
@@ -172,16 +177,15 @@ def choose_networks(options: Options) -> Choice:
     )
 
 
-def check_words(options: Options, choice: Choice) -> list[str]:
-    """The regions asked for; a ValueError or OSError where layers, networks or recordings are not there."""
+def check_words(options: Options, choice: Choice) -> list[RegionAsked]:
+    """What is asked for, by networks without weights; an error where layers, networks or recordings are not there."""
     models, baseline = choice.skeletons
     asked = evaluate.asked_layers(options.layers, options.iterations, models, baseline, options.baseline_layers)
-    regions = [one.region for one in asked]
-    check_sources(options.recordings, regions, options.session or None)
-    return regions
+    check_sources(options.recordings, [one.region for one in asked], options.session or None)
+    return asked
 
 
-def headline(options: Options, choice: Choice, why: str) -> str:
+def headline(options: Options, choice: Choice, planned: Sequence[RegionAsked], why: str) -> str:
     """The first line of the output: which recordings and networks were taken, and why."""
     simulated = any(word.split("=")[-1] == SIMULATED for word in options.recordings)
     label = "SIMULATED recordings" if simulated else "recordings"
@@ -191,9 +195,14 @@ def headline(options: Options, choice: Choice, why: str) -> str:
         state = f", {network.feedback}" if network.feedback else ""
         return f"{network.name} [{network.weights}]{state}"
 
-    against = "no baseline" if baseline is None else "its own first pass" if choice.itself else named(baseline)
+    if baseline is None:
+        against = "no baseline"
+    elif all(one.baseline is None for one in planned):
+        against = "no baseline (one network alone)"
+    else:
+        against = f"baseline {'its own first pass' if choice.itself else named(baseline)}"
     who = "; ".join(f"model {named(network)}" for network in models)
-    return f"{label} {' '.join(options.recordings)}; {who}; baseline {against} ({why})"
+    return f"{label} {' '.join(options.recordings)}; {who}; {against} ({why})"
 
 
 def notes(shown: Sequence[Network], probes: Sequence[Probe]) -> list[str]:
@@ -207,7 +216,7 @@ def notes(shown: Sequence[Network], probes: Sequence[Probe]) -> list[str]:
         for at, by in probe.growth.items():
             found.append(
                 f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
-                "regression; matched norms (match_norm, match_layers) hold them"
+                "regression; matched norms (--match-norm, --match-layers) hold them"
             )
     return found
 

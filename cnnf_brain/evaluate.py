@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
+import torch
 
 from cnnf_brain.activations import Probe, check_layers, probe
 from cnnf_brain.networks import Network
@@ -27,7 +28,7 @@ BASELINE, MODEL, CONTROL = "baseline", "model", "control"
 class Scoring:
     """How predictivity is scored: components of PLS, one model per site or one for all, splits, PCA first, nested choice.
 
-    Raises ValueError for numbers below 1, and for a PCA that keeps fewer components than PLS is to have.
+    Raises ValueError for numbers below 1, a seed that numpy does not take, and a PCA that keeps fewer components than PLS has.
     """
 
     components: int = 25
@@ -44,6 +45,8 @@ class Scoring:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**32 - 1")
         if self.pca is not None and self.pca < self.components:
             raise ValueError(
                 f"pca = {self.pca} keeps fewer components than the {self.components} of PLS; use fewer components"
@@ -97,9 +100,28 @@ class Fitted:
 
 
 def same_network(a: Network, b: Network) -> bool:
-    """Whether two networks show the same features in the first pass: the same module, or the same identity and preprocessing."""
-    alike = a.module is b.module or (a.identity is not None and a.identity == b.identity)
-    return alike and a.preprocessing == b.preprocessing
+    """Whether two networks show the same features in the first pass, as far as is known: the same preprocessing, and the same
+    module, origin or identity, or the same but for a classifier that one of them lacks."""
+    if a.preprocessing != b.preprocessing:
+        return False
+    if a.module is b.module:
+        return True
+    if _without_weights(a) or _without_weights(b):
+        return a.origin != "" and a.origin == b.origin
+    if a.headless != b.headless:
+        return _same_but_for_the_classifier(*sorted((a, b), key=lambda network: network.headless))
+    return a.identity is not None and a.identity == b.identity
+
+
+def _without_weights(network: Network) -> bool:
+    return any(tensor.is_meta for tensor in network.module.parameters())
+
+
+def _same_but_for_the_classifier(whole: Network, headless: Network) -> bool:
+    if whole.origin.split(" ")[0] != headless.origin.split(" ")[0]:
+        return False
+    mine, theirs = whole.module.state_dict(), headless.module.state_dict()
+    return all(name in mine and torch.equal(mine[name].to(tensor.device), tensor) for name, tensor in theirs.items())
 
 
 def asked_layers(

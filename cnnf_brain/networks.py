@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import devices
+from cnnf_brain import devices, files
 from cnnf_brain.checks import near, unknown
 from cnnf_brain.identity import Unidentifiable, network_identity, weights_digest
 from cnnf_brain.images import Preprocessing
@@ -20,6 +21,7 @@ from cnnf_brain.model import nets
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model.card import SETTINGS, SMALL, Card, read_card
 from cnnf_brain.model.feedback import CNNF, checked_iterations
+from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.nets import ARCHITECTURES, from_torchvision, small_net
 from cnnf_brain.user_code import call
 
@@ -35,6 +37,7 @@ FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
     "ada_relu": "ada_relu",
 }
 UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
+BEYOND = "feedback trained for {} iterations"  # fewer than it runs
 
 # Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
 # for the small net its one spatial layer after pooling and its hidden fully connected one.
@@ -51,7 +54,7 @@ class Network:
 
     ``module`` is in evaluation mode on ``device``; ``regions`` maps regions to layer names where that is known;
     ``weights`` is where they come from, in words; ``headless`` networks have no classifier; ``card`` is what the weights' file
-    says; ``code`` is the user's own code that made the network.
+    says; ``code`` is the user's own code that made the network; ``origin`` names architecture and weights (see ``Plan.origin``).
     """
 
     name: str
@@ -63,8 +66,9 @@ class Network:
     headless: bool = False
     card: Card = field(default_factory=Card)
     code: bytes = field(default=b"", repr=False)
+    origin: str = ""
 
-    @cached_property
+    @property
     def identity(self) -> str | None:
         """SHA-256 over all that features depend on but feedback settings and preprocessing; None where that cannot be known
         (``unidentified`` says why)."""
@@ -82,7 +86,7 @@ class Network:
             return str(error)
         return ""
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """The identity, or, without one, SHA-256 over architecture and weights."""
         return self.identity or weights_digest(self.module)
@@ -94,13 +98,15 @@ class Network:
 
     @property
     def feedback(self) -> str:
-        """Whether the feedback was trained as it is run, in words: UNTRAINED, TRAINED or CHANGED; empty without feedback."""
+        """Whether the feedback was trained as it is run: UNTRAINED, TRAINED, BEYOND or CHANGED; empty without feedback."""
         if not isinstance(self.module, CNNF) or not self.module.iterations:
             return ""
         if not self.card.iterations:
             return UNTRAINED
         now = self.module.settings
         same = all(now[name] == value for name, value in self.card.feedback.items() if name != "tolerance")
+        if same and self.module.iterations > self.card.iterations:
+            return BEYOND.format(self.card.iterations)
         return TRAINED if same else CHANGED
 
     @property
@@ -180,20 +186,32 @@ class Plan:
 
     def load(self) -> Network:
         """The network, on the CPU."""
-        if self.spec == SMALL or self.spec in ARCHITECTURES:
-            return self._convertible(self.source)
-        return _torchvision(self) if self.spec.startswith(TORCHVISION) else _from_file(self)
+        if self.has_feedback:
+            network = self._convertible(self.source)
+        else:
+            network = _torchvision(self) if self.spec.startswith(TORCHVISION) else _from_file(self)
+        return replace(network, origin=self.origin)
 
     def skeleton(self) -> Network:
         """The network without its weights (on the meta device), to check layers by; of a file of code the network itself."""
         if not self.from_names:
             return self.load()
+        bare = replace(self, source=None)
         with torch.device("meta"):
-            return (
-                replace(self, source=None)._convertible(None)
-                if self.has_feedback
-                else _torchvision(replace(self, source=None))
-            )
+            network = bare._convertible(None) if self.has_feedback else _torchvision(bare)
+        return replace(network, origin=self.origin)
+
+    @cached_property
+    def origin(self) -> str:
+        """Architecture and weights (a published name, a file's SHA-256, a seed), before these are loaded; empty for code of the
+        user's."""
+        if not self.from_names:
+            return ""
+        if self.source is None:
+            return f"{self.spec} {RANDOM} {self.seed}"
+        if weight_files.is_published(self.source):
+            return f"{self.spec} {self.source}"
+        return f"{self.spec} sha256:{files.sha256(Path(self.source))}"
 
     @property
     def has_feedback(self) -> bool:
@@ -334,7 +352,7 @@ def _from_file(wish: Plan) -> Network:
     if wish.source is not None:
         _load(made, weight_files.read_weights(wish.source), wish.source)
     _set_feedback(made, wish)
-    preprocessing = getattr(made, "preprocessing", Preprocessing(224))
+    preprocessing = getattr(made, "preprocessing", Preprocessing(wish.card.image_size or 224))
     if not isinstance(preprocessing, Preprocessing):
         raise ValueError(f"model {spec}: its preprocessing is a {type(preprocessing).__name__}, expected a Preprocessing")
     if wish.image_size is not None:
@@ -356,10 +374,21 @@ def _set_feedback(made: nn.Module, wish: Plan) -> None:
                 "cnnf_brain.CNNF to run it with"
             )
         return
-    if wish.iterations is not None:
-        made.iterations = wish.iterations
+    card = wish.card
+    iterations = wish.iterations if wish.iterations is not None else card.iterations
+    if iterations is not None:
+        made.iterations = iterations
     if wish.feedback:
         raise ValueError(f"{wish.spec}: the function itself sets the feedback of its CNNF; change it there")
+    now, kinds = made.settings, {part.kind for part in made.modules() if isinstance(part, FeatureNorm)}
+    trained = {name: value for name, value in card.feedback.items() if name != "tolerance"}
+    other = [f"{name} {value}, the function {now[name]}" for name, value in trained.items() if now[name] != value]
+    if card.normalisation and kinds - {card.normalisation}:
+        other.append(f"normalisation {card.normalisation}, the function {' and '.join(sorted(kinds))}")
+    if other:
+        raise ValueError(
+            f"{wish.spec}: by their card the weights {wish.label} were trained with {'; '.join(other)}; change it there"
+        )
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

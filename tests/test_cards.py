@@ -125,13 +125,13 @@ def test_small_networks_come_back_bit_for_bit(trained_small):
 
 @pytest.mark.brainscore
 def test_a_plugin_scores_the_network_that_was_trained(trained_small, homes):
-    from cnnf_brain.brainscore import plugin
+    from cnnf_brain.brainscore.request import Request, identify
 
     folder, expected = trained_small
     regions = dict.fromkeys(("V1", "V2", "V4", "IT"), "relu3")
-    request = plugin.Request(weights=folder / "model.safetensors", neural_only=True, regions=regions)
-    identity = plugin.identify(request)
-    again = identity.load(str(folder / "model.safetensors"), device="cpu")
+    request = Request(model="small", weights=folder / "model.safetensors", neural_only=True, regions=regions)
+    plugin = identify(request)
+    again = plugin.identity.load(str(folder / "model.safetensors"), device="cpu")
     assert torch.equal(outputs(again.module, small_images()), expected)
 
 

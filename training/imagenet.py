@@ -5,7 +5,7 @@
     python training/imagenet.py --data DIR --evaluate --weights runs/imagenet-vgg16-cnnf-2-seed0/model.safetensors
     python training/imagenet.py --data DIR --evaluate --weights IMAGENET1K_V1 --resize 256
 
-The defaults are the paper's recipe: VGG-16 from torchvision's weights, SGD with momentum 0.9, learning rate 0.005 that
+The defaults are the paper's schedule: VGG-16 from torchvision's weights, SGD with momentum 0.9, learning rate 0.005 that
 decays every 100,000 steps, 128 images a step over all devices, 200,000 steps, horizontal flips alone. "Decreased by 10%"
 is --decay-factor 0.9 read literally (the default), and --decay-factor 0.1 where it means what is usual on ImageNet. The
 paper states neither iterations, target, step size nor loss weights; --model cnn trains as long without feedback. VGG and

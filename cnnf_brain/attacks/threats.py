@@ -127,7 +127,7 @@ class SmoothGates(CNNF):
     def __init__(self, model: CNNF, temperature: float = TEMPERATURE) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, expected a number above 0 (towards 0 the gates become hard)")
-        super().__init__(nn.Sequential(OrderedDict(model.named_children())), **model.settings)  # type: ignore[arg-type]
+        super().__init__(nn.Sequential(OrderedDict(model._modules)), **model.settings)  # type: ignore[arg-type]
         self.temperature = temperature
         self.training = model.training
 

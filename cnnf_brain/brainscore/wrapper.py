@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,9 +118,9 @@ def iteration_wrapper(network: Network, identifier: str | None = None, batch_siz
 def wrapper_identifier(network: Network, name: str | None = None) -> str:
     """``NAME_WEIGHTS_Nit_SETTINGS``, for instance ``vgg16_CNNF_0f3a9c1e_2it_77b0d2f4``.
 
-    The first eight digits of ``network.digest``, the number of iterations, and a hash of the feedback's other settings
-    and the preprocessing: Brain-Score's caches of activations know none of these. The version of the software is not in it;
-    clear ``$RESULTCACHING_HOME`` after an update.
+    The first eight digits of ``network.identity`` (random ones where there is none), the number of iterations, and a hash of
+    the feedback's other settings and the preprocessing: Brain-Score's caches of activations know none of these. The version of
+    the software is not in it; clear ``$RESULTCACHING_HOME`` after an update.
 
     Parameters
     ----------
@@ -134,7 +135,8 @@ def wrapper_identifier(network: Network, name: str | None = None) -> str:
     settings = dict(network.module.settings) if isinstance(network.module, CNNF) else {}
     iterations = settings.pop("iterations", 0)
     rest = short_hash([settings, repr(network.preprocessing)])
-    return f"{name}_{network.digest[:8]}_{iterations}it_{rest}"
+    known = network.identity or uuid.uuid4().hex  # what cannot be identified shares no cache
+    return f"{name}_{known[:8]}_{iterations}it_{rest}"
 
 
 def n_different(pixels: np.ndarray) -> int:

@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 from cnnf_brain import style
 
-WIDTH, LEFT, RIGHT = 760, 250, 110  # of a chart; of its labels; of the values beside its bars
+WIDTH, RIGHT = 760, 110  # of a chart with labels of LEFT; of the values beside its bars
+LEFT, WIDEST, LETTER = 250, 430, 7.4  # of labels, at least and at most; of a letter, nearly
 ROW, HEAD = 26, 30
 HEIGHT, MARGIN = 360, 60  # of a chart of lines
 DASHES = {"--": "7 4", "-": "none"}
@@ -113,9 +114,10 @@ def bars(chart: Chart) -> Markup:
     """Horizontal bars with intervals, one row each, the value beside it."""
     steps = ticks(numbers(chart.groups), zero=True)
     scale = (WIDTH - LEFT - RIGHT) / (steps[-1] - steps[0])
+    left = min(WIDEST, max(LEFT, 24 + LETTER * max((len(m.label) for _, marks in chart.groups for m in marks), default=0)))
 
     def place(value: float) -> float:
-        return LEFT + (value - steps[0]) * scale
+        return left + (value - steps[0]) * scale
 
     parts: list[Markup] = []
     y = 0.0
@@ -123,19 +125,20 @@ def bars(chart: Chart) -> Markup:
         parts.append(tag("text", cut(name, 100), x=0, y=y + HEAD - 8.0, class_="group"))
         y += HEAD
         for mark in marks:
-            parts.append(_bar(mark, y, place))
+            parts.append(_bar(mark, y, left, place))
             y += ROW
     grid = [tag("line", x1=place(v), x2=place(v), y1=0, y2=y, class_="axis" if v == 0 else "grid") for v in steps]
     labels = [tag("text", f"{v:g}", x=place(v), y=y + 16, text_anchor="middle") for v in steps]
     labels.append(tag("text", chart.y, x=place(steps[0]), y=y + 36, class_="name"))
-    return _svg(chart, y + 44, [*grid, *parts, *labels])
+    return _svg(chart, y + 44, [*grid, *parts, *labels], WIDTH - LEFT + left)
 
 
-def _bar(mark: Mark, y: float, place: object) -> Markup:
+def _bar(mark: Mark, y: float, left: float, place: object) -> Markup:
     assert callable(place)
-    middle, zero = y + ROW / 2, place(0.0)
-    parts = [tag("title", mark.text), tag("text", cut(mark.label, 38), x=12, y=middle + 4)]
-    parts.append(tag("rect", x=0, y=y, width=WIDTH, height=ROW, class_="hit"))
+    middle, zero, width = y + ROW / 2, place(0.0), WIDTH - LEFT + left
+    shown = cut(mark.label, int((left - 24) / LETTER))
+    parts = [tag("title", mark.text), tag("text", shown, x=12, y=middle + 4)]
+    parts.append(tag("rect", x=0, y=y, width=width, height=ROW, class_="hit"))
     if mark.value is not None:
         x = place(mark.value)
         parts.append(tag("rect", x=min(x, zero), y=y + 5, width=abs(x - zero), height=ROW - 10.0, class_="bar"))
@@ -144,7 +147,7 @@ def _bar(mark: Mark, y: float, place: object) -> Markup:
     if mark.bound is not None:
         x = place(mark.bound)
         parts.append(tag("line", x1=x, x2=x, y1=y + 2, y2=y + ROW - 2.0, class_="bound"))
-    parts.append(tag("text", number(mark.value), x=WIDTH - RIGHT + 12, y=middle + 4))
+    parts.append(tag("text", number(mark.value), x=width - RIGHT + 12, y=middle + 4))
     return tag("g", *parts, class_=f"mark {css_class(mark.series)}", tabindex=0)
 
 
@@ -205,9 +208,9 @@ def _marker(series: int | None, x: float, y: float) -> Markup:
     return tag("path", d=SHAPES[style.series(series).marker], transform=f"translate({x:.2f} {y:.2f})", class_="marker")
 
 
-def _svg(chart: Chart, height: float, parts: Sequence[Markup]) -> Markup:
-    box = f"0 0 {WIDTH} {height:.0f}"
-    return tag("svg", *parts, viewBox=box, role="group", aria_label=chart.title, width=WIDTH, height=int(height))
+def _svg(chart: Chart, height: float, parts: Sequence[Markup], width: float = WIDTH) -> Markup:
+    box = f"0 0 {width:.0f} {height:.0f}"
+    return tag("svg", *parts, viewBox=box, role="group", aria_label=chart.title, width=int(width), height=int(height))
 
 
 def cut(text: str, longest: int) -> str:

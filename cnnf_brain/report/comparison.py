@@ -14,7 +14,7 @@ import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain.files import plain, whole_file, write_json, write_text
-from cnnf_brain.networks import CHANGED, UNTRAINED
+from cnnf_brain.networks import BEYOND, CHANGED, UNTRAINED
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import (
     RESAMPLED,
@@ -278,6 +278,9 @@ def feedback_notes(content: dict[str, Any]) -> list[str]:
         )
     if changed:
         found.append(f"Feedback runs with other settings than it was trained with: {'; '.join(changed)}.")
+    beyond = [f"{name} [{weights}], {state}" for name, weights, state in states if state.startswith(BEYOND.split("{")[0])]
+    if beyond:
+        found.append(f"Feedback runs for more iterations than it was trained for: {'; '.join(beyond)}.")
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cnnf_brain.types import LayerAt
 
@@ -17,6 +18,19 @@ def short_names(sources: Sequence[str]) -> dict[str, str]:
         if len(set(found.values())) == len(distinct):
             return found
     return {source: source for source in distinct}
+
+
+def network_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each row's ``network`` is called in a figure: its name, with its ``weights`` where one name has several."""
+    pairs = {(row["network"], row["weights"]) for row in rows}
+    several = len({network for network, _ in pairs}) < len(pairs)
+    return [f"{row['network']} [{row['weights']}]" if several else str(row["network"]) for row in rows]
+
+
+def weights_named(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence that says which weights each network has."""
+    found = dict.fromkeys((row["network"], row["weights"]) for row in rows)
+    return "Weights: " + "; ".join(f"{network}: {weights}" for network, weights in found) + "."
 
 
 def cut(text: str, longest: int) -> str:

@@ -11,7 +11,7 @@ from cnnf_brain.predictivity.statistics import TESTS
 from cnnf_brain.report import comparison
 from cnnf_brain.report.charts import Chart, Mark
 from cnnf_brain.report.comparison_figure import series_of
-from cnnf_brain.report.comparison_names import short_names
+from cnnf_brain.report.comparison_names import network_names, short_names, weights_named
 from cnnf_brain.report.runs import Run, Table, about_the_code, flat, join, version_keys
 
 LEVEL = 0.05
@@ -24,7 +24,8 @@ def read(folder: Path, summary: dict[str, Any], run: dict[str, Any]) -> Run:
     entries = summary["evaluations"]
     caption = (
         "Bars: the median over sites of Pearson's r on held-out images. Whiskers: its 95% bootstrap interval over sites. "
-        "Dashed: the root of the ceiling, the highest r that noise leaves to a perfect prediction (where there are repeats)."
+        "Dashed: the root of the ceiling, the highest r that noise leaves to a perfect prediction (where there are repeats). "
+        + weights_named(entries)
     )
     chart = Chart("Neural predictivity", caption, "median Pearson's r", _groups(entries))
     return Run(
@@ -91,11 +92,11 @@ def _difference(e: dict[str, Any]) -> str:
 def _groups(entries: list[dict[str, Any]]) -> tuple[tuple[str, tuple[Mark, ...]], ...]:
     sources = short_names([e["source"] for e in entries])
     groups: dict[str, list[Mark]] = {}
-    for e in entries:
+    for e, name in zip(entries, network_names(entries), strict=True):
         simulated = " (simulated)" if e["simulated"] and "simulated" not in e["source"] else ""
         low, high = e["median_r_interval"]
         bound = None if e["ceiling"] is None else math.sqrt(max(0.0, e["ceiling"]))
-        mark = Mark(f"{e['network']} [{e['weights']}] {e['layer']}", e["median_r"], low, high, series_of(e), bound=bound)
+        mark = Mark(f"{name} {e['layer']}", e["median_r"], low, high, series_of(e), bound=bound)
         groups.setdefault(f"{e['region']}: {sources[e['source']]}{simulated}", []).append(mark)
     return tuple((name, tuple(marks)) for name, marks in groups.items())
 
@@ -105,10 +106,8 @@ def _accuracy(rows: list[dict[str, Any]]) -> tuple[Chart, ...]:
     if not rows:
         return ()
     marks = [
-        Mark(
-            f"{a['network']} [{a['weights']}] @{a['iteration']}", a["top1"], series=a["iteration"] if a["feedback"] else None
-        )
-        for a in rows
+        Mark(f"{name} @{a['iteration']}", a["top1"], series=a["iteration"] if a["feedback"] else None)
+        for a, name in zip(rows, network_names(rows), strict=True)
     ]
     sources = "; ".join(dict.fromkeys(a["source"] for a in rows))
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,28 @@ def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
     assert not tip.is_visible()
     sheet.locator("svg .mark .bar").nth(1).hover()
     assert tip.is_visible()
-    assert re.fullmatch(r"net CNN-F \[w.safetensors\] pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
+    assert re.fullmatch(r"net CNN-F pool@1: 0\.440 \[0\.4\d+, 0\.4\d+\]", tip.inner_text())
     sheet.mouse.move(1, 1)
     assert not tip.is_visible()
     sheet.locator("svg .mark").nth(0).focus()
-    assert "net CNN [w.safetensors] pool@0: 0.320" in tip.inner_text()
+    assert "net CNN pool@0: 0.320" in tip.inner_text()
     assert "at most 0.800" in tip.inner_text()
+
+
+def test_labels_stand_beside_their_bars(browser, tmp_path):
+    fits, cannot = "small CNN-F (feedback untrained)", "a name that is far too long for a column " * 3
+    rows = [evaluation("baseline", "pool@0", r=0.3)]
+    rows += [replace(evaluation("model", "features.28@1", r=0.4), network=name) for name in (fits, cannot)]
+    page.leave(compared(tmp_path / "run", *rows))
+    sheet = Opened(browser, tmp_path / "run" / "report.html").page
+    marks = sheet.locator("svg .mark")
+    axis = sheet.locator("svg .axis").first.bounding_box()["x"]
+    for i in range(3):
+        label = marks.nth(i).locator("text").first
+        box = label.bounding_box()
+        assert box["x"] + box["width"] < axis, label.inner_text()
+    assert "…" not in marks.nth(1).locator("text").first.text_content()
+    assert marks.nth(2).locator("text").first.text_content().startswith("…")
 
 
 def test_without_javascript_figure_and_table_are_there(browser, written):
@@ -77,7 +94,7 @@ def test_without_javascript_figure_and_table_are_there(browser, written):
     assert sheet.locator("svg .bar").count() == 3
     assert sheet.locator("svg .bar").first.is_visible()
     assert sheet.locator("#table tbody tr").count() == 3
-    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F [w.safetensors] pool@1: 0.440")
+    assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F pool@1: 0.440")
     assert sheet.locator("th button").count() == 0, "nothing that does nothing"
 
 

@@ -82,7 +82,7 @@ def test_the_card_holds_the_settings_of_the_feedback(make_folder, images, tmp_pa
             ["--reconstruction", "0.5", "--reconstruction-reduction", "sum"],
             {"reconstruction": 0.5, "latent": 0.0, "norm": 0.0, "reduction": "sum"},
         ),
-        (["--norm", "0.2"], {"reconstruction": 0.1, "latent": 0.0, "norm": 0.2}),
+        (["--norm", "0.2"], {"reconstruction": 0.1, "latent": 0.0, "norm": 0.2, "norm_loss": 2}),
         (["--latent", "0.3", "--no-match-layers"], {"reconstruction": 0.1, "latent": 0.3, "norm": 0.0}),
     ],
 )

@@ -1,0 +1,212 @@
+"""What changes a network's features changes its identity, or leaves it without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cnnf_brain import CNNF, small_net
+from cnnf_brain.brainscore.wrapper import wrapper_identifier
+from cnnf_brain.identity import Unidentifiable, network_identity
+from cnnf_brain.images import Preprocessing
+from cnnf_brain.networks import Network, load_network
+
+FACTOR = 1.0
+NUMBER = itertools.count()
+
+
+class Holder(nn.Module):
+    """A module with one attribute of any kind."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+class ByGlobal(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * FACTOR
+
+
+class ByAttribute(nn.Module):
+    factor = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+class Gain:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+class Inner(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def go(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+class Scaled(CNNF):
+    """A CNN-F with an attribute of its own."""
+
+    scale = 1.0
+
+
+@dataclass
+class Point:
+    x: float
+
+
+class Table(dict):  # type: ignore[type-arg]
+    pass
+
+
+class Number(float):
+    pass
+
+
+def beside(value: Any, **attributes: Any) -> Any:
+    for name, content in attributes.items():
+        setattr(value, name, content)
+    return value
+
+
+def scaled(scale: float) -> nn.Module:
+    torch.manual_seed(0)
+    return beside(Scaled(nn.Sequential(nn.Linear(2, 2))), scale=scale)
+
+
+VALUES: dict[str, Callable[[float], Any]] = {
+    "number": lambda v: v,
+    "array of names": lambda v: np.array(["x", str(v)]),
+    "array of objects": lambda v: np.array([None, v], dtype=object),
+    "reversed array": lambda v: (np.arange(4.0) * v)[::-1],
+    "conjugate view": lambda v: torch.tensor([1j * v]).conj(),
+    "method of a module": lambda v: Inner(v).go,
+    "dataclass": lambda v: Point(v),
+    "beside a dataclass": lambda v: beside(Point(1.0), y=v),
+    "beside a dict": lambda v: beside(Table(a=1), y=v),
+    "beside a number": lambda v: beside(Number(1.0), y=v),
+    "closure": lambda v: lambda x: x * v,
+    "default": lambda v: types.FunctionType((lambda x, by=0: x * by).__code__, globals(), argdefs=(v,)),
+}
+
+
+@pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
+def test_attributes_count(make):
+    first, same, other = (network_identity(Holder(make(v))) for v in (2.0, 2.0, 3.0))
+    assert first == same
+    assert first != other
+
+
+def test_an_attribute_of_a_cnnf_of_ones_own_counts():
+    assert network_identity(scaled(1.0)) == network_identity(scaled(1.0)) != network_identity(scaled(2.0))
+
+
+def test_settings_of_the_feedback_do_not_count():
+    model = small_net()
+    before = network_identity(model)
+    model.iterations, model.step = 0, 0.5
+    assert network_identity(model) == before
+
+
+@pytest.mark.parametrize("change", ["global", "class attribute", "class method"])
+def test_what_forward_reads_counts(monkeypatch, change):
+    kind = ByGlobal if change == "global" else ByAttribute
+    before = network_identity(kind())
+    if change == "global":
+        monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    elif change == "class attribute":
+        monkeypatch.setattr(ByAttribute, "factor", 2.0)
+    else:
+        monkeypatch.setattr(ByAttribute, "forward", lambda self, x: x * 7)
+    assert network_identity(kind()) != before
+
+
+@pytest.mark.parametrize("value", [Gain(2.0).apply, iter(()), torch.eye(2).to_sparse(), torch.empty(1, device="meta"), {1, (2,)}],
+                         ids=["method of another object", "iterator", "sparse", "meta", "set without an order"])  # fmt: skip
+def test_what_cannot_be_known_has_no_identity(value):
+    with pytest.raises(Unidentifiable):
+        network_identity(Holder(value))
+
+
+def test_a_module_within_itself_has_an_identity():
+    holder = Holder({})
+    holder.value["me"] = [holder, holder.forward]
+    assert network_identity(holder) == network_identity(holder)
+
+
+def test_a_hook_for_all_modules_has_no_identity():
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, made: made)
+    try:
+        assert load_network("small").identity is None
+    finally:
+        handle.remove()
+
+
+def test_a_loaded_network_that_is_changed_has_another_identity():
+    network = load_network("small")
+    before = network.identity
+    with torch.no_grad():
+        network.module.conv1.weight.neg_()
+    assert network.identity not in (None, before)
+    network.module.conv1.register_forward_hook(lambda module, given, made: made * 2)
+    assert network.identity is None
+    assert "hook" in network.unidentified
+
+
+def test_brain_scores_cache_is_not_shared_by_what_cannot_be_identified():
+    networks = []
+    for by in (2.0, 3.0):
+        network = load_network("small")
+        network.module.conv1.register_forward_hook(lambda module, given, made, by=by: made * by)
+        networks.append(network)
+    assert len({wrapper_identifier(network) for network in networks}) == 2
+
+
+def imported_from(path: Path) -> nn.Module:
+    name = f"net_{next(NUMBER)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Net()
+
+
+@pytest.mark.parametrize("way", ["module in memory", "file:function"])
+def test_the_code_that_a_file_imports_from_beside_itself_counts(tmp_path, monkeypatch, way):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import beside_the_net\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return beside_the_net.gate(x)\n"
+    )
+    found = []
+    for by in ("1.0", "7.0"):
+        (tmp_path / "beside_the_net.py").write_text(f"def gate(x):\n    return x * {by}\n")
+        sys.modules.pop("beside_the_net", None)
+        if way == "module in memory":
+            # the class has the same name in both
+            monkeypatch.setattr(sys.modules[__name__], "NUMBER", iter([0]))
+            found.append(Network("n", imported_from(tmp_path / "net.py"), Preprocessing(8)).identity)
+        else:
+            found.append(load_network(f"{tmp_path}/net.py:Net").identity)
+    assert found[0] != found[1]
+    assert None not in found
