@@ -7,6 +7,7 @@ experiment, recipe and data set from the first cell on (run.json says which), an
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
             ax.xaxis.get_major_locator().set_params(integer=panel.x != "epsilon")
         for ax in axes[len(grid.panels) :]:
             ax.remove()
-        figure.suptitle(grid.heading + (f"  ({QUICK})" if grid.quick else ""), fontsize="medium")
+        title = grid.heading + (f"  ({QUICK})" if grid.quick else "")
+        figure.suptitle(textwrap.fill(title, 55 * columns), fontsize="medium")
     style.save(figure, folder)
 
 
