@@ -24,6 +24,7 @@ from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
 from cnnf_brain import activations, compare, evaluate, networks, products
+from cnnf_brain.choice import choose
 from cnnf_brain.compare import Options, decide, main
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
@@ -914,3 +915,30 @@ def test_the_network_runs_as_many_iterations_as_are_asked_for(words, iterations,
     choice = compare.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
     (model,), baseline = choice.skeletons
     assert (model.iterations, baseline.iterations) == (most, 0)
+
+
+def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifier(tmp_path):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    state = models.alexnet(weights=None).state_dict()
+    paths = [str(tmp_path / name) for name in ("whole.safetensors", "convolutions.safetensors", "other.safetensors")]
+    convolutions = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    other = {name: tensor + 0.1 for name, tensor in convolutions.items()}
+    for path, content in zip(paths, (state, convolutions, other), strict=True):
+        safetensors.torch.save_file(content, path)
+    whole, headless, changed = (networks.load_network("alexnet", path, iterations=0, image_size=64) for path in paths)
+    for model, baseline, alone in ((headless, whole, True), (whole, headless, True), (changed, whole, False)):
+        (asked,) = evaluate.asked_layers(["IT"], (0,), [model], baseline)
+        assert (asked.baseline is None) == alone
+
+
+def test_a_baseline_of_the_same_architecture_sees_images_of_the_model_s_size(tmp_path):
+    torch.manual_seed(0)
+    trained = tmp_path / "trained.safetensors"
+    with_card = cnnf_brain.alexnet(iterations=1)
+    safetensors.torch.save_file(with_card.state_dict(), trained, {"card": json.dumps({"arch": "alexnet", "image_size": 64})})
+    for baseline in (None, "alexnet"):
+        choice = choose(["alexnet"], [str(trained)], baseline=baseline, baseline_weights="none")
+        assert choice.baseline.preprocessing_size == 64
+    assert choose(["alexnet"], [str(trained)], baseline="vgg16").baseline.preprocessing_size == 224

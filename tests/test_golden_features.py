@@ -7,6 +7,7 @@ within rounding, which differs between machines.
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import nn
 from cnnf_brain import CNNF, FeatureNorm
 from cnnf_brain.activations import features
 from cnnf_brain.features import FEATURES_VERSION
-from cnnf_brain.images import Preprocessing
+from cnnf_brain.images import Preprocessing, batches
 from cnnf_brain.model.layers import RULES
 from cnnf_brain.networks import Network
-from cnnf_brain.types import LayerAt
+from cnnf_brain.types import Images, LayerAt
 
 GOLDEN = Path(__file__).with_name("golden") / "features.json"
 
@@ -95,6 +96,30 @@ def made() -> dict[str, list[float]]:
             for at, rows in features(network, batch, ats).items():
                 values = (np.linalg.norm(rows.astype(np.float64)), rows.mean(dtype=np.float64), *rows[:, :2].ravel())
                 found[f"{name}, {shown}, {at}"] = [float(value) for value in values]
+    return found | decoded()
+
+
+def decoded() -> dict[str, list[float]]:
+    """Norm, mean and first values of images of every mode, from encoded files to what enters a colour and a grey network."""
+    coloured = pictures()[0]
+    clear = coloured.copy()
+    clear.putalpha(coloured.convert("L"))
+    modes = {"RGB": coloured, "RGBA": clear, "LA": clear.convert("LA"), "CMYK": coloured.convert("CMYK")}
+    grey = coloured.convert("L")
+    palette = Image.frombytes("P", grey.size, grey.tobytes())
+    palette.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
+    modes |= {"L": grey, "P": palette}
+    encoded = []
+    for picture in modes.values():
+        buffer = io.BytesIO()
+        picture.save(buffer, "TIFF" if picture.mode == "CMYK" else "PNG")
+        encoded.append(buffer.getvalue())
+    images = Images(tuple(modes), encoded.__getitem__, "golden")
+    found = {}
+    for shown, preprocessing in {"colour": Preprocessing(20), "grey": Preprocessing(20, (0.5,), (0.5,), resize=22)}.items():
+        for mode, x in zip(modes, next(batches(images, preprocessing, len(modes))).double(), strict=True):
+            values = (x.norm(), x.mean(), *x.flatten()[:: x.numel() // 10])
+            found[f"image {mode}, {shown}"] = [float(value) for value in values]
     return found
 
 
@@ -116,7 +141,7 @@ def test_every_kind_of_layer_is_in_it():
     assert {type(module) for module in layers()} == set(RULES)
 
 
-@pytest.mark.parametrize("what", ["a layer", "the preprocessing", "the recurrence"])
+@pytest.mark.parametrize("what", ["a layer", "the preprocessing", "the recurrence", "the decoding", "the grey path"])
 def test_a_change_is_noticed(monkeypatch, what):
     """The guard guards: a small change of the maths fails it."""
     if what == "a layer":
@@ -126,6 +151,15 @@ def test_a_change_is_noticed(monkeypatch, what):
     elif what == "the preprocessing":
         shown = Preprocessing.normalise
         monkeypatch.setattr(Preprocessing, "normalise", lambda self, pixels: shown(self, pixels) + 0.01)
+    elif what == "the decoding":
+        monkeypatch.setattr(
+            Images, "decode", lambda self, i: Image.open(io.BytesIO(self.read(i))).convert("L").convert("RGB")
+        )
+    elif what == "the grey path":
+        convert = Image.Image.convert
+        monkeypatch.setattr(
+            Image.Image, "convert", lambda self, mode: self.split()[1] if mode == "L" else convert(self, mode)
+        )
     else:
         towards = CNNF.step_towards
         monkeypatch.setattr(CNNF, "step_towards", lambda self, h, made, *rest: towards(self, h, made * 1.01, *rest))
