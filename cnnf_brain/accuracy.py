@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnf_brain.model.weights import is_published, published_entry
-from cnnf_brain.networks import CHANGED, TORCHVISION, Network
-from cnnf_brain.trainer.evaluation import evaluate_network
+from cnnf_brain.networks import CHANGED, TORCHVISION, Network, Plan
+from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 from cnnf_brain.trainer.image_index import ImageIndex, index_validation
 
 PUBLISHED_ON = "ImageNet-1K"
@@ -28,6 +29,18 @@ class Accuracy:
 def validation_images(folder: str | None) -> ImageIndex | None:
     """The images of the validation part of a folder; None where none is named. Raises what ``index_validation`` raises."""
     return None if folder is None else index_validation(Path(folder))
+
+
+def check(networks: Iterable[Network | Plan], index: ImageIndex | None) -> None:
+    """A ValueError where the accuracy of one of ``networks`` cannot be measured on ``index``; nothing for None.
+
+    Call it with plans before anything is downloaded and with the loaded networks before long work: only these show the number of
+    classes of weights without a card. A headless network passes; it has no accuracy. Raises what ``check_classes`` raises.
+    """
+    for network in networks:
+        headless = isinstance(network, Network) and network.headless
+        if index is not None and not headless:
+            check_classes(network, index)
 
 
 def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accuracy]:

@@ -24,22 +24,34 @@ def locked(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold ``folder`` against other processes; an OSError where another one holds it for ``wait`` seconds. Nothing is made
     inside it."""
     folder = Path(os.path.abspath(folder))
-    try:
-        made = _make(folder.parent)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
-    try:
+    with _made(folder.parent, folder), _held(folder.parent / f".{folder.name}.lock", folder, wait):
         yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who comes now makes a new one
-        lock.release()
-        for path in made:  # nothing stays of a run that failed
-            _remove_if_empty(path)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and check that files can be written to it. It is removed again if the block writes nothing there.
+
+    Raises
+    ------
+    OSError
+        It cannot be made or written, or has no room left.
+    """
+    folder = Path(os.path.abspath(folder))
+    with _made(folder, folder):
+        check_writable(folder)
+        yield
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """``opened`` for a run that writes into ``folder`` as it goes; an OSError where another process occupies it.
+
+    The lock is inside the folder, so that a folder can be occupied whose parent cannot be written (a mount point).
+    """
+    folder = Path(os.path.abspath(folder))
+    with opened(folder), _held(folder / ".lock", folder):
+        yield
 
 
 def check_place(folder: Path) -> None:
@@ -127,6 +139,35 @@ def _swap(new: Path, folder: Path) -> None:
         if path.name not in written and not (folder / path.name).exists():
             shutil.move(path, folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _made(folder: Path, shown: Path) -> Iterator[None]:
+    """``folder`` with its parents; those that were made are removed again where they are empty after the block."""
+    try:
+        made = _make(folder)
+    except OSError as error:
+        raise OSError(f"cannot write {shown}: {error.strerror or error}; choose another folder") from error
+    try:
+        yield
+    finally:
+        for path in made:  # nothing stays of a run that failed
+            _remove_if_empty(path)
+
+
+@contextmanager
+def _held(file: Path, folder: Path, wait: float = 0) -> Iterator[None]:
+    """The lock ``file`` of ``folder``; it is removed at the end."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # while it is held: who comes now makes a new one
+        lock.release()
 
 
 def _make(folder: Path) -> list[Path]:

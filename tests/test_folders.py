@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from cnnf_brain.files import write_json
-from cnnf_brain.folders import claim, locked, results
+from cnnf_brain.folders import claim, locked, occupied, opened, results
 
 
 def fill(folder, number: int, configuration=None) -> None:
@@ -77,3 +77,28 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with locked(tmp_path / "results"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("taken", [opened, occupied])
+def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_path, taken):
+    folder = tmp_path / "deep" / "run"
+    with pytest.raises(RuntimeError), taken(folder):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with taken(folder):
+        (folder / "log.jsonl").write_text("x")
+    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+    with pytest.raises(OSError, match="cannot write"), taken(folder / "log.jsonl"):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+
+
+def test_two_runs_do_not_occupy_one_folder(tmp_path):
+    with occupied(tmp_path / "run"):
+        for _ in range(2):
+            with pytest.raises(OSError, match="another run is writing to"), occupied(tmp_path / "run"):
+                pass
+        (tmp_path / "run" / "log.jsonl").write_text("x")
+    with occupied(tmp_path / "run"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]

@@ -33,8 +33,9 @@ Output (--output, default runs/imagenet-ARCH-MODEL-seedN):
                           python -m cnnf_brain.compare --weights ...
     best.safetensors      those of the best validation top-1 accuracy at the last iteration, after at least one step
     report.html           a page that shows the run: accuracy, log, what the run was, what it does not show
-    card.json, card.md    command, configuration, starting weights, commit, versions, time, validation accuracy at every
-                          iteration; card.json also the SHA-256 of model.safetensors
+    card.json, card.md    command, configuration, starting weights (a file by its path from this folder), commit,
+                          versions, time, validation accuracy at every iteration; card.json also the SHA-256 of
+                          model.safetensors
     config.json           the configuration, written at the start
     log.jsonl             losses by term and iteration, accuracy (first at step 0, before training), images/s, wait for data,
                           memory, learning rate, gradient
@@ -54,25 +55,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from cnnf_brain.files import check_writable, sha256, write_json
+from cnnf_brain import folders
+from cnnf_brain.files import sha256, write_json
 from cnnf_brain.model.card import Card, read_card
 from cnnf_brain.model.nets import ARCHITECTURES
 from cnnf_brain.model.weights import is_published, published_file
-from cnnf_brain.networks import load_network
+from cnnf_brain.networks import place, plan
 from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.report import page
 from cnnf_brain.trainer.card import WEIGHTS, check_finished, finish, save_weights
 from cnnf_brain.trainer.config import check_same, environment
-from cnnf_brain.trainer.evaluation import check_evaluation, evaluate_network, table, write_evaluation
+from cnnf_brain.trainer.evaluation import check_classes, check_evaluation, evaluate_network, table, write_evaluation
 from cnnf_brain.trainer.flags import (
     FEEDBACK,
     STOPPED,
@@ -105,17 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     command = shlex.join(["python", "training/imagenet.py", *argv])
     try:
-        with join(args.device) as ranks:
-            if args.evaluate:
-                return evaluate(args, ranks, command)
-            with alone(args.output, ranks):
-                return run(args, ranks, command)
-    except Timeout:
-        error: Exception = OSError(f"another run is writing to {args.output}; choose another --output")
-    except (ValueError, OSError, NonFiniteLoss, TooManyBadImages) as caught:
-        error = caught
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+        with join(args.device) as ranks, place_for_results(args, ranks):
+            return evaluate(args, ranks, command) if args.evaluate else run(args, ranks, command)
+    except (ValueError, OSError, NonFiniteLoss, TooManyBadImages) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
@@ -124,7 +121,7 @@ def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
         train, validation = index_images(args.data)
     train, validation = train.spaced(args.limit), validation.spaced(args.limit_validation)
     recipe = recipe_of(args, len(train.classes))
-    start = started_from(recipe.weights)
+    start = started_from(recipe.weights, args.output)
     configuration = {
         **recipe.outcome(),
         "weights": f"sha256:{start['sha256']}" if "sha256" in start else recipe.weights,
@@ -171,14 +168,12 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     """The accuracy of given weights, at every iteration."""
     card = Card() if is_published(args.weights) else read_card(args.weights)
     arch, feedback = args.arch or card.arch or PAPER.arch, evaluated_feedback(args, card)
+    planned = plan(arch, args.weights, iterations=feedback.pop("iterations"), feedback=feedback,
+                   image_size=args.image_size or card.image_size)  # fmt: skip
     with in_turn(ranks):
         index = index_validation(args.data).spaced(args.limit_validation)
-        network = load_network(arch, args.weights, iterations=feedback.pop("iterations"), feedback=feedback,
-                               image_size=args.image_size or card.image_size, device=str(ranks.device))  # fmt: skip
-    if card.content.get("classes_sha256", index.classes_digest()) != index.classes_digest():
-        raise ValueError(
-            f"{args.weights} was trained on other classes than those in {args.data}: its outputs stand for others"
-        )
+        check_classes(planned, index)  # before weights are downloaded
+        network = place(planned.load(), ranks.device)
     shown = replace(network.preprocessing, resize=args.resize or card.resize)
     network = replace(network, preprocessing=shown)
     settings = {"arch": arch, "feedback": network.module.settings if network.iterations else {"iterations": 0},
@@ -188,8 +183,6 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
              "commit": commit(), "versions": versions(), "machine": machine(ranks.device)}  # fmt: skip
     if args.output is not None:
         check_evaluation(args.output, about)
-        if ranks.rank == 0:
-            check_writable(args.output)
     if ranks.rank == 0:
         print(f"{network.name}, weights {args.weights}, {settings}: {len(index)} images of {len(index.classes)} classes from "
               f"{args.data}, on {machine(ranks.device)}", flush=True)  # fmt: skip
@@ -202,15 +195,11 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def alone(output: Path, ranks: Ranks) -> Any:
-    """Rank 0 holds ``output``, which can be written, for this run."""
-    if ranks.rank:
-        yield
-        return
-    check_writable(output)
-    with FileLock(output / ".lock", timeout=0):
-        yield
+def place_for_results(args: argparse.Namespace, ranks: Ranks) -> AbstractContextManager[None]:
+    """Rank 0 makes --output and, for training, holds it alone. The folder is removed again if nothing was written to it."""
+    if ranks.rank or args.output is None:
+        return contextlib.nullcontext()
+    return folders.opened(args.output) if args.evaluate else folders.occupied(args.output)
 
 
 @contextlib.contextmanager
@@ -223,9 +212,11 @@ def in_turn(ranks: Ranks) -> Any:
         ranks.wait()
 
 
-def started_from(weights: str) -> dict[str, str]:
-    """The weights that training begins with, as given, and the SHA-256 of a file."""
-    return {"weights": weights} | ({"sha256": sha256(Path(weights))} if Path(weights).is_file() else {})
+def started_from(weights: str, output: Path) -> dict[str, str]:
+    """The weights that training begins with: a name as given, a file by its path from ``output`` and its SHA-256."""
+    if not Path(weights).is_file():
+        return {"weights": weights}
+    return {"weights": os.path.relpath(Path(weights).resolve(), output.resolve()), "sha256": sha256(Path(weights))}
 
 
 def recipe_of(args: argparse.Namespace, classes_found: int) -> Recipe:

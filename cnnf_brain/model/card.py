@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from cnnf_brain.files import sha256
 
 # The feedback's settings besides the number of iterations, as CNNF takes them and as cards hold them.
 SETTINGS = ("target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
@@ -19,9 +22,11 @@ class Card:
 
     ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: those of SETTINGS that are
     on the card of a CNN-F (a CNN was trained without). ``normalisation``: of the small net. ``image_size``, ``resize``: pixels,
-    see ``images.Preprocessing``. ``started_from``: the weights that training began with, a published name or a path (``none``:
-    random weights), and ``started_sha256`` of such a file. ``top1``: validation accuracy (shares) at iterations 0 to N.
-    ``content``: all of it.
+    see ``images.Preprocessing``. ``started_from``: the weights that training began with, a published name, ``none`` (random
+    weights) or a file, and ``started_sha256`` of such a file. In the card a file is named by its path relative to the output
+    folder, where the weights and the card are, so that it is found from any working directory; ``read_card`` puts the folder
+    before it. Older cards name it relative to the working directory of the training. ``top1``: validation accuracy
+    (shares) at iterations 0 to N. ``content``: all of it.
     """
 
     arch: str | None = None
@@ -62,6 +67,9 @@ class Card:
 def read_card(path: str | Path) -> Card:
     """The card in a safetensors file that our trainers wrote; an empty one where the file carries none.
 
+    A file in ``started_from`` is looked for relative to the folder of ``path``, then to the working directory (older cards).
+    Where there are two, the one with the hash on the card is taken; where there is none, the path from the folder.
+
     Raises
     ------
     FileNotFoundError
@@ -82,6 +90,20 @@ def read_card(path: str | Path) -> Card:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error
     try:
-        return Card.of(content)
+        card = Card.of(content)
+        return replace(card, started_from=_found(card, path))
     except (AttributeError, TypeError) as error:
         raise ValueError(f"weights {path}: the card inside is not of the form that the trainers write ({error})") from error
+
+
+def _found(card: Card, path: Path) -> str | None:
+    """``started_from`` of the card in the file ``path`` as a path from the working directory, absolute where ``path`` is."""
+    named = card.started_from
+    if named is None or not Path(named).suffix:  # random weights, or a published name
+        return named
+    beside = os.path.normpath(path.resolve().parent / named)
+    places = [beside if path.is_absolute() else os.path.relpath(beside), named]
+    there = [place for place in places if Path(place).is_file()]
+    if len(there) == 2 and card.started_sha256 is not None and not Path(there[0]).samefile(there[1]):
+        there = [place for place in there if sha256(Path(place)) == card.started_sha256]
+    return (there or places)[0]

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from cnnf_brain.checks import differences
 from cnnf_brain.files import plain, write_json
 from cnnf_brain.model.feedback import CNNF, Keep
-from cnnf_brain.networks import Network
+from cnnf_brain.model.weights import is_published, published_entry
+from cnnf_brain.networks import SMALL, TORCHVISION, Network, Plan
 from cnnf_brain.trainer.image_data import Batch, Feed, check_bad, validation_loader
 from cnnf_brain.trainer.image_index import ImageIndex
 from cnnf_brain.trainer.ranks import Ranks
@@ -96,7 +97,7 @@ def evaluate_network(
     Raises
     ------
     ValueError
-        A network without a classifier, for grey images, or with another number of outputs than ``index`` has classes.
+        A network without a classifier, for grey images, or of other classes (``check_classes``).
     TooManyBadImages
         More images are damaged than ``max_bad`` allows.
     """
@@ -105,26 +106,69 @@ def evaluate_network(
     if network.headless:
         raise ValueError(f"{network.name}: the weights {network.weights} have no classifier, so that it names no classes; give "
                          "weights with one")  # fmt: skip
-    if len(shown.mean) != 3:
-        raise ValueError(
-            f"{network.name} takes grey images; top-1 is measured on coloured ones, expected an ImageNet network"
-        )
+    check_classes(network, index)
 
     def logits(images: Tensor) -> Tensor:
         x = shown.normalise(images.to(torch.float32).div_(255))
-        found = module(x, keep=Keep()).logits if isinstance(module, CNNF) else module(x)[None]
-        if found.shape[-1] != len(index.classes):
-            raise ValueError(
-                f"{network.name} has {found.shape[-1]} outputs and the images in {index.root} have {len(index.classes)} classes: "
-                "which output stands for which class is not known; take images of the classes that it was trained on"
-            )
-        return found
+        return module(x, keep=Keep()).logits if isinstance(module, CNNF) else module(x)[None]
 
     loader = validation_loader(index, shown.size, batch_size, rank=ranks.rank, world_size=ranks.size, workers=workers,
                                device=ranks.device, resize=shown.resize)  # fmt: skip
     accuracy = measure(logits, loader, network.iterations, ranks)
     check_bad(accuracy.bad, len(index), max_bad, "validation")
     return accuracy
+
+
+def check_classes(network: Network | Plan, index: ImageIndex) -> None:
+    """A ValueError where a network's top-1 on the images of ``index`` would mean nothing, before any image is read.
+
+    Parameters
+    ----------
+    network
+        A Plan (``networks.plan``): checked by its name, its card and what torchvision says of published weights. Nothing is
+        loaded or downloaded; weights without a card pass. A loaded network: its outputs are counted on one black image.
+
+    Raises
+    ------
+    ValueError
+        The network takes grey images, was trained on other classes, or has another number of outputs than ``index`` has classes.
+    """
+    if isinstance(network, Plan):
+        name, grey, outputs = f"{network.spec} [{network.label}]", network.spec == SMALL, planned_outputs(network)
+    else:
+        name, grey, outputs = f"{network.name} [{network.weights}]", len(network.preprocessing.mean) != 3, None
+    if grey:
+        raise ValueError(f"{name} takes grey images; top-1 is measured on coloured ones, expected an ImageNet network")
+    if network.card.content.get("classes_sha256", index.classes_digest()) != index.classes_digest():
+        raise ValueError(
+            f"{name} was trained on other classes than those in {index.root}, by the card of its weights: its outputs stand for "
+            "those; take images of the classes that it was trained on"
+        )
+    if isinstance(network, Network):
+        outputs = counted_outputs(network)
+    if outputs not in (None, len(index.classes)):
+        raise ValueError(
+            f"{name} has {outputs} outputs and the images in {index.root} have {len(index.classes)} classes: "
+            "which output stands for which class is not known; take images of the classes that it was trained on"
+        )
+
+
+def planned_outputs(network: Plan) -> int | None:
+    """The number of classes by torchvision or by the card; None where only the weights themselves can say."""
+    if network.from_names and network.source is not None and is_published(network.source):
+        categories = published_entry(network.spec.removeprefix(TORCHVISION), network.source).meta.get("categories")
+        return None if categories is None else len(categories)
+    found: int | None = network.card.content.get("configuration", {}).get("num_classes")
+    return found
+
+
+@torch.no_grad()
+def counted_outputs(network: Network) -> int:
+    """The number of outputs of a loaded network."""
+    shown, module = network.preprocessing, network.module.eval()
+    x = torch.zeros(1, len(shown.mean), shown.size, shown.size, device=network.device)
+    found = module(x, iterations=0) if isinstance(module, CNNF) else module(x)
+    return int(found.shape[-1])
 
 
 def check_evaluation(folder: Path, question: Mapping[str, Any]) -> None:

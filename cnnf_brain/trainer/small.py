@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
+from cnnf_brain import folders
 from cnnf_brain.devices import pick
-from cnnf_brain.files import check_writable, write_json
+from cnnf_brain.files import write_json
 from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.model.nets import small_net
 from cnnf_brain.model.weights import read_weights
@@ -126,12 +126,8 @@ def train(
     NonFiniteLoss
         Training diverged; names the last good checkpoint.
     """
-    check_writable(output)
-    try:
-        with FileLock(output / ".lock", timeout=0):
-            return _train(settings, output, command, folder, pick(device), save_every, insist, stop, measure)
-    except Timeout:
-        raise OSError(f"another run is writing to {output}; choose another output folder") from None
+    with folders.occupied(output):
+        return _train(settings, output, command, folder, pick(device), save_every, insist, stop, measure)
 
 
 def _train(

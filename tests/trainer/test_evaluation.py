@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
 from torch import nn
 
-from cnnf_brain import CNNF
+from cnnf_brain import CNNF, accuracy, choice
 from cnnf_brain.files import sha256
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model import nets
-from cnnf_brain.model.card import read_card
-from cnnf_brain.networks import Network
-from cnnf_brain.trainer import start
-from cnnf_brain.trainer.evaluation import evaluate_network
+from cnnf_brain.model import nets, weights
+from cnnf_brain.model.card import Card, read_card
+from cnnf_brain.networks import Network, plan
+from cnnf_brain.trainer import evaluation, start
+from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 from cnnf_brain.trainer.image_data import ShownImages, TooManyBadImages, normalise
 from cnnf_brain.trainer.image_index import index_validation
 
@@ -103,13 +106,12 @@ def test_flags_override_the_card(validation, trained, tmp_path, more, feedback, 
 
 
 def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(validation, tmp_path, monkeypatch):
-    from cnnf_brain.model import weights
-
     torch.manual_seed(0)
     file = tmp_path / "published.pth"
     torch.save(tiny("vgg16", 3).state_dict(), file)
     monkeypatch.setattr(weights, "published", lambda arch, name: torch.load(file, weights_only=True))
     monkeypatch.setattr(imagenet, "published_file", lambda arch, name: file)
+    monkeypatch.setattr(evaluation, "published_entry", lambda arch, name: SimpleNamespace(meta={"categories": WNIDS}))
     argv = words("--data", validation, "--image-size", SIZE)
     for number, (more, n) in enumerate([([], 0), (["--model", "cnnf"], 2), (["--iterations", "1"], 1)]):
         output = tmp_path / str(number)
@@ -179,8 +181,72 @@ def test_damaged_images_are_not_counted_and_too_many_are_an_error(validation, tm
 def test_other_classes_of_the_same_number_are_refused(validation, trained, tmp_path, capsys):
     root = Path(shutil.copytree(validation, tmp_path / "images"))
     (root / "val" / WNIDS[2]).rename(root / "val" / "n09")
-    assert imagenet.main(words("--data", root, "--weights", trained / "model.safetensors")) == 1
+    output = tmp_path / "deep" / "out"
+    assert imagenet.main(words("--data", root, "--weights", trained / "model.safetensors", "--output", output)) == 1
     assert "was trained on other classes" in capsys.readouterr().err
+    assert not output.parent.exists()
+
+
+def test_published_weights_for_other_classes_are_not_downloaded(validation, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(weights, "published", lambda *_: pytest.fail("downloaded"))
+    output = tmp_path / "out"
+    for arch in ("alexnet", "vgg16"):
+        assert (
+            imagenet.main(words("--data", validation, "--weights", "IMAGENET1K_V1", "--arch", arch, "--output", output)) == 1
+        )
+        assert (
+            f"{arch} [IMAGENET1K_V1] has 1000 outputs and the images in {validation} have 3 classes"
+            in capsys.readouterr().err
+        )
+    assert not output.exists()
+    with pytest.raises(ValueError, match=r"resnet18 \[IMAGENET1K_V1\] has 1000 outputs"):
+        check_classes(plan("torchvision:resnet18"), index_validation(validation))
+
+
+def test_weights_for_other_classes_are_refused_before_any_image_is_read(validation, trained, tmp_path, monkeypatch, capsys):
+    """With a card before they are loaded; without one before the first batch."""
+    monkeypatch.setattr(evaluation, "validation_loader", lambda *_, **__: pytest.fail("read images"))
+    file = tmp_path / "bare.safetensors"
+    save_file(tiny("vgg16", 5).state_dict(), file)
+    assert (
+        imagenet.main(words("--data", validation, "--image-size", SIZE, "--weights", file, "--output", tmp_path / "out"))
+        == 1
+    )
+    assert "has 5 outputs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(validation / "val" / WNIDS[0], tmp_path / "val" / "n01")
+    monkeypatch.setattr(weights, "read_weights", lambda *_: pytest.fail("loaded"))
+    assert imagenet.main(words("--data", tmp_path, "--weights", trained / "model.safetensors")) == 1
+    assert "was trained on other classes" in capsys.readouterr().err
+
+
+def test_a_comparison_can_check_its_networks_early(validation, trained):
+    index = index_validation(validation)
+    fits = plan("vgg16", str(trained / "model.safetensors"))
+    accuracy.check([fits, network(), replace(network(5), headless=True)], index)
+    accuracy.check([plan("vgg16")], None)
+    older = {name: value for name, value in fits.card.content.items() if name != "classes_sha256"}
+    older["configuration"] = {**older["configuration"], "num_classes": 7}
+    for wrong, message in (
+        (plan("vgg16"), r"vgg16 \[IMAGENET1K_V1\] has 1000 outputs"),
+        (replace(fits, card=Card.of(older)), r"vgg16 \[.*model.safetensors\] has 7 outputs"),
+        (plan("small"), "small .* takes grey images"),
+        (network(5), r"tiny \[drawn\] has 5 outputs"),
+        (network(module=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4))), r"tiny \[drawn\] has 4 outputs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            accuracy.check([fits, wrong], index)
+
+
+def test_an_evaluation_without_images_leaves_nothing(trained, tmp_path):
+    output = tmp_path / "deep" / "out"
+    argv = words("--data", tmp_path / "none", "--weights", trained / "model.safetensors", "--output", output)
+    assert imagenet.main(argv) == 1
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir(parents=True)
+    assert imagenet.main(argv) == 1
+    assert output.is_dir(), "it was there before"
+    assert list(output.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -229,3 +295,62 @@ def test_the_card_says_what_training_started_from(images, trained, tmp_path, mon
     assert (card.started_from, card.started_sha256) == (str(file), sha256(file))
     assert card.resize is None
     assert "resize" not in card.content["configuration"]
+
+
+def test_what_training_started_from_is_found_from_any_folder(images, trained, tmp_path, monkeypatch):
+    """The card names the file relative to its own folder, and nothing of where that lies."""
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    first, second = runs / "first" / "model.safetensors", runs / "second" / "model.safetensors"
+    first.parent.mkdir(parents=True)
+    shutil.copy(trained / "model.safetensors", first)
+    monkeypatch.chdir(runs / "first")
+    argv = flags(images, Path("..", "second"), steps=1)
+    argv[argv.index("--weights") + 1] = "model.safetensors"
+    assert imagenet.main(argv) == 0
+    assert json.loads((second.parent / "card.json").read_text())["started_from"]["weights"] == "../first/model.safetensors"
+    monkeypatch.chdir(elsewhere)
+    assert choice.starting_weights(read_card(second), "trained") == str(first)
+    assert (
+        choice.starting_weights(read_card("../runs/second/model.safetensors"), "trained")
+        == "../runs/first/model.safetensors"
+    )
+    link = elsewhere / "link.safetensors"
+    link.symlink_to(second)
+    assert choice.starting_weights(read_card(link), "trained") == str(first)
+    runs.rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "second" / "model.safetensors"
+    assert choice.starting_weights(read_card(moved), "trained") == str(tmp_path / "moved" / "first" / "model.safetensors")
+
+
+def test_an_older_card_names_what_training_started_from_relative_to_the_working_directory(trained, tmp_path, monkeypatch):
+    """There, as in this case, a file of that name may lie beside the card: the hash tells them apart."""
+    begin, later = tmp_path / "model.safetensors", tmp_path / "run" / "model.safetensors"
+    shutil.copy(trained / "model.safetensors", begin)
+    net = tiny("vgg16", 3)
+    for named in ("model.safetensors", str(begin)):
+        card = read_card(begin).content | {"started_from": {"weights": named, "sha256": sha256(begin)}}
+        save_weights(later, net, card)
+        monkeypatch.chdir(tmp_path)
+        assert choice.starting_weights(read_card(later), "trained") == named
+    for name in ("IMAGENET1K_V1", "none"):
+        save_weights(later, net, read_card(begin).content | {"started_from": {"weights": name}})
+        assert read_card(later).started_from == name
+
+
+def test_a_run_from_before_paths_were_relative_continues(images, trained, tmp_path, capsys):
+    """Its card and its checkpoint name the file as the user typed it; the configuration is the same."""
+    output, file = tmp_path / "out", trained / "model.safetensors"
+    argv = flags(images, output, steps=1)
+    argv[argv.index("--weights") + 1] = os.path.relpath(file)
+    assert imagenet.main(argv) == 0
+    card = json.loads((output / "card.json").read_text())
+    card["started_from"]["weights"] = os.path.relpath(file)
+    (output / "card.json").write_text(json.dumps(card))
+    assert imagenet.main(argv) == 0
+    assert "already finished" in capsys.readouterr().out
+    argv[argv.index("--steps") + 1] = "2"
+    assert imagenet.main(argv) == 0
+    assert "continuing" in capsys.readouterr().out
+    named = json.loads((output / "card.json").read_text())["started_from"]["weights"]
+    assert (output / named).samefile(file)

@@ -388,3 +388,15 @@ def test_resized_and_fewer_validation_images_are_another_configuration(images, t
     assert "resize: absent there, 36 now" in capsys.readouterr().err
     assert imagenet.main(flags(images, output, steps=1)) == 1
     assert "data.validation: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--data", "none"], ["--num-classes", "2"], ["--weights", "none.pth"], ["--resume"]])
+def test_an_error_before_training_leaves_nothing(images, tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "runs" / "out"
+    assert imagenet.main([*flags(images, output, model="cnn"), *more]) == 1
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir(parents=True)
+    (output / "notes.txt").write_text("mine")
+    assert imagenet.main([*flags(images, output, model="cnn"), *more]) == 1
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]

@@ -136,6 +136,17 @@ def test_two_runs_do_not_share_a_folder(make_folder, tmp_path, capsys):
     assert "another run is writing to" in capsys.readouterr().err
 
 
+def test_an_error_before_training_leaves_nothing(make_folder, tmp_path):
+    folder, runs = make_folder(), tmp_path / "runs"
+    for argv in (
+        flags(tmp_path / "none", runs / "out"),
+        flags(tmp_path / "none", runs / "out", "--seeds", "0", "1"),
+        flags(folder, runs / "out", "--resume"),
+    ):
+        assert mnist.main(argv) == 1
+        assert not runs.exists()
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_damaged_data_is_an_error_before_training(make_folder, tmp_path, capsys, part):
     folder = make_folder()
