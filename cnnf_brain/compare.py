@@ -98,6 +98,7 @@ def compare(options: Options) -> list[Evaluation]:
     choice = choose_networks(options)
     planned = check_words(options, choice)  # before anything is downloaded
     index = accuracy.validation_images(options.validation)
+    accuracy.check([*choice.models, *([choice.baseline] if choice.baseline else [])], index)
     print(headline(options, choice, planned, why), flush=True)
     recordings = load(options.recordings, [one.region for one in planned], options.session or None)
     everything = [source for sources in recordings.values() for source in sources]
@@ -106,6 +107,7 @@ def compare(options: Options) -> list[Evaluation]:
     models, baseline = choice.load(options.device)
     asked = evaluate.asked_layers(options.layers, options.iterations, models, baseline, options.baseline_layers)
     shown = _networks(asked)
+    accuracy.check(shown, index)  # files without a card are only known now
     run = describe(options, why, shown, recordings)
     folder = Path(options.output) if options.output else Path("results", default_name(options, shown))
     with folders.results(folder, KIND, run.pop("configuration")) as staging:

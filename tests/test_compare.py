@@ -20,6 +20,7 @@ import safetensors.torch
 import tiny
 import torch
 import xarray as xr
+from PIL import Image
 from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
@@ -411,6 +412,35 @@ def test_the_paper_s_baseline_is_what_training_started_from(world, monkeypatch):
     head, *rows = rows_of(table)
     assert [row[head.index("top-1")] for row in rows] == ["91.06 %", "89.22 %", "87.38 %", "86.02 %"]
     assert ">top-1 accuracy</text>" in (world.folder / "out" / "figure.svg").read_text()
+
+
+def validation_images(root: Path, classes: int) -> Path:
+    generator = np.random.default_rng(0)
+    for number in range(2 * classes):
+        path = root / "val" / f"n{number % classes:08d}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def test_top_1_is_measured_on_validation_images(world):
+    root = validation_images(world.folder / "images", 12)
+    assert world.run("--layers", "V4", "--recordings", world.v4, "--validation", root) == 0
+    network = networks.load_network(world.model("feedback"), device="cpu")
+    files = sorted((root / "val").rglob("*.png"))
+    x = torch.stack([network.preprocessing(Image.open(file)) for file in files])
+    with torch.no_grad():
+        predicted = [network.module(x, iterations=t).argmax(1) for t in (0, 1)]
+    labels = torch.tensor([int(file.parent.name[1:]) for file in files])
+    expected = [float((guess == labels).float().mean()) for guess in predicted]
+    assert [a["top1"] for a in world.summary()["accuracy"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_validation_images_of_other_classes_are_found_before_long_work(world, no_work, capsys):
+    root = validation_images(world.folder / "images", 3)
+    assert world.run("--layers", "V4", "--recordings", world.v4, "--validation", root) == 1
+    assert re.search(r"error: .*12 .*3 classes", capsys.readouterr().err)
+    assert not (world.folder / "out").exists()
 
 
 def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
