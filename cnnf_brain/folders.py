@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,13 @@ from cnnf_brain.checks import differences
 from cnnf_brain.files import check_writable, plain, write_json
 
 RECORD = "run.json"  # what a run was; says whose folder it is
+NEW, OLD = "new", "old"  # hidden folders beside a folder: what takes its place, and what stood there
 
 
 @contextmanager
 def locked(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold ``folder`` against other processes; an OSError where another one holds it for ``wait`` seconds. Nothing is made
+<<<<<<< HEAD
     inside it."""
     folder = Path(os.path.abspath(folder))
     with _made(folder.parent, folder), _held(folder.parent / f".{folder.name}.lock", folder, wait):
@@ -51,12 +54,26 @@ def occupied(folder: Path) -> Iterator[None]:
     """
     folder = Path(os.path.abspath(folder))
     with opened(folder), _held(folder / ".lock", folder):
+=======
+    inside it, and a link to a folder stands for that folder."""
+    folder = _real(folder)
+    try:
+        made = _make(folder.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
+    try:
+>>>>>>> submit
         yield
 
 
 def check_place(folder: Path) -> None:
     """An OSError now rather than after the work where no results could be written to ``folder``; nothing is left there."""
-    folder = Path(os.path.abspath(folder))
+    folder = _real(folder)
     if folder.exists() and not folder.is_dir():
         raise OSError(f"{folder} is a file; name a folder for the results")
     with locked(folder):
@@ -75,7 +92,7 @@ def claim(folder: Path, kind: str, configuration: Mapping[str, Any]) -> None:
     configuration
         All that decides the results, as JSON values.
     """
-    folder = Path(folder)
+    folder = _real(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -102,12 +119,14 @@ def results(folder: Path, kind: str, configuration: Mapping[str, Any]) -> Iterat
     """A folder beside ``folder`` to write into; it takes its place when the block ends well, and is removed when it does not.
 
     The block writes ``run.json`` there, to which ``kind`` and ``configuration`` are added. Files of the old folder that the new
-    one does not have, and that no run wrote, are kept. Raises what ``locked`` and ``claim`` raise, before the block is entered.
+    one does not have, and that no run wrote, are kept. What a killed run left is put right first. Raises what ``locked`` and
+    ``claim`` raise, before the block is entered.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = _real(folder)
     with locked(folder):
+        recover(folder)
         claim(folder, kind, configuration)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        staging = beside(folder, NEW)
         try:
             check_writable(staging)
             yield staging
@@ -127,10 +146,39 @@ def _swap(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    old = beside(folder, OLD)
     folder.rename(old / folder.name)
     new.rename(folder)
-    before = old / folder.name
+    _keep(old / folder.name, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def beside(folder: Path, part: str) -> Path:
+    """A new hidden folder beside ``folder``, under a name that ``recover`` knows; ``part`` is NEW or OLD."""
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}-{part}-", dir=folder.parent))
+
+
+def recover(folder: Path) -> None:
+    """Put right what killed runs left beside ``folder`` (a real path), which the caller holds with ``locked``.
+
+    A folder that was moved away comes back. Where its successor stands already, the files that no run wrote move there.
+    """
+    name = re.compile(rf"\.{re.escape(folder.name)}-({NEW}|{OLD})-[a-z0-9_]{{8}}")  # as ``beside`` makes it
+    for path in sorted(folder.parent.iterdir()):
+        found = name.fullmatch(path.name)
+        if found is None or path.is_symlink():
+            continue
+        before = path / folder.name
+        if found[1] == OLD and before.is_dir():
+            if folder.exists():
+                _keep(before, folder)
+            else:
+                before.rename(folder)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _keep(before: Path, folder: Path) -> None:
+    """Move the files of ``before`` that no run wrote, and that ``folder`` lacks, to ``folder``."""
     try:
         written = set(json.loads((before / RECORD).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError):
@@ -138,7 +186,11 @@ def _swap(new: Path, folder: Path) -> None:
     for path in before.iterdir():
         if path.name not in written and not (folder / path.name).exists():
             shutil.move(path, folder / path.name)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _real(folder: Path) -> Path:
+    """The folder itself where ``folder`` is, or lies below, a link."""
+    return Path(os.path.realpath(folder))
 
 
 @contextmanager

@@ -18,12 +18,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnf_brain import networks
+from cnnf_brain import devices, networks
 
 if TYPE_CHECKING:
     from cnnf_brain.brainscore.request import Plugin
 
 READY, BROKEN, UNFINISHED, UNKNOWN = 0, 1, 3, 4  # exit codes of a check: see ``outcome``
+FLAGS = {  # what errors of the library call an argument -> the flag
+    "in regions": "with --regions",
+    "use another name": "use another --name",
+    "give that as the weights": "give that as --weights",
+} | {
+    name: f"--{name.replace('_', '-')}" for name in ("neural_only", "image_size", "time_bins", "match_norm", "match_layers")
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return check(args.check, args.weights) if args.check else write(args)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the installed brainscore-vision is as it was", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, ended)
+
+
+def in_flags(message: str) -> str:
+    """An error of the library, with flags in place of arguments; names inside a path or a longer name stay."""
+    for words, flag in FLAGS.items():
+        message = re.sub(rf"(?<![\w/.'-]){words}(?![\w/'-]|\.\w)", flag, message)
+    return message
 
 
 def write(args: argparse.Namespace) -> int:
@@ -64,6 +78,7 @@ def write(args: argparse.Namespace) -> int:
         time_bins=tuple(args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
+        device=devices.pick(args.device),
         **bibtex,
     )
     plugins = [identify(request)]
@@ -78,12 +93,18 @@ def write(args: argparse.Namespace) -> int:
 
 def describe(plugin: Plugin, folder: Path, archive: Path) -> None:
     """What was written, in a few lines."""
+    from cnnf_brain.brainscore.identity import REGIONS
     from cnnf_brain.brainscore.plugin import title
 
     identity = plugin.identity
     print(f"{identity.identifier}: {title(identity)}")
     print(f"  {archive} for the website, {folder} for a pull request (brainscore_vision/models/{folder.name})")
     print(f"  regions {_listed(identity.regions)}")
+    left_out = [region for region in REGIONS if region not in identity.regions]
+    if left_out:
+        print(
+            f"  left out: {', '.join(left_out)}, for which no layer is known (--regions names one); no benchmark scores it there"
+        )
     if identity.iterations:
         bins = " ".join(f"{start}-{end}" for start, end in identity.time_bins)
         carded = "" if plugin.carded else " (the weights have no card: these are yours, or else the defaults)"
@@ -197,13 +218,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="START-END",
         help="ms of iterations 0, 1, ... (default 70-120 120-170 ...)",
     )
-    add("--neural-only", action="store_true", help="no behaviour, for networks without ImageNet's 1000 classes")
+    add(
+        "--neural-only",
+        action="store_true",
+        help="no behaviour, for networks without ImageNet's 1000 classes; V1 and V2 may have no layer",
+    )
     add("--target", help="settings of the feedback: as trained unless given")
     add("--step-size", type=float)
     add("--match-norm", action=argparse.BooleanOptionalAction)
     add("--match-layers", action=argparse.BooleanOptionalAction)
     add("--ada-relu", choices=["signed", "printed"])
     add("--image-size", type=int, help="default: as trained, else 224")
+    add("--device", default=devices.AUTO, help="of the first images: auto (a GPU where there is one), cpu, cuda")
     add("--bibtex", type=Path, metavar="FILE", help="reference for the leaderboard (default: the CNN-F paper)")
     args = p.parse_args(argv)
     _settle(p, args)
@@ -212,7 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _settle(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.check:
-        given: list[str] = [n for n, v in vars(args).items() if n not in ("check", "weights") and v not in (None, [], False)]
+        given: list[str] = [n for n, v in vars(args).items() if n not in ("check", "weights") and v != p.get_default(n)]
         if given:
             p.error(f"--{given[0].replace('_', '-')}: --check takes --weights alone beside it")
     elif not (args.output and (args.weights or args.model)):

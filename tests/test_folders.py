@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from cnnf_brain.files import write_json
+<<<<<<< HEAD
 from cnnf_brain.folders import claim, locked, occupied, opened, results
+=======
+from cnnf_brain.folders import check_place, claim, locked, results
+>>>>>>> submit
 
 
 def fill(folder, number: int, configuration=None) -> None:
@@ -79,6 +87,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("taken", [opened, occupied])
 def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_path, taken):
     folder = tmp_path / "deep" / "run"
@@ -102,3 +111,64 @@ def test_two_runs_do_not_occupy_one_folder(tmp_path):
     with occupied(tmp_path / "run"):
         pass
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
+=======
+def test_a_link_stands_for_its_folder(tmp_path):
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "big")
+    check_place(link)
+    for number in (1, 2):
+        fill(link, number)
+    assert link.is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk" / "big").iterdir()) == ["only2.txt", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    with locked(link), pytest.raises(OSError, match="another run is writing to"), locked(tmp_path / "disk" / "big"):
+        pass
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from cnnf_brain import folders
+from cnnf_brain.files import write_json
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+where, rename = sys.argv[2], Path.rename
+
+def renamed(path, target):
+    if where == "between" and "-new-" in path.name:
+        die()
+    rename(path, target)
+
+Path.rename = renamed
+if where == "before the notes":
+    shutil.move = die
+with folders.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
+    write_json(staging / "run.json", {"number": 2})
+    (staging / "only2.txt").write_text("x")
+    if where == "inside":
+        die()
+"""
+
+
+@pytest.mark.parametrize(("where", "kept"), [("inside", "only1.txt"), ("between", None), ("before the notes", "only2.txt")])
+def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path, where, kept):
+    """kill -9 inside the block, between the two renames, and before the user's notes moved over."""
+    folder = tmp_path / "results"
+    fill(folder, 1)
+    (folder / "notes.txt").write_text("mine")
+    other = tmp_path / ".results-b-new-abcdefgh"  # of the folder results-b
+    other.mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), where], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (kept is not None) == folder.exists()
+    if kept:
+        assert (folder / kept).exists()
+    assert len(list(tmp_path.glob(".results-*"))) > 1
+    with pytest.raises(RuntimeError), results(folder, "compare", {"seed": 0}):
+        raise RuntimeError  # even a run that fails puts right what the killed one left
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", kept or "only1.txt", "run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "results"]
+>>>>>>> submit

@@ -121,9 +121,10 @@ def test_settings_of_the_feedback_are_told(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--name", "cnn-f"], "identifier 'cnn-f_CNNF' may hold letters, digits and _ alone"),
+        (["--name", "cnn-f"], "identifier 'cnn-f' may hold letters, digits and _ alone"),
         (["--regions", "V1=conv1", "V2=conv9", "V4=pool2", "IT=relu3"], "layer 'conv9' is not known; did you mean"),
-        (["--regions", "V4=pool2", "IT=relu3"], "no layer is named for V1, V2"),
+        (["--image-size", "0"], "image size is 0, expected a whole number of pixels"),
+        (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--time-bins", "70-120", "120-170"], "2 time bins for iterations 0 to 2; expected 3"),
         (["--weights", "none.safetensors"], "weights none.safetensors: no such file"),
         (["--bibtex", "none.bib"], "No such file or directory: 'none.bib'"),
@@ -165,7 +166,36 @@ def test_behaviour_needs_imagenets_classes(run, tmp_path):
     code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *flags)
     assert code == 1
     assert "has 10 classes" in err[0]
-    assert "neural_only" in err[0]
+    assert "or --neural-only for a plugin" in err[0]
+
+
+def test_regions_without_a_layer_are_left_out_and_told(run, tmp_path):
+    (tmp_path / "nets.py").write_text(tiny.FILE)
+    code, out, err = run("--weights", shipped_weights(False), "--output", tmp_path / "out", *SMALL[:3], "--iterations", 0)
+    assert (code, err) == (0, [])
+    assert "  left out: V1, V2, for which no layer is known" in out
+    (folder,) = (tmp_path / "out").glob("small_CNN_*/")
+    (path,) = folder.glob("region_layer_map/*.json")
+    assert list(json.loads(path.read_text())) == ["V4", "IT"]
+    flags = ["--model", f"{tmp_path / 'nets.py'}:feedback", "--regions", "V1=0", "--output", tmp_path / "other"]
+    (tmp_path / "nets.py").write_text(tiny.FILE.replace('made.regions = {"V4": "2", "IT": "4"}', "made.regions = {}"))
+    code, _, err = run(*flags, "--neural-only")
+    assert code == 1
+    assert "name a layer for each with --regions" in err[0]
+    assert "(V4, IT are enough with --neural-only)" in err[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("give neural_only for a plugin", "give --neural-only for a plugin"),
+        ("fewer iterations, match_norm or match_layers", "fewer iterations, --match-norm or --match-layers"),
+        ("weights runs/neural_only/a.pt: no such file", "weights runs/neural_only/a.pt: no such file"),
+        ("weights my-image_size.pt: no such file", "weights my-image_size.pt: no such file"),
+    ],
+)
+def test_errors_speak_of_flags(message, shown):
+    assert submit.in_flags(message) == shown
 
 
 @pytest.mark.parametrize(
@@ -176,6 +206,7 @@ def test_behaviour_needs_imagenets_classes(run, tmp_path):
         (["--output", "a"], "give --weights FILE or --model MODEL"),
         (["--check", "a.zip", "--output", "b"], "--output: --check takes --weights alone beside it"),
         (["--check", "a.zip", "--neural-only"], "--neural-only: --check takes"),
+        (["--check", "a.zip", "--device", "cpu"], "--device: --check takes"),
         (["--weights", "a.pt", "--output", "b", "--iterations", "-1"], "--iterations -1: expected a whole number"),
         (["--weights", "a.pt", "--output", "b", "--url", "https://c", "--stored", "d", "e"], "--stored and --url: give one"),
         (

@@ -75,7 +75,15 @@ class IterationCommitment(ModelCommitment):
         super().start_task(task, *args, **kwargs)
 
     def start_recording(self, recording_target: str, time_bins: Any) -> None:
-        """Record from a region; ends a task, which ModelCommitment itself would go on answering with."""
+        """Record from a region; ends a task, which ModelCommitment itself would go on answering with.
+
+        A NotImplementedError for a region that the plugin leaves out.
+        """
+        known = self.layer_model.region_layer_map
+        if recording_target not in known:
+            raise NotImplementedError(
+                f"{self.identifier} has no layer for {recording_target}; it can be recorded from in {', '.join(known)}"
+            )
         self.do_behavior = False
         super().start_recording(recording_target, time_bins=time_bins)
 

@@ -21,6 +21,7 @@ from cnnf_brain.model.feedback import CNNF
 from cnnf_brain.networks import Network, load_network
 
 REGIONS = ("V1", "V2", "V4", "IT")
+NEEDED = ("V4", "IT")  # also of a plugin that takes neural benchmarks alone; it may leave out the others
 BUCKET = "brainscore-storage"
 STORED_BELOW = "brainscore-vision/models"  # the folder in Brain-Score's storage that uploads come to
 AGAIN = "write the plugin anew with python -m cnnf_brain.submit"
@@ -92,9 +93,9 @@ class Identity:
 
     ``model`` is what ``load_network`` takes; of the user's own code the file's name and the function, and ``code`` is the
     code's hash. ``preprocessing`` holds the fields of ``images.Preprocessing``. ``regions`` maps V1, V2, V4 and IT to layers by
-    iteration. ``readout`` is ``logits``, or empty where the network takes no behavioural task. ``time_bins`` holds (start, end) in
-    ms of each iteration. ``features`` is the version of the features that the software makes. ``identifier`` follows from all
-    of it but the place of the weights and the software's own version.
+    iteration; without ``readout`` V1 and V2 may be missing. ``readout`` is ``logits``, or empty where the network takes no
+    behavioural task. ``time_bins`` holds (start, end) in ms of each iteration. ``features`` is the version of the features that
+    the software makes. ``identifier`` follows from all of it but the place of the weights and the software's own version.
     """
 
     name: str
@@ -112,11 +113,12 @@ class Identity:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        missing = [region for region in REGIONS if region not in self.regions]
+        needed = REGIONS if self.readout else NEEDED
+        missing = [region for region in needed if region not in self.regions]
         if missing:
             raise ValueError(
                 f"no layer is named for {', '.join(missing)}; Brain-Score's neural benchmarks ask for {', '.join(REGIONS)}: "
-                "name a layer for each in regions, for instance V4=features.16"
+                f"name a layer for each in regions, for instance V4=features.16 ({', '.join(NEEDED)} are enough with neural_only)"
             )
         check_bins(self.time_bins, self.iterations)
         if self.readout not in (LOGITS, ""):

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import files
+import torch
+
+from cnnf_brain import activations, devices, files
 from cnnf_brain.brainscore import vendor
 from cnnf_brain.brainscore.commitment import commit
 from cnnf_brain.brainscore.identity import REGIONS, Identity, Weights, is_own_code, made_hash
+from cnnf_brain.brainscore.pictures import encoded_pictures
 from cnnf_brain.brainscore.rules import taken
 from cnnf_brain.brainscore.time_bins import default_bins
-from cnnf_brain.brainscore.wrapper import LOGITS
+from cnnf_brain.brainscore.wrapper import LOGITS, check_name
 from cnnf_brain.checks import unknown
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model.card import Card, read_card
@@ -41,7 +44,8 @@ class Request:
     ``model`` is what ``load_network`` takes: any network that can be compared. ``weights``: a file or a published name; by default
     as ``load_network`` has it. ``place``: ``stored`` and ``version_id``, or ``url``; published weights have their own.
     ``iterations`` 0 is the CNN. ``regions`` overrides the layers of ``networks.REGIONS``; a layer without ``@`` is taken at the
-    last iteration. ``neural_only`` is for networks without ImageNet's 1000 classes.
+    last iteration. ``neural_only`` is for networks without ImageNet's 1000 classes; V1 and V2 may then have no layer. ``device`` is
+    where the network is loaded and tried; it is no part of the plugin.
     """
 
     weights: str | Path | None = None
@@ -54,6 +58,7 @@ class Request:
     time_bins: tuple[tuple[int, int], ...] | None = None
     image_size: int | None = None
     neural_only: bool = False
+    device: str | torch.device = devices.AUTO
     bibtex: str = BIBTEX
 
 
@@ -76,14 +81,14 @@ def control_of(request: Request, weights: str | Path | None = None, place: Mappi
 
 
 def identify(request: Request) -> Plugin:
-    """The plugin that is asked for, with its network loaded once and every layer checked.
+    """The plugin that is asked for, with its network loaded, every layer checked, and a few made-up images run through it.
 
     Raises
     ------
     ValueError
         A name that Brain-Score refuses, a region without layer, a layer that the network lacks, weights that do not fit, a
         network without 1000 classes that is to take behavioural tasks, an identifier that is taken, a network whose function makes
-        other weights each time.
+        other weights each time, features of an image that depend on the other images of a batch (see ``activations.probe``).
     OSError
         Weights that are not there.
     """
@@ -111,7 +116,7 @@ def identify(request: Request) -> Plugin:
         weights=_weights(request, network, source, path),
         code=own.digest if own else "",
     )
-    commit(identity, network)  # every layer is there, and the classes are
+    wrapper = commit(identity, network).activations_model  # every layer is there, and the classes are
     if identity.weights.made and made_hash(_load(request, source).module) != identity.weights.sha256:
         raise ValueError(f"model {model}: makes other weights each time; save them in a file, and give that as the weights")
     where = taken(identity.identifier)
@@ -119,6 +124,9 @@ def identify(request: Request) -> Plugin:
         raise ValueError(
             f"identifier {identity.identifier!r} is taken: brainscore-vision ships it in models/{where}; use another name"
         )
+    # the first pass shows whose row is whose; feedback amplifies rounding, which differs between batch sizes
+    tried = [LayerAt(wrapper.layer_at(name).layer) for name in (*identity.regions.values(), identity.readout) if name]
+    activations.probe(network, encoded_pictures(activations.PROBED), tried)
     return Plugin(identity, path, own, bool(path and read_card(path).content), request.bibtex)
 
 
@@ -132,7 +140,8 @@ def _with_model(request: Request) -> Request:
     iterations = request.iterations
     if iterations is None and (model == SMALL or model in ARCHITECTURES):
         iterations = DEFAULT_ITERATIONS if card.iterations is None else card.iterations
-    return replace(request, model=model, iterations=iterations, image_size=request.image_size or card.image_size)
+    size = card.image_size if request.image_size is None else request.image_size
+    return replace(request, model=model, iterations=iterations, image_size=size)
 
 
 def _source(request: Request) -> str | None:
@@ -151,9 +160,9 @@ def _load(request: Request, source: str | None) -> Network:
         where = "the function itself sets them" if is_own_code(model) else "it runs no feedback iteration"
         raise ValueError(f"model {model}: settings of the feedback are given ({', '.join(request.feedback)}), and {where}")
     if not is_own_code(model):
-        settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": "cpu"}
-        return load_network(model, source, iterations=iterations, **settings)
-    network = load_network(model, source, image_size=request.image_size, device="cpu")
+        settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size}
+        return load_network(model, source, iterations=iterations, device=request.device, **settings)
+    network = load_network(model, source, image_size=request.image_size, device=request.device)
     if isinstance(network.module, CNNF):
         network.module.iterations = network.iterations if request.iterations is None else request.iterations
     elif iterations:
@@ -180,6 +189,8 @@ def _weights(request: Request, network: Network, source: str | None, path: Path 
 def _name(request: Request, own: vendor.OwnCode | None, iterations: int) -> str:
     """What the identifier begins with: the model, in letters that Brain-Score takes."""
     kind = "CNNF" if iterations else "CNN"
+    if request.name is not None:
+        check_name(request.name)
     default = own.function if own else str(request.model).removeprefix("torchvision:")
     return f"{request.name or default}_{kind}"
 

@@ -111,9 +111,9 @@ def test_the_card_says_what_is_not_asked_for(request_, identify, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": "cnn-f"}, r"identifier 'cnn-f_CNNF' may hold letters, digits and _ alone.* no hyphens.*try 'cnn_f_CNNF'"),
-        ({"name": "2nd"}, r"'2nd_CNNF'.*begins with a letter.*try 'model_2nd_CNNF'"),
-        ({"regions": {"V4": "pool2", "IT": "relu3"}}, r"no layer is named for V1, V2; .*name a layer for each in regions"),
+        ({"name": "cnn-f"}, r"identifier 'cnn-f' may hold letters, digits and _ alone.* no hyphens.*try 'cnn_f'$"),
+        ({"name": "2nd"}, r"'2nd'.*begins with a letter.*try 'model_2nd'$"),
+        ({"image_size": 0}, "image size is 0, expected a whole number of pixels"),
         ({"regions": {**REGIONS, "IT": "relu9"}}, r"layer 'relu9' is not known; did you mean 'relu3'"),
         ({"regions": {**REGIONS, "IT": "relu3@3"}}, r"relu3@3: iteration 3 is not run; the network runs 2"),
         ({"regions": {**REGIONS, "PIT": "relu3"}}, r"region 'PIT' is not known in Brain-Score"),
@@ -135,6 +135,53 @@ def test_the_card_says_what_is_not_asked_for(request_, identify, tmp_path):
 def test_what_no_plugin_is_made_of(request_, identify, ask, given, message):
     with pytest.raises((ValueError, OSError), match=message):
         identify(ask(**given))
+
+
+def test_v1_and_v2_may_be_left_out_of_neural_benchmarks_alone(request_, identify, ask, published):
+    assert list(identify(ask(regions={})).regions) == ["V4", "IT"]
+    two = {region: SQUEEZE[region] for region in ("V4", "IT")}
+    with pytest.raises(ValueError, match=r"no layer is named for V1, V2; .*V4, IT are enough with neural_only"):
+        identify(request_.Request(model="torchvision:squeezenet1_1", regions=two))
+
+
+def test_a_region_that_is_left_out_is_not_recorded_from(request_, ask):
+    from cnnf_brain.brainscore.commitment import commit
+
+    identity = request_.identify(ask(regions={})).identity
+    model = commit(identity, load_network("small", shipped_weights(True), device="cpu"))
+    model.start_recording("IT", time_bins=[(70, 170)])
+    with pytest.raises(NotImplementedError, match="has no layer for V1; it can be recorded from in V4, IT"):
+        model.start_recording("V1", time_bins=[(70, 170)])
+
+
+def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(request_, identify, ask, monkeypatch):
+    """Row i is image i's in the first pass; a later one of a VGG-16 may differ by percents between batch sizes."""
+    from cnnf_brain import activations
+
+    features = activations.features
+
+    def rounded(network, batch, layers):  # 5 percent off wherever the batch is a smaller one
+        off = 1.0 if len(batch) == activations.PROBED else 1.05
+        return {at: rows * (off if at.iteration else 1) for at, rows in features(network, batch, layers).items()}
+
+    monkeypatch.setattr(activations, "features", rounded)
+    assert identify(ask()).regions["IT"] == "relu3@2"
+
+
+def test_the_network_runs_on_the_device(request_, ask, monkeypatch):
+    seen = []
+    load = request_.load_network
+
+    def noted(*args, **given):
+        seen.append(str(given["device"]))
+        return load(*args, **given)
+
+    monkeypatch.setattr(request_, "load_network", noted)
+    request_.identify(ask())
+    request_.identify(ask(device="cpu"))
+    assert seen == ["auto", "cpu"]
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
+        request_.identify(ask(device="gpu"))
 
 
 def test_a_headless_network_takes_no_behaviour(request_, identify, headless):
@@ -268,10 +315,17 @@ def test_a_cnnf_of_ones_own_and_its_control(request_, own):
         ("feedback", {"feedback": {"step": 0.5}}, r"settings of the feedback are given \(step\), and the function itself"),
         ("net", {"place": {"url": "https://hub/a"}}, "the network's own code makes its weights"),
         ("net", {"neural_only": False}, "has no classes"),
+        ("net", {"regions": {}, "image_size": 0}, "image size is 0"),
+        ("other_net", {"regions": {}}, "no layer is named for V4, IT; .*name a layer for each in regions"),
+        ("tokens", {"regions": dict.fromkeys(MINE, "tokens")}, "expected the images along the first axis"),
+        ("batch", {"regions": dict.fromkeys(MINE, "out")}, "an image's features depend on the other images of its batch"),
+        ("dropped", {"regions": dict.fromkeys(MINE, "out")}, "it is not deterministic"),
     ],
 )
 def test_what_no_plugin_is_made_of_ones_own_code(request_, own, function, given, said):
-    own.write_text(tiny.FILE + "\ndef drawn():\n    torch.seed()\n    return Net()\n")
+    drawn = "\ndef drawn():\n    torch.seed()\n    return Net()\n"
+    nameless = "\ndef other_net():\n    made = net()\n    made.regions = {}\n    return made\n"
+    own.write_text(tiny.FILE + drawn + nameless)
     asked = {"model": f"{own}:{function}", "regions": MINE, "neural_only": True, **given}
     with pytest.raises(ValueError, match=said):
         request_.identify(request_.Request(**asked))

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from cnnf_brain import files
-from cnnf_brain.brainscore.worker import told
+
+pytestmark = [
+    pytest.mark.brainscore,
+    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
+]
 
 
 def test_nobody_is_told_to_place_a_file_in_the_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnf_brain.brainscore.worker import told  # here, since Brain-Score reads where its caches lie when it is imported
+
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as free:
