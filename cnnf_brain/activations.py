@@ -17,7 +17,7 @@ from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt
 
 PROBED = 4  # images that a network is tried on
-SAME_ROWS = 1e-3  # relative distance of two rows of one image; rounding, which gates amplify, stays far below
+SAME_ROWS = 1e-3  # relative distance of two rows of one image in the first pass; rounding stays far below
 GROWTH = 100.0  # of a map over its first pass, above which a few images can drive a regression
 
 
@@ -110,7 +110,8 @@ def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict
 def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe:
     """Show a network the first images, in two orders and batch sizes, before long work.
 
-    Row i must belong to image i and depend on nothing else: the same images in another order and batch size give the same rows.
+    Row i must belong to image i and depend on nothing else: in the first pass the same images in another order and batch size give
+    the same rows.
 
     Raises
     ------
@@ -126,7 +127,7 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
         raise ValueError(
             f"{network.name}: {training[0]} is in training mode; its features would be random: call eval() on it"
         )
-    first = [LayerAt(at.layer, 0, at.feedback) for at in layers if at.iteration]
+    first = [one for at in layers for one in (LayerAt(at.layer), LayerAt(at.layer, 0, at.feedback))]
     try:
         rows = features(network, whole, [*layers, *(at for at in dict.fromkeys(first) if at not in layers)])
     except RuntimeError as error:
@@ -138,8 +139,10 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
     _same(network, rows, again, "the same images give other features the second time: it is not deterministic (noise, dropout, a "
           "state kept between calls)")  # fmt: skip
     order = [n - 1, *range(n - 1)]
-    parts = [features(network, whole[some], layers) for some in (order[:1], order[1:]) if some]
-    apart = {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in layers}
+    passes = list(dict.fromkeys(LayerAt(at.layer, 0) for at in layers))
+    parts = [features(network, whole[some], passes) for some in (order[:1], order[1:]) if some]
+    # In the first pass: with feedback a batch's rounding may grow without bound, and a CNNF's feedback is of one image by itself.
+    apart = {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in passes}
     _same(network, rows, apart, "an image's features depend on the other images of its batch (batch statistics, or images that "
           "are not along the first axis)")  # fmt: skip
     size = {at: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for at, values in rows.items()}

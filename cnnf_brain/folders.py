@@ -24,9 +24,8 @@ NEW, OLD = "new", "old"  # hidden folders beside a folder: what takes its place,
 @contextmanager
 def locked(folder: Path, wait: float = 0) -> Iterator[None]:
     """Hold ``folder`` against other processes; an OSError where another one holds it for ``wait`` seconds. Nothing is made
-<<<<<<< HEAD
-    inside it."""
-    folder = Path(os.path.abspath(folder))
+    inside it, and a link to a folder stands for that folder."""
+    folder = _real(folder)
     with _made(folder.parent, folder), _held(folder.parent / f".{folder.name}.lock", folder, wait):
         yield
 
@@ -40,7 +39,7 @@ def opened(folder: Path) -> Iterator[None]:
     OSError
         It cannot be made or written, or has no room left.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = _real(folder)
     with _made(folder, folder):
         check_writable(folder)
         yield
@@ -52,22 +51,8 @@ def occupied(folder: Path) -> Iterator[None]:
 
     The lock is inside the folder, so that a folder can be occupied whose parent cannot be written (a mount point).
     """
-    folder = Path(os.path.abspath(folder))
-    with opened(folder), _held(folder / ".lock", folder):
-=======
-    inside it, and a link to a folder stands for that folder."""
     folder = _real(folder)
-    try:
-        made = _make(folder.parent)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise OSError(f"another run is writing to {folder}; wait for it, or choose another output folder") from None
-    try:
->>>>>>> submit
+    with opened(folder), _held(folder / ".lock", folder):
         yield
 
 

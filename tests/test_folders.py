@@ -11,11 +11,7 @@ import threading
 import pytest
 
 from cnnf_brain.files import write_json
-<<<<<<< HEAD
-from cnnf_brain.folders import claim, locked, occupied, opened, results
-=======
-from cnnf_brain.folders import check_place, claim, locked, results
->>>>>>> submit
+from cnnf_brain.folders import check_place, claim, locked, occupied, opened, results
 
 
 def fill(folder, number: int, configuration=None) -> None:
@@ -87,7 +83,6 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("taken", [opened, occupied])
 def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_path, taken):
     folder = tmp_path / "deep" / "run"
@@ -111,7 +106,8 @@ def test_two_runs_do_not_occupy_one_folder(tmp_path):
     with occupied(tmp_path / "run"):
         pass
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
-=======
+
+
 def test_a_link_stands_for_its_folder(tmp_path):
     (tmp_path / "disk" / "big").mkdir(parents=True)
     link = tmp_path / "link"
@@ -171,4 +167,3 @@ def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path, where, kep
         raise RuntimeError  # even a run that fails puts right what the killed one left
     assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", kept or "only1.txt", "run.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "results"]
->>>>>>> submit

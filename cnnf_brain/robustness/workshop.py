@@ -71,10 +71,11 @@ class Workshop:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What a folder of results belongs to; its files may be of several sizes of this grid."""
+        """What a folder of results belongs to; seeds, images and epsilons may be added later, training and attacks stay."""
         grid = self.grid
         return {"experiment": grid.name, "recipe": grid.recipe, "quick": grid.quick, "dataset": grid.dataset,
-                "data_hash": self.data_hash, "part": grid.part}  # fmt: skip
+                "data_hash": self.data_hash, "part": grid.part, "limit": grid.limit, "epochs": grid.epochs,
+                "learning_rate": grid.learning_rate, "amp": grid.amp, "weaker": grid.weaker}  # fmt: skip
 
 
 def weights_hash(folder: Path) -> str | None:
