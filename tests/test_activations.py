@@ -241,7 +241,10 @@ def test_feedback_that_amplifies_rounding_is_not_taken_for_a_dependence_on_the_b
     honest = activations.features
 
     def rounded(network, batch, layers):
-        return {at: rows * (1 + 0.05 * (len(batch) == 3) * bool(at.iteration)) for at, rows in honest(network, batch, layers).items()}
+        return {
+            at: rows * (1 + 0.05 * (len(batch) == 3) * bool(at.iteration))
+            for at, rows in honest(network, batch, layers).items()
+        }
 
     monkeypatch.setattr(activations, "features", rounded)
     found = activations.probe(network, stimuli, [LayerAt("relu1", 1)])
