@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.brainscore.wrapper import wrapper_identifier
 from cnnf_brain.identity import Unidentifiable, network_identity
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.networks import Network, load_network
@@ -172,7 +171,10 @@ def test_a_loaded_network_that_is_changed_has_another_identity():
     assert "hook" in network.unidentified
 
 
-def test_brain_scores_cache_is_not_shared_by_what_cannot_be_identified():
+@pytest.mark.brainscore
+def test_brain_scores_cache_is_not_shared_by_what_cannot_be_identified(homes):
+    from cnnf_brain.brainscore.wrapper import wrapper_identifier
+
     networks = []
     for by in (2.0, 3.0):
         network = load_network("small")

@@ -6,27 +6,18 @@ import ast
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from cnnf_brain.user_code import imported, sources
 
 PACKAGE = "cnnf_brain"  # its name, and that of the folder in the plugin
 ROOT = Path(__file__).resolve().parents[1]
 START = f"{PACKAGE}.brainscore.commitment"  # all that a plugin calls
 OWN = "network_code"  # folder of the user's own code in the plugin
 ADDRESS = "brainscore_vision.models.{identifier}"  # a plugin's package
-
-
-def imported(text: str) -> Iterator[str]:
-    """Dotted names of all that a file imports absolutely, anywhere in it; for ``from a import b`` both ``a`` and ``a.b``."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def package_files(also: Iterable[str] = ()) -> dict[str, str]:
@@ -132,29 +123,11 @@ def read_own_code(spec: str) -> OwnCode:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"model {spec}: no file {path}")
-    installed = metadata.packages_distributions()
-    todo, sources = [path.name], dict[str, str]()
-    while todo:
-        name = todo.pop()
-        if name in sources:
-            continue
-        if " " in name:
-            raise ValueError(f"{path.parent / name}: Brain-Score's website takes no names with spaces; rename it")
-        try:
-            sources[name] = (path.parent / name).read_text(encoding="utf-8")
-            tops = {one.partition(".")[0] for one in imported(sources[name])}
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.parent / name} cannot be read as Python ({error})") from error
-        for top in sorted(tops - set(sys.stdlib_module_names) - set(installed)):
-            todo += _beside(path.parent, top)
-    return OwnCode(path.name, function, dict(sorted(sources.items())))
-
-
-def _beside(folder: Path, top: str) -> list[str]:
-    """The files of a module or package ``top`` in ``folder``, relative to it."""
-    if (folder / f"{top}.py").is_file():
-        return [f"{top}.py"]
-    return [file.relative_to(folder).as_posix() for file in sorted((folder / top).rglob("*.py"))]
+    own = sources(path)
+    spaced = next((name for name in own if " " in name), None)
+    if spaced:
+        raise ValueError(f"{path.parent / spaced}: Brain-Score's website takes no names with spaces; rename it")
+    return OwnCode(path.name, function, own)
 
 
 def _of_copy(text: str, package: str, name: str) -> str:
