@@ -236,7 +236,7 @@ def test_growth_over_the_first_pass_is_told():
 
 
 def test_feedback_that_amplifies_rounding_is_not_taken_for_a_dependence_on_the_batch(monkeypatch):
-    """Rows of iteration 1 that differ as those of a large untrained network do between batch sizes; those of the first pass agree."""
+    """Rows of iteration 1 differ between batch sizes as those of a large untrained network do; the first pass agrees."""
     network, stimuli = tiny.network(), tiny.images(4)
     honest = activations.features
 

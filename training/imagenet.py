@@ -184,8 +184,10 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     if args.output is not None:
         check_evaluation(args.output, about)
     if ranks.rank == 0:
-        print(f"{network.name}, weights {args.weights}, {settings}: {len(index)} images of {len(index.classes)} classes from "
-              f"{args.data}, on {machine(ranks.device)}", flush=True)  # fmt: skip
+        cut = "whole middle square" if shown.resize is None else f"of the middle, resized to {shown.resize}"
+        how = ", ".join(f"{name} {value}" for name, value in settings["feedback"].items())
+        print(f"{network.name}, weights {args.weights} ({how}): {len(index)} images of {len(index.classes)} classes from "
+              f"{args.data}, at {shown.size} x {shown.size} pixels, {cut}, on {machine(ranks.device)}", flush=True)  # fmt: skip
     accuracy = evaluate_network(network, index, batch_size=args.batch_size, workers=args.workers, max_bad=args.max_bad,
                                 ranks=ranks)  # fmt: skip
     if ranks.rank == 0:
