@@ -459,11 +459,12 @@ def test_a_killed_process_is_gone_on_from(cache, passes):
 
 @pytest.mark.slow
 def test_two_processes_at_once_compute_once(cache):
-    with child(cache) as first, child(cache) as second:
-        wait_for(first.stdout, "images 2")
-        say(second, 20)
-        wait_for(second.stderr, "another process computes the same features; waiting for it")
-        outputs = [first.communicate("\n" * 20)[0], second.communicate()[0]]
+    with child(cache) as first:
+        wait_for(first.stdout, "images 2")  # it has the lock
+        with child(cache) as second:
+            say(second, 20)
+            wait_for(second.stderr, "another process computes the same features; waiting for it")
+            outputs = [first.communicate("\n" * 20)[0], second.communicate()[0]]
     assert "images" not in outputs[1], "the second one runs the first images to try the network, no more"
     sums = [[line for line in output.splitlines() if line.startswith("sum")] for output in outputs]
     assert sums[0] == sums[1] != []
