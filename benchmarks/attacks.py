@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import provenance, small_net
+from cnnf_brain import results, small_net
 from cnnf_brain.attacks import PGD, Threat
 
 EPSILON, STEP = 0.1, 0.01
@@ -83,7 +83,7 @@ def main() -> int:
           f"(at least {LIMIT_BEST:g})")  # fmt: skip
     Path("results").mkdir(exist_ok=True)
     figures = {"seconds": best, "batches": sizes, "success": success, "plain": plain, "best": fast,
-               "machine": provenance.machine(torch.device("cpu")), "torch": torch.__version__, **vars(args)}  # fmt: skip
+               "machine": results.machine(torch.device("cpu")), "torch": torch.__version__, **vars(args)}  # fmt: skip
     Path("results", "benchmark-attacks.json").write_text(json.dumps(figures, indent=2, default=str) + "\n")
     return int(plain < LIMIT_PLAIN or fast < LIMIT_BEST)
 

@@ -70,9 +70,9 @@ def main() -> None:
 def stream(args: argparse.Namespace, work: Path) -> dict[str, float]:
     """Products of all layers in this process."""
     import cnnf_brain
+    from cnnf_brain.gram import layer_grams
     from cnnf_brain.images import Preprocessing
     from cnnf_brain.networks import Network
-    from cnnf_brain.products import layer_products
     from cnnf_brain.types import LayerAt
 
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def stream(args: argparse.Namespace, work: Path) -> dict[str, float]:
     layers = [LayerAt(name, t) for name in args.layers for t in range(args.iterations + 1)]
     scratch = Watch(work / "cache" / "scratch")
     started = time.time()
-    found = layer_products(network, random_images(args.images), layers, batch_size=args.batch_size)
+    found = layer_grams(network, random_images(args.images), layers, batch_size=args.batch_size)
     seconds = time.time() - started
     return {
         "features per image": sum(product.n_features for product in found.values()),
@@ -186,7 +186,7 @@ def prepare(args: argparse.Namespace, work: Path) -> tuple[Path, Path]:
     """Random weights of VGG-16, and recordings of random responses with repeats to random images; made once."""
     import safetensors.torch
 
-    from cnnf_brain.model.nets import sequential
+    from cnnf_brain.model.zoo import sequential
     from cnnf_brain.recordings import write_assembly
 
     weights, recordings = work / "vgg16.safetensors", work / f"random-{args.images}.nc"

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from cnnf_brain.files import whole_file
+from cnnf_brain.io import atomic_path
 from cnnf_brain.predictivity import statistics
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import score_predictions
@@ -84,7 +84,7 @@ def main() -> None:
     results.append(measure_new_sites(NEW_SITES, options.experiments, (options.seed, len(results))))
     report_progress(results[-1], time.perf_counter() - began)
     record = {"experiments": options.experiments, "seed": options.seed, "level": LEVEL, "settings": results}
-    with whole_file(options.output / "results" / "null-rates.json") as path:
+    with atomic_path(options.output / "results" / "null-rates.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
     write_table(options.output / "statistics.md", table(record))
 
@@ -261,7 +261,7 @@ def write_table(path: Path, text: str) -> None:
     _, end, after = rest.partition("<!-- end of null rates -->")
     if not (start and end):
         raise ValueError(f"{path} lacks the marks <!-- null rates --> and <!-- end of null rates -->")
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(before + start + text + "\n" + end + after)
 
 

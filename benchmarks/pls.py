@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnf_brain.files import whole_file
+from cnnf_brain.io import atomic_path
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import pearson
@@ -245,7 +245,7 @@ def main() -> int:
     for part in arguments.part or SIZES:
         results = {method: run_apart(part, method, arguments.quick) for method in METHODS[part]}
         written["parts"][part] = report(part, results, sizes[part], arguments.quick)
-        with whole_file(arguments.output) as temporary:
+        with atomic_path(arguments.output) as temporary:
             temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     missed = [
         name

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from turns import in_turn
 
-from cnnf_brain import provenance, small_net
+from cnnf_brain import results, small_net
 from cnnf_brain.trainer.loop import LossWeights, train_step
 
 LIMIT = 1.15
@@ -47,7 +47,7 @@ def main() -> int:
     figures = {
         "seconds": best,
         "ratios": ratios,
-        "machine": provenance.machine(torch.device("cpu")),
+        "machine": results.machine(torch.device("cpu")),
         "torch": torch.__version__,
     }
     Path("results", "benchmark-small-net.json").write_text(

@@ -39,9 +39,9 @@ from torch import nn
 from torchvision import datasets, models, transforms
 from turns import medians
 
-from cnnf_brain.model.nets import sequential
-from cnnf_brain.trainer.image_data import training_loader
-from cnnf_brain.trainer.image_index import index_images
+from cnnf_brain.datasets.image_batches import training_loader
+from cnnf_brain.datasets.image_index import index_images
+from cnnf_brain.model.zoo import sequential
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import starting_network, train_mode
 from cnnf_brain.trainer.stream import Objective

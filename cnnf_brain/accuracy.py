@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cnnf_brain.datasets.image_index import ImageIndex, index_validation
 from cnnf_brain.model.weights import is_published, published_entry
 from cnnf_brain.networks import CHANGED, TORCHVISION, Network, Plan
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
-from cnnf_brain.trainer.image_index import ImageIndex, index_validation
 
 PUBLISHED_ON = "ImageNet-1K"
 

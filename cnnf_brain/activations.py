@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnf_brain import images
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.feedback import CNNF, FeedbackResult, Keep
+from cnnf_brain.model.cnnf import CNNF, FeedbackResult
 from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt
 
@@ -39,7 +39,7 @@ def check_layers(model: nn.Module, layers: Iterable[LayerAt]) -> None:
 def extract(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Tensor]:
     """The maps (B, ...) of ``layers`` for ``batch`` (B, C, H, W); a CNNF runs as many iterations as they need."""
     if isinstance(model, CNNF):
-        result = model(batch, iterations=max(at.iteration for at in layers), keep=Keep(layers))
+        result = model.unroll(batch, iterations=max(at.iteration for at in layers), return_layers=layers)
         assert isinstance(result, FeedbackResult)
         return result.layers
     return _hooked(model, batch, layers)

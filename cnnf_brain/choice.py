@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import files
+from cnnf_brain import io
 from cnnf_brain.model.card import Card
 from cnnf_brain.model.weights import is_published
 from cnnf_brain.networks import RANDOM, TORCHVISION, Network, Plan, place, plan
@@ -104,7 +104,7 @@ def starting_weights(card: Card, label: str) -> str | None:
     advice = "give the baseline's weights, or no baseline"
     if not path.is_file():
         raise ValueError(f"weights {label}: by their card training started from {named}, which is not there; {advice}")
-    if card.started_sha256 not in (None, files.sha256(path)):
+    if card.started_sha256 not in (None, io.sha256(path)):
         raise ValueError(
             f"weights {label}: by their card training started from {named}, which is another file now; {advice}"
         )

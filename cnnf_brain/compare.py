@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain import accuracy, devices, evaluate, files, folders, networks, provenance
+from cnnf_brain import accuracy, evaluate, networks, results
 from cnnf_brain.activations import Probe
 from cnnf_brain.choice import Choice, choose
 from cnnf_brain.evaluate import RegionAsked, Scoring
+from cnnf_brain.io import array_hash, short_hash
 from cnnf_brain.model.card import read_card
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import is_published, published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
@@ -92,8 +94,8 @@ def compare(options: Options) -> list[Evaluation]:
     """Score, compare and write the report; see ``docs/compare.md`` for the files."""
     started = time.time()
     scoring = scoring_of(options)
-    devices.pick(options.device)
-    folders.check_place(Path(options.output or "results/any"))
+    networks.pick_device(options.device)
+    results.check_place(Path(options.output or "results/any"))
     options, why = decide(options)
     choice = choose_networks(options)
     planned = check_words(options, choice)  # before anything is downloaded
@@ -110,7 +112,7 @@ def compare(options: Options) -> list[Evaluation]:
     accuracy.check(shown, index)  # files without a card are only known now
     run = describe(options, why, shown, recordings)
     folder = Path(options.output) if options.output else Path("results", default_name(options, shown))
-    with folders.results(folder, KIND, run.pop("configuration")) as staging:
+    with results.results(folder, KIND, run.pop("configuration")) as staging:
         run["notes"] = notes(shown, evaluate.check_features(asked, everything[0].images, scoring))
         print("".join(f"{note}\n" for note in run["notes"]), end="", flush=True)
         done: list[Evaluation] = []
@@ -226,7 +228,7 @@ def notes(shown: Sequence[Network], probes: Sequence[Probe]) -> list[str]:
 def default_name(options: Options, shown: Sequence[Network]) -> str:
     """A folder name that is the same for the same question."""
     spec = options.model[0].split("/")[-1].replace(":", "-").replace(".py", "")
-    return f"{spec}-{files.short_hash([asdict(options), [network.digest for network in shown]])}"
+    return f"{spec}-{short_hash([asdict(options), [network.digest for network in shown]])}"
 
 
 def _networks(asked: Sequence[RegionAsked]) -> list[Network]:
@@ -248,7 +250,7 @@ def describe(
             "sites": r.responses.shape[1],
             "excluded": list(r.excluded),
             "images_sha256": r.images.digest(),
-            "responses_sha256": files.array_hash(r.responses),
+            "responses_sha256": array_hash(r.responses),
         }
         for region, of_region in recordings.items()
         for r in of_region
@@ -261,7 +263,7 @@ def describe(
             "image_size": network.preprocessing.size,
             "headless": network.headless,
             "feedback": network.feedback,
-            "settings": getattr(network.module, "settings", None),
+            "settings": network.module.settings.as_dict() if isinstance(network.module, CNNF) else None,
         }
         for network in shown
     ]
@@ -272,10 +274,10 @@ def describe(
         "simulated": any(source["simulated"] for source in sources),
         "networks": described,
         "recordings": sources,
-        "command": provenance.command(),
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(shown[0].device),
+        "command": results.command(),
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "machine": results.machine(shown[0].device),
         "configuration": {"options": decided, "networks": described, "recordings": sources},
     }
 

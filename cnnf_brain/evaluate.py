@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from cnnf_brain.activations import Probe, check_layers, probe
+from cnnf_brain.gram import layer_grams
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.crossval import make_splits, select_nested
-from cnnf_brain.predictivity.pls import cross_predict, truncate_product
+from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
 from cnnf_brain.predictivity.pooling import compare_pooled, pool_scores
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores
-from cnnf_brain.products import layer_products
-from cnnf_brain.types import Comparison, Evaluation, Images, LayerAt, Predictions, Product, Recordings, Scores, Split
+from cnnf_brain.types import Difference, Evaluation, Gram, Images, LayerAt, Predictions, Recordings, Scores, Split
 
 NESTED = "nested"
 BASELINE, MODEL, CONTROL = "baseline", "model", "control"
@@ -273,7 +273,7 @@ def _blank(region: str, network: Network, row: _Shown, recordings: Recordings) -
         feedback=network.feedback,
         layer=row.layer,
         scores=nothing,
-        neuroid_ids=tuple(str(i) for i in recordings.data["neuroid_id"].values),
+        site_ids=tuple(str(i) for i in recordings.data["neuroid_id"].values),
         n_images=len(recordings.images),
         excluded=recordings.excluded,
         against=row.against,
@@ -314,7 +314,7 @@ def check_features(asked: Sequence[RegionAsked], images: Images, scoring: Scorin
     return found
 
 
-def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Comparison | None:
+def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Difference | None:
     """The tests, or None where no site has an r of both (constant predictions)."""
     if not np.isfinite(mine.scores.r - base.scores.r).any():
         return None
@@ -324,17 +324,17 @@ def _compare(mine: Fitted, base: Fitted, responses: np.ndarray, seed: int) -> Co
 
 def _fit_source(asked: Asked, recordings: Recordings, scoring: Scoring) -> dict[str, Fitted]:
     splits = check_scoring(recordings, scoring)
-    products = layer_products(
+    products = layer_grams(
         asked.network, recordings.images, asked.layers, batch_size=scoring.batch_size, progress=scoring.progress
     )
     return _fit_layers(products, recordings, splits, scoring)
 
 
 def _fit_layers(
-    products: Mapping[LayerAt, Product], recordings: Recordings, splits: tuple[Split, ...], scoring: Scoring
+    products: Mapping[LayerAt, Gram], recordings: Recordings, splits: tuple[Split, ...], scoring: Scoring
 ) -> dict[str, Fitted]:
     responses = recordings.responses
-    ks = {at: truncate_product(p.values, scoring.pca) if scoring.pca else p.values for at, p in products.items()}
+    ks = {at: truncate_gram(p.values, scoring.pca) if scoring.pca else p.values for at, p in products.items()}
     if scoring.nested:
         predictions, chosen = select_nested(ks, responses, splits, scoring.components, per_site=scoring.per_site)
         scores = score_predictions(predictions, responses, repeats=recordings.repeats, seed=scoring.seed)
@@ -363,7 +363,7 @@ def _pooled(
                 _blank(asked.region, one.network, row, sources[0]),
                 source="pooled",
                 simulated=any(r.simulated for r in sources),
-                neuroid_ids=tuple(f"{r.source}/{i}" for r in sources for i in r.data["neuroid_id"].values),
+                site_ids=tuple(f"{r.source}/{i}" for r in sources for i in r.data["neuroid_id"].values),
                 n_images=sum(len(r.images) for r in sources),
                 excluded=tuple(name for r in sources for name in r.excluded),
             )
@@ -371,7 +371,7 @@ def _pooled(
     return done
 
 
-def _compare_pooled(pairs: Sequence[tuple[Fitted, Fitted]], sources: Sequence[Recordings], seed: int) -> Comparison | None:
+def _compare_pooled(pairs: Sequence[tuple[Fitted, Fitted]], sources: Sequence[Recordings], seed: int) -> Difference | None:
     if not any(np.isfinite(mine.scores.r - base.scores.r).any() for mine, base in pairs):
         return None
     return compare_pooled(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.user_code import sources, version_of
 
 KNOWN = ("torch", "torchvision", "cnnf_brain", "builtins", "numpy")

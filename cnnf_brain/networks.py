@@ -13,20 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import devices, files
+from cnnf_brain import io
 from cnnf_brain.checks import near, unknown
 from cnnf_brain.identity import Unidentifiable, network_identity, weights_digest
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model import nets
 from cnnf_brain.model import weights as weight_files
+from cnnf_brain.model import zoo
 from cnnf_brain.model.card import SETTINGS, SMALL, Card, read_card
-from cnnf_brain.model.feedback import CNNF, checked_iterations
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
-from cnnf_brain.model.nets import ARCHITECTURES, from_torchvision, small_net
+from cnnf_brain.model.settings import checked_iterations
+from cnnf_brain.model.zoo import ARCHITECTURES, from_torchvision, small_net
 from cnnf_brain.user_code import call
 
 SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
 PUBLISHED = "IMAGENET1K_V1"
+AUTO = "auto"  # a device: a GPU where there is one
 RANDOM = "none"  # in place of weights
 TORCHVISION = "torchvision:"
 FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
@@ -103,7 +105,7 @@ class Network:
             return ""
         if not self.card.iterations:
             return UNTRAINED
-        now = self.module.settings
+        now = self.module.settings.as_dict()
         same = all(now[name] == value for name, value in self.card.feedback.items() if name != "tolerance")
         if same and self.module.iterations > self.card.iterations:
             return BEYOND.format(self.card.iterations)
@@ -130,7 +132,7 @@ def load_network(
     iterations: int | None = None,
     feedback: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-    device: str | torch.device = devices.AUTO,
+    device: str | torch.device = AUTO,
     seed: int = 0,
 ) -> Network:
     """The network that ``spec`` names, as its weights' card says that it was trained; arguments that are given override the card.
@@ -160,12 +162,12 @@ def load_network(
         An unknown name, a file that is missing or does not fit, weights that cannot be downloaded.
     """
     wish = plan(spec, weights, iterations=iterations, feedback=feedback, image_size=image_size, seed=seed)
-    return place(wish.load(), devices.pick(device))
+    return place(wish.load(), pick_device(device))
 
 
 def place(network: Network, device: str | torch.device) -> Network:
     """The network in evaluation mode on a device, its weights in channels_last."""
-    where = devices.pick(device)
+    where = pick_device(device)
     module = network.module.eval().to(where).to(memory_format=torch.channels_last)
     return replace(network, module=module, device=where)
 
@@ -211,7 +213,7 @@ class Plan:
             return f"{self.spec} {RANDOM} {self.seed}"
         if weight_files.is_published(self.source):
             return f"{self.spec} {self.source}"
-        return f"{self.spec} sha256:{files.sha256(Path(self.source))}"
+        return f"{self.spec} sha256:{io.sha256(Path(self.source))}"
 
     @property
     def has_feedback(self) -> bool:
@@ -236,10 +238,10 @@ class Plan:
             warnings.simplefilter("ignore", weight_files.HeadlessNetworkWarning)  # said by ``headless``
             torch.manual_seed(self.seed)
             if self.spec == SMALL:
-                module = small_net(source, **(given if source else self._settled(given, nets.SMALL_DEFAULTS)))
+                module = small_net(source, **(given if source else self._settled(given, zoo.SMALL_DEFAULTS)))
                 preprocessing = Preprocessing(self.preprocessing_size, (0.5,), (0.5,))
             else:
-                module = from_torchvision(self.spec, source, **(given if source else self._settled(given, nets.STABLE)))
+                module = from_torchvision(self.spec, source, **(given if source else self._settled(given, zoo.STABLE)))
                 preprocessing = self._imagenet()
         kind = "CNN-F" if module.iterations else "CNN"
         headless = self.spec != SMALL and not hasattr(module, "classifier")
@@ -248,7 +250,7 @@ class Plan:
         )  # fmt: skip
 
     def _settled(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        return nets.settings(self.card, defaults, given)
+        return zoo.settings(self.card, defaults, given)
 
     def _imagenet(self) -> Preprocessing:
         size = self.preprocessing_size
@@ -287,7 +289,7 @@ def plan(
         source, label = default_weights(spec, iterations)
     card = Card() if source is None or weight_files.is_published(source) else read_card(source)
     if spec == SMALL or spec in ARCHITECTURES:
-        nets.check_arch(card, spec, str(source))
+        zoo.check_arch(card, spec, str(source))
     elif spec.startswith(TORCHVISION) and (iterations or feedback):
         raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
     return Plan(spec, weights, source, label, card, iterations, dict(feedback or {}), image_size, seed)
@@ -380,7 +382,7 @@ def _set_feedback(made: nn.Module, wish: Plan) -> None:
         made.iterations = iterations
     if wish.feedback:
         raise ValueError(f"{wish.spec}: the function itself sets the feedback of its CNNF; change it there")
-    now, kinds = made.settings, {part.kind for part in made.modules() if isinstance(part, FeatureNorm)}
+    now, kinds = made.settings.as_dict(), {part.kind for part in made.modules() if isinstance(part, FeatureNorm)}
     trained = {name: value for name, value in card.feedback.items() if name != "tolerance"}
     other = [f"{name} {value}, the function {now[name]}" for name, value in trained.items() if now[name] != value]
     if card.normalisation and kinds - {card.normalisation}:
@@ -409,3 +411,24 @@ def shipped_weights(with_feedback: bool) -> str:
             f"{path}: the shipped weights are missing; install cnnf-brain again, or give weights of your own"
         )
     return str(path)
+
+
+def pick_device(device: str | torch.device = AUTO) -> torch.device:
+    """The device that ``device`` names: ``auto`` is a CUDA GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or a device that this machine does not have.
+    """
+    if str(device) == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu, or cuda where "
+            "there is a GPU"
+        ) from error
+    return place

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnf_brain.files import whole_file
+from cnnf_brain.io import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,5 +88,5 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> None:
     """``name.png`` and ``name.svg`` in ``folder``, each whole or not at all, the same bytes for the same figure."""
     with styled():
         for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            with whole_file(Path(folder) / f"{name}.{suffix}") as temporary:
+            with atomic_path(Path(folder) / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, metadata=metadata)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnf_brain import devices, networks
+from cnnf_brain import networks
 
 if TYPE_CHECKING:
     from cnnf_brain.brainscore.request import Plugin
@@ -78,7 +78,7 @@ def write(args: argparse.Namespace) -> int:
         time_bins=tuple(args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
-        device=devices.pick(args.device),
+        device=networks.pick_device(args.device),
         **bibtex,
     )
     plugins = [identify(request)]
@@ -169,7 +169,7 @@ def recorded_weights(archive: Path) -> Path | None:
     """The weights that were noted beside a ZIP when it was written, if they are still there."""
     from cnnf_brain.brainscore.plugin import read_record
     from cnnf_brain.brainscore.rules import read_submission
-    from cnnf_brain.folders import RECORD
+    from cnnf_brain.results import RECORD
 
     known = read_record(archive.parent)
     identifiers = read_submission(archive).identifiers
@@ -229,7 +229,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--match-layers", action=argparse.BooleanOptionalAction)
     add("--ada-relu", choices=["signed", "printed"])
     add("--image-size", type=int, help="default: as trained, else 224")
-    add("--device", default=devices.AUTO, help="of the first images: auto (a GPU where there is one), cpu, cuda")
+    add("--device", default=networks.AUTO, help="of the first images: auto (a GPU where there is one), cpu, cuda")
     add("--bibtex", type=Path, metavar="FILE", help="reference for the leaderboard (default: the CNN-F paper)")
     args = p.parse_args(argv)
     _settle(p, args)

@@ -1,6 +1,6 @@
 """The records that flow from module to module; checked when they are made.
 
-images -> Activations -> Product K -> Predictions -> Scores -> Comparison -> report
+images -> Activations -> Gram K -> Predictions -> Scores -> Difference -> report
 """
 
 from __future__ import annotations
@@ -11,12 +11,23 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from PIL import Image
 
+FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
 _LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
+
+
+def option(default: Any, about: str, **more: Any) -> Any:
+    """A dataclass field from which a flag of the command line follows (``cli.add_flags``).
+
+    ``about``: its help. ``more``: ``flag`` (its name, where it is another), ``choices``, ``metavar``, ``above``,
+    ``least``, ``most``.
+    """
+    return field(default=default, metadata={"help": about, **more})
 
 
 @dataclass(frozen=True, order=True)
@@ -163,7 +174,7 @@ class Recordings:
 
 
 @dataclass(frozen=True)
-class Product:
+class Gram:
     """K = X Xᵀ of one layer at one iteration over all stimuli; any constant may have been taken off each feature
     (PLS centres on the training rows of each fold, so that cancels)."""
 
@@ -227,7 +238,7 @@ class TestResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Difference:
     """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
 
     ``difference`` is the median over sites of the per-site difference in r (model minus baseline). ``low`` and
@@ -263,9 +274,9 @@ class Evaluation:
     feedback: str
     layer: str
     scores: Scores
-    neuroid_ids: tuple[str, ...]
+    site_ids: tuple[str, ...]
     n_images: int
     excluded: tuple[str, ...] = ()
-    comparison: Comparison | None = None
+    comparison: Difference | None = None
     chosen: tuple[str, ...] = ()
     against: str = ""

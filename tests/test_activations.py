@@ -12,7 +12,7 @@ from torch import nn
 from cnnf_brain import activations
 from cnnf_brain.activations import check_layers, extract, features, probe
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.types import LayerAt
 
@@ -59,7 +59,7 @@ def test_features_are_those_of_a_direct_call():
     model, x = feedback_model(), batch()
     wanted = at("conv1", "pool2@0", "pool2@2", "relu2@1:feedback", "relu1@2:feedback")
     found = extract(model, x, wanted)
-    direct = model(x, keep=Keep(wanted)).layers
+    direct = model.unroll(x, return_layers=wanted).layers
     plain = tiny.layers().eval()
     assert set(found) == set(wanted)
     for layer in wanted:
@@ -225,7 +225,7 @@ def test_growth_over_the_first_pass_is_told():
     batch = torch.stack([loose.preprocessing(tiny.images(8).decode(i)) for i in range(activations.PROBED)])
     wanted = at("relu2@0", "relu2@1", "relu2@2")
     with torch.no_grad():
-        maps = loose.module(batch, keep=Keep(wanted)).layers
+        maps = loose.module.unroll(batch, return_layers=wanted).layers
     size = [float(maps[one].square().mean().sqrt()) for one in wanted]
     expected = {
         one: grown / size[0] for one, grown in zip(wanted, size, strict=True) if grown > activations.GROWTH * size[0]

@@ -21,9 +21,9 @@ from tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
 from torch import Tensor
 
 import cnnf_brain
-from cnnf_brain import CNNF, Keep, choice, compare
+from cnnf_brain import CNNF, choice, compare
 from cnnf_brain.activations import features
-from cnnf_brain.model import nets
+from cnnf_brain.model import zoo
 from cnnf_brain.model.card import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
 from cnnf_brain.trainer import card as card_files
@@ -39,7 +39,7 @@ def outputs(model: CNNF, x: Tensor) -> Tensor:
     """(N+1, B, K), in evaluation mode."""
     training = model.training
     with torch.no_grad():
-        found = model.eval()(x, keep=Keep()).logits
+        found = model.eval().unroll(x).logits
     model.train(training)
     return found
 
@@ -159,7 +159,7 @@ def pictures(tmp_path) -> Path:
 
 def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tensor:
     seen = note_outputs(monkeypatch, lambda card: imagenet_images(card["image_size"]))
-    for module in (nets, start):
+    for module in (zoo, start):
         monkeypatch.setattr(module, "sequential", tiny)
     model = more[more.index("--model") + 1] if "--model" in more else "cnnf"
     rest = [word for i, word in enumerate(more) if "--model" not in (word, more[i - 1] if i else "")]
@@ -235,8 +235,8 @@ def test_features_are_those_of_the_trainer_s_network(pictures, tmp_path, monkeyp
     """Through the path of ``compare``: an image file, preprocessing, features at an iteration."""
     run_imagenet(monkeypatch, pictures, tmp_path / "run", [])
     network = load_network("vgg16", str(tmp_path / "run" / "model.safetensors"), device="cpu")
-    from cnnf_brain.trainer.image_data import ShownImages, normalise
-    from cnnf_brain.trainer.image_index import index_images
+    from cnnf_brain.datasets.image_batches import ShownImages, normalise
+    from cnnf_brain.datasets.image_index import index_images
 
     _, validation = index_images(pictures)
     shown = normalise(ShownImages(validation, SIZE)[np.arange(4), np.zeros(4, bool)].images)

@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
-from cnnf_brain import activations, compare, evaluate, networks, products
+from cnnf_brain import activations, compare, evaluate, gram, networks
 from cnnf_brain.choice import choose
 from cnnf_brain.compare import Options, decide, main
 from cnnf_brain.predictivity.crossval import make_splits
@@ -95,7 +95,7 @@ def no_work(monkeypatch) -> None:
         return extract(model, batch, layers)
 
     monkeypatch.setattr(activations, "extract", first_images)
-    monkeypatch.setattr(products.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -163,7 +163,7 @@ def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.nd
     batch = torch.stack([Preprocessing(16)(recordings.images.decode(i)) for i in range(n)])
     at = LayerAt.parse(layer)
     with torch.inference_mode():
-        X = model.eval()(batch, keep=cnnf_brain.Keep([at])).layers[at].flatten(1).double().numpy()
+        X = model.eval().unroll(batch, return_layers=[at]).layers[at].flatten(1).double().numpy()
     Y = recordings.responses
     r = []
     for split in make_splits("kfold", recordings.images.ids):
@@ -248,7 +248,7 @@ def test_the_run_can_be_done_again_from_its_description(finished):
 
 def test_the_same_command_again_gives_the_same_bytes_from_the_cache(finished, monkeypatch, capsys):
     before = {name: (finished.folder / "out" / name).read_bytes() for name in report.FILES}
-    monkeypatch.setattr(products, "_stream", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(gram, "_stream", lambda *a: pytest.fail("computed again"))
     assert finished.run() == 0
     assert capsys.readouterr().out == finished.said
     for name in ("summary.json", "table.md", "figure.svg"):

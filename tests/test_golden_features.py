@@ -21,11 +21,10 @@ from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm
 from cnnf_brain.activations import features
-from cnnf_brain.features import FEATURES_VERSION
 from cnnf_brain.images import Preprocessing, batches
 from cnnf_brain.model.layers import RULES
 from cnnf_brain.networks import Network
-from cnnf_brain.types import Images, LayerAt
+from cnnf_brain.types import FEATURES_VERSION, Images, LayerAt
 
 GOLDEN = Path(__file__).with_name("golden") / "features.json"
 

@@ -19,10 +19,10 @@ from torchvision import models
 import cnnf_brain
 from cnnf_brain import networks
 from cnnf_brain.activations import check_layers
+from cnnf_brain.gram import layer_grams
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network, load_network, network_digest, shipped_weights
-from cnnf_brain.products import layer_products
 from cnnf_brain.types import LayerAt
 
 
@@ -61,7 +61,7 @@ def test_weights_without_a_card_run_with_the_trainers_defaults(tmp_path):
     torch.manual_seed(0)
     path = weights_of(cnnf_brain.small_net(), tmp_path / "plain.safetensors")
     small = load_network("small", path)
-    assert small.module.settings == {
+    assert small.module.settings.as_dict() == {
         "iterations": 2, "target": "input", "step": 1.0, "match_norm": True, "match_layers": False, "ada_relu": "signed",
         "tolerance": None,
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_feedback_of_networks_that_do_not_normalise_is_stable_by_default(tmp_pat
     loose = load_network("alexnet", path, image_size=64, feedback={"match_layers": False, "match_norm": False})
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        held, grown = (n.module(x, keep=cnnf_brain.Keep()).logits.norm(dim=-1)[:, 0] for n in (network, loose))
+        held, grown = (n.module.unroll(x).logits.norm(dim=-1)[:, 0] for n in (network, loose))
     assert torch.allclose(held, held[0].expand(3), rtol=1e-4)
     assert grown[2] > 10 * grown[0] or grown[2] < grown[0] / 10
 
@@ -498,7 +498,7 @@ def test_two_functions_of_one_file_share_no_features(tmp_path, cache):
     assert linear.identity != cubic.identity
     assert network_digest(linear.module) != network_digest(cubic.module), "by the closure alone"
     at = LayerAt("out")
-    ks = [layer_products(network, tiny.images(12), [at], progress=False)[at].values for network in (linear, cubic)]
+    ks = [layer_grams(network, tiny.images(12), [at], progress=False)[at].values for network in (linear, cubic)]
     assert not np.allclose(*ks)
 
 

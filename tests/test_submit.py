@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cnnf_brain import submit
-from cnnf_brain.model.nets import sequential
+from cnnf_brain.model.zoo import sequential
 from cnnf_brain.networks import shipped_weights
 
 pytestmark = [

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import write_assembly
 from cnnf_brain.types import Images

@@ -65,16 +65,20 @@ from typing import Any
 
 import torch
 
-from cnnf_brain import folders
-from cnnf_brain.files import sha256, write_json
+from cnnf_brain import results
+from cnnf_brain.datasets.image_batches import TooManyBadImages
+from cnnf_brain.datasets.image_index import ImageIndex, index_images, index_validation
+from cnnf_brain.io import sha256, write_json
 from cnnf_brain.model.card import Card, read_card
-from cnnf_brain.model.nets import ARCHITECTURES
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import is_published, published_file
+from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.networks import place, plan
-from cnnf_brain.provenance import commit, machine, versions
 from cnnf_brain.report import page
+from cnnf_brain.results import commit, machine, versions
 from cnnf_brain.trainer.card import WEIGHTS, check_finished, finish, save_weights
 from cnnf_brain.trainer.config import check_same, environment
+from cnnf_brain.trainer.distributed import Ranks, join
 from cnnf_brain.trainer.evaluation import check_classes, check_evaluation, evaluate_network, table, write_evaluation
 from cnnf_brain.trainer.flags import (
     FEEDBACK,
@@ -89,10 +93,7 @@ from cnnf_brain.trainer.flags import (
     weight,
     whole,
 )
-from cnnf_brain.trainer.image_data import TooManyBadImages
-from cnnf_brain.trainer.image_index import ImageIndex, index_images, index_validation
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
-from cnnf_brain.trainer.ranks import Ranks, join
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import NO_WEIGHTS, bare_network, starting_network, train_mode
 from cnnf_brain.trainer.stream import StreamTrainer
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     model.to(ranks.device)
     record = {"command": command, "configuration": configuration, "steps": recipe.steps, "commit": commit(),
               "versions": versions()}  # fmt: skip
-    card = {"title": title(recipe), **record, "feedback": model.settings, "arch": recipe.arch, "start": origin,
+    card = {"title": title(recipe), **record, "feedback": model.settings.as_dict(), "arch": recipe.arch, "start": origin,
             "started_from": start, "image_size": recipe.image_size, "resize": recipe.resize,
             "classes_sha256": train.classes_digest(), "machine": machine(ranks.device), "ranks": ranks.size}  # fmt: skip
     trainer = StreamTrainer(
@@ -176,8 +177,11 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
         network = place(planned.load(), ranks.device)
     shown = replace(network.preprocessing, resize=args.resize or card.resize)
     network = replace(network, preprocessing=shown)
-    settings = {"arch": arch, "feedback": network.module.settings if network.iterations else {"iterations": 0},
-                "image_size": shown.size, "resize": shown.resize}  # fmt: skip
+    assert isinstance(network.module, CNNF)
+    settings: dict[str, Any] = {"arch": arch, "feedback": {"iterations": 0}}
+    if network.iterations:
+        settings["feedback"] = network.module.settings.as_dict()
+    settings |= {"image_size": shown.size, "resize": shown.resize}
     file = published_file(arch, args.weights) if is_published(args.weights) else Path(args.weights)
     about = {"weights": args.weights, "sha256": sha256(file), "settings": settings, "data": index.digest(), "command": command,
              "commit": commit(), "versions": versions(), "machine": machine(ranks.device)}  # fmt: skip
@@ -201,7 +205,7 @@ def place_for_results(args: argparse.Namespace, ranks: Ranks) -> AbstractContext
     """Rank 0 makes --output and, for training, holds it alone. The folder is removed again if nothing was written to it."""
     if ranks.rank or args.output is None:
         return contextlib.nullcontext()
-    return folders.opened(args.output) if args.evaluate else folders.occupied(args.output)
+    return results.opened(args.output) if args.evaluate else results.occupied(args.output)
 
 
 @contextlib.contextmanager

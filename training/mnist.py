@@ -43,8 +43,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cnnf_brain.datasets import mnist
 from cnnf_brain.report import page
-from cnnf_brain.trainer import data, small
+from cnnf_brain.trainer import small
 from cnnf_brain.trainer.adversary import ATTACKS, MODES, Adversary
 from cnnf_brain.trainer.flags import (
     STOPPED,
@@ -126,7 +127,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, standard, hardened = parser.add_argument, small.STANDARD, small.ADVERSARIAL
-    add("--dataset", choices=sorted(data.TITLES), required=True)
+    add("--dataset", choices=sorted(mnist.TITLES), required=True)
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
     add_model_flags(parser, "input, relu1, ...")
     add("--normalisation", choices=["rms", "l2"], help="of the maps (default rms; l2 as printed in A.4)")

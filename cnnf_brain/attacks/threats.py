@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.attacks.gradient import Logits, Threat
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import MaxPool, ReLU, Rule
 from cnnf_brain.model.state import State
 from cnnf_brain.networks import Network
@@ -65,7 +65,7 @@ def every_iteration(network: Attacked, iterations: int | None = None) -> Threat:
         return Threat("every_iteration", logits, logits)
 
     def attacked(images: Tensor) -> Tensor:
-        return module(enter(images), iterations=iterations, keep=Keep()).logits.mean(0)
+        return module.unroll(enter(images), iterations=iterations).logits.mean(0)
 
     return Threat("every_iteration", logits, attacked)
 
@@ -127,7 +127,7 @@ class SmoothGates(CNNF):
     def __init__(self, model: CNNF, temperature: float = TEMPERATURE) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, expected a number above 0 (towards 0 the gates become hard)")
-        super().__init__(nn.Sequential(OrderedDict(model._modules)), **model.settings)  # type: ignore[arg-type]
+        super().__init__(nn.Sequential(OrderedDict(model.named_children())), model.settings)
         self.temperature = temperature
         self.training = model.training
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import devices, files
+from cnnf_brain import io, networks
 from cnnf_brain.brainscore.identity import AGAIN, BUCKET, STORED_BELOW, Identity, Weights
 from cnnf_brain.brainscore.time_bins import IterationsInTime
 from cnnf_brain.brainscore.wrapper import IterationWrapper
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 
 try:
@@ -112,7 +112,7 @@ def load_plugin(identity: Mapping[str, Any], identifier: str, code: Path | None 
     known.check_identifier(identifier)
     known.check_features()
     path = None if known.weights.made else weights_file(known.weights)
-    return commit(known, known.load(path, code, str(devices.pick())))
+    return commit(known, known.load(path, code, str(networks.pick_device())))
 
 
 def commit(identity: Identity, network: Network) -> IterationCommitment:
@@ -166,7 +166,7 @@ def weights_file(weights: Weights) -> Path:
                 f"{here}; upload them and write the plugin anew with their place (docs/brain-score.md)"
             )
         _fetch(weights, here)
-    found = files.sha256(here)
+    found = io.sha256(here)
     if found != weights.sha256:
         raise ValueError(
             f"weights {here}: their SHA-256 is {found}, the plugin's are {weights.sha256}; remove the file, so that it is "
@@ -201,4 +201,4 @@ def local_file(weights: Weights) -> Path:
     if weights.stored:
         home = Path(os.path.expanduser(os.getenv("BRAINSCORE_HOME", "~/.brain-score")))
         return home / STORED_BELOW / weights.stored
-    return files.cache_folder("weights") / f"{weights.sha256[:16]}-{weights.file}"
+    return io.cache_folder("weights") / f"{weights.sha256[:16]}-{weights.file}"

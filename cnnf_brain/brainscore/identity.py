@@ -14,11 +14,11 @@ from torch import nn
 
 from cnnf_brain.brainscore.time_bins import check_bins
 from cnnf_brain.brainscore.wrapper import LOGITS, check_name
-from cnnf_brain.features import FEATURES_VERSION
-from cnnf_brain.files import short_hash
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.io import short_hash
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network, load_network
+from cnnf_brain.types import FEATURES_VERSION
 
 REGIONS = ("V1", "V2", "V4", "IT")
 NEEDED = ("V4", "IT")  # also of a plugin that takes neural benchmarks alone; it may leave out the others

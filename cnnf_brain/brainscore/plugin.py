@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import files, folders, provenance
+from cnnf_brain import io, results
 from cnnf_brain.brainscore import vendor
 from cnnf_brain.brainscore.dependencies import requirements_of
 from cnnf_brain.brainscore.identity import Identity
 from cnnf_brain.brainscore.request import Plugin
 
-KIND = "submit"  # whose folder it is, in folders.RECORD
+KIND = "submit"  # whose folder it is, in results.RECORD
 
 
 def plugin_files(plugin: Plugin) -> dict[str, str]:
@@ -32,7 +32,7 @@ def plugin_files(plugin: Plugin) -> dict[str, str]:
     if identity.weights.file.endswith(".safetensors"):
         outside.add("safetensors")
     requirements = requirements_of(outside)
-    literal = pprint.pformat(files.plain(identity.as_dict()), sort_dicts=False, width=116)
+    literal = pprint.pformat(io.plain(identity.as_dict()), sort_dicts=False, width=116)
     content = {
         "__init__.py": _INIT.format(identifier=name),
         "model.py": _MODEL.format(
@@ -74,20 +74,20 @@ def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, P
         Where it cannot be written, or another process writes there.
     """
     output = Path(os.path.realpath(output))
-    with folders.locked(output):
-        folders.recover(output)
-        folders.claim(output, KIND, {})
-        temporary = folders.beside(output, folders.NEW)
+    with results.locked(output):
+        results.recover(output)
+        results.claim(output, KIND, {})
+        temporary = results.beside(output, results.NEW)
         try:
             new, old = temporary / "new", temporary / "old"
             for path in (new, old):
                 path.mkdir()
-            files.check_writable(new)
+            io.check_writable(new)
             made = [_write(plugin, new) for plugin in plugins]
             weights = {p.identity.identifier: None if p.weights is None else str(p.weights.resolve()) for p in plugins}
             record = {"kind": KIND, "configuration": {}, "weights": read_record(output) | weights, **_about()}
             output.mkdir(exist_ok=True)
-            files.write_json(output / folders.RECORD, record)
+            io.write_json(output / results.RECORD, record)
             for folder, archive in made:
                 if (output / folder.name).exists():
                     (output / folder.name).rename(old / folder.name)
@@ -99,7 +99,7 @@ def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, P
 
 
 def _about() -> dict[str, Any]:
-    return {"command": provenance.command(), "commit": provenance.commit(), "versions": provenance.versions()}
+    return {"command": results.command(), "commit": results.commit(), "versions": results.versions()}
 
 
 def _write(plugin: Plugin, output: Path) -> tuple[Path, Path]:
@@ -134,7 +134,7 @@ def _entry(name: str, mode: int) -> zipfile.ZipInfo:
 
 def read_record(output: Path) -> dict[str, str | None]:
     """Identifier -> path of its weights (None: its own code makes them), as ``write_plugins`` left it; empty where it did not."""
-    path = output / folders.RECORD
+    path = output / results.RECORD
     if not path.is_file():
         return {}
     try:

@@ -20,7 +20,7 @@ from typing import Any
 from cnnf_brain.brainscore import rules
 from cnnf_brain.brainscore.dependencies import unmet
 from cnnf_brain.brainscore.rules import FAILED, NOT_RUN, Finding, Submission, held, models_folder, read_submission
-from cnnf_brain.files import CACHE_VARIABLE
+from cnnf_brain.io import CACHE_VARIABLE
 
 HOMES = ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME", CACHE_VARIABLE)
 SCRATCH = "cnnf-rehearsal-"

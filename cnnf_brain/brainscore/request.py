@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cnnf_brain import activations, devices, files
+from cnnf_brain import activations, io, networks
 from cnnf_brain.brainscore import vendor
 from cnnf_brain.brainscore.commitment import commit
 from cnnf_brain.brainscore.identity import REGIONS, Identity, Weights, is_own_code, made_hash
@@ -21,8 +21,8 @@ from cnnf_brain.brainscore.wrapper import LOGITS, check_name
 from cnnf_brain.checks import unknown
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model.card import Card, read_card
-from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.model.nets import ARCHITECTURES
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.networks import PUBLISHED, SMALL, Network, load_network, shipped_weights
 from cnnf_brain.types import LayerAt
 
@@ -58,7 +58,7 @@ class Request:
     time_bins: tuple[tuple[int, int], ...] | None = None
     image_size: int | None = None
     neural_only: bool = False
-    device: str | torch.device = devices.AUTO
+    device: str | torch.device = networks.AUTO
     bibtex: str = BIBTEX
 
 
@@ -103,7 +103,7 @@ def identify(request: Request) -> Plugin:
     layers = {region: layer for region, layer in network.regions.items() if region in REGIONS} | dict(request.regions)
     own = vendor.read_own_code(model) if is_own_code(model) else None
     path = None if source is None else _file(model, source)
-    settings = network.module.settings if isinstance(network.module, CNNF) and iterations else {}
+    settings = network.module.settings.as_dict() if isinstance(network.module, CNNF) and iterations else {}
     identity = Identity(
         name=_name(request, own, iterations),
         model=f"{own.file}:{own.function}" if own else model,
@@ -183,7 +183,7 @@ def _weights(request: Request, network: Network, source: str | None, path: Path 
     place = dict(request.place)
     if not place and source and weight_files.is_published(source):
         place = {"url": weight_files.published_entry(str(request.model).removeprefix("torchvision:"), source).url}
-    return Weights(path.name, files.sha256(path), _sha1(path), **place)
+    return Weights(path.name, io.sha256(path), _sha1(path), **place)
 
 
 def _name(request: Request, own: vendor.OwnCode | None, iterations: int) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 
-from cnnf_brain import files
+from cnnf_brain import io
 from cnnf_brain.brainscore.commitment import local_file, weights_file
 from cnnf_brain.brainscore.dependencies import absent, forget
 from cnnf_brain.brainscore.identity import Weights
@@ -90,7 +90,7 @@ def weights(run: Rehearsal) -> Iterator[Finding]:
         path = weights_file(known)
         yield Finding("the fetched weights have the plugin's SHA-256", OK, f"{path.stat().st_size} bytes")
         return
-    same = files.sha256(Path(given)) == known.sha256
+    same = io.sha256(Path(given)) == known.sha256
     yield held("the weights on this machine have the plugin's SHA-256", same, given if same else f"{given} is another file")
     if not same:
         run.blocked = "the weights on this machine are not the plugin's"

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from cnnf_brain import activations
-from cnnf_brain.files import short_hash
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.io import short_hash
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt
 
@@ -27,7 +27,7 @@ except ImportError as error:
     ) from error
 
 LOGITS = "logits"  # Brain-Score's name for the behavioural readout
-BATCH_SIZE = 8  # as products.layer_products
+BATCH_SIZE = 8  # as products.layer_grams
 
 
 class IterationWrapper(PytorchWrapper):
@@ -35,7 +35,7 @@ class IterationWrapper(PytorchWrapper):
 
     Layers are named ``features.23@2``, ``features.23@2:feedback`` or ``features.23`` (iteration 0, the first feedforward
     pass); networks without feedback have iteration 0 alone. ``logits`` is the network's output, of a CNNF that of the last
-    iteration (``classifier.6@1`` names another one). Features and preprocessing are those of ``products.layer_products``.
+    iteration (``classifier.6@1`` names another one). Features and preprocessing are those of ``products.layer_grams``.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def wrapper_identifier(network: Network, name: str | None = None) -> str:
     if name is None:
         name = re.sub(r"[^0-9A-Za-z]+", "_", network.name.replace("-", "")).strip("_")
     check_name(name)
-    settings = dict(network.module.settings) if isinstance(network.module, CNNF) else {}
+    settings = network.module.settings.as_dict() if isinstance(network.module, CNNF) else {}
     iterations = settings.pop("iterations", 0)
     rest = short_hash([settings, repr(network.preprocessing)])
     known = network.identity or uuid.uuid4().hex  # what cannot be identified shares no cache

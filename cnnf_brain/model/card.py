@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain.files import sha256
+from cnnf_brain.io import sha256
+from cnnf_brain.model import settings
 
 # The feedback's settings besides the number of iterations, as CNNF takes them and as cards hold them.
-SETTINGS = ("target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
+SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
 SMALL = "small"
 
 
@@ -47,13 +48,13 @@ class Card:
             return cls()
         configuration = content.get("configuration", {})
         trained = configuration.get("feedback", {})
-        settings = {**trained, **content.get("feedback", {})}
+        merged = {**trained, **content.get("feedback", {})}
         start = content.get("started_from", {})
         named = start.get("weights", configuration.get("weights"))  # older cards name a file by its SHA-256 alone
         return cls(
             arch=content.get("arch", SMALL if "dataset" in configuration else None),
-            iterations=settings.get("iterations"),
-            feedback={name: settings[name] for name in SETTINGS if name in settings} if settings.get("iterations") else {},
+            iterations=merged.get("iterations"),
+            feedback={name: merged[name] for name in SETTINGS if name in merged} if merged.get("iterations") else {},
             normalisation=trained.get("normalisation"),
             image_size=content.get("image_size"),
             resize=content.get("resize"),

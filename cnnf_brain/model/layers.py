@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.gradients import Convolved, Gated, Normalised, Pooled, PooledBySign, Spread, masked, unpooled
+from cnnf_brain.model.autograd import Convolved, Gated, Normalised, Pooled, PooledBySign, Spread, masked, unpooled
 
 FEW = 4  # channels of a map that counts as an image
 

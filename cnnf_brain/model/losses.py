@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.feedback import CNNF, FeedbackResult
+from cnnf_brain.model.cnnf import CNNF, FeedbackResult
 from cnnf_brain.model.latents import chosen, gate_biases
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
@@ -42,7 +42,7 @@ def reconstruction(result: FeedbackResult, clean: Tensor | None = None, reductio
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     if result.reconstruction is None:
-        raise ValueError("the reconstruction loss needs a result with Keep(reconstruction=True)")
+        raise ValueError("the reconstruction loss needs a result of unroll(..., return_reconstruction=True)")
     h = (result.reconstruction[0] if clean is None else clean).detach()
     if reduction == "sum":
         return torch.stack([F.mse_loss(made, h, reduction="sum") / len(h) for made in result.reconstruction])
@@ -85,8 +85,8 @@ def feedback_losses(
     terms: tuple[str, ...] = TERMS,
     reduction: str = "mean",
 ) -> dict[str, Tensor]:
-    """The terms asked for, each (N+1,). ``result`` comes from Keep(reconstruction=True, states=True); cross-entropy and
-    reconstruction do without the states. ``clean``, ``reduction``: see ``reconstruction``."""
+    """The terms asked for, each (N+1,). ``result`` comes from ``unroll`` with return_reconstruction and return_states;
+    cross-entropy and reconstruction do without the states. ``clean``, ``reduction``: see ``reconstruction``."""
     makers = {
         "cross_entropy": lambda: cross_entropy(result, labels),
         "reconstruction": lambda: reconstruction(result, clean, reduction),
@@ -98,7 +98,7 @@ def feedback_losses(
 
 def _states(result: FeedbackResult) -> tuple[State, ...]:
     if result.states is None:
-        raise ValueError("the latent and norm losses need a result with Keep(states=True)")
+        raise ValueError("the latent and norm losses need a result of unroll(..., return_states=True)")
     return result.states
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cnnf_brain.model.feedback import CNNF, FeedbackResult
-from cnnf_brain.model.gradients import layout
+from cnnf_brain.model.autograd import layout
+from cnnf_brain.model.cnnf import CNNF, FeedbackResult
 from cnnf_brain.model.layers import ReLU
 from cnnf_brain.model.state import State
 
@@ -42,7 +42,7 @@ class SignsAlone(dict[int, Any]):
 
 
 def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
-    """What ``model(x, keep=Keep(reconstruction=True))`` gives, value and gradient, of less memory.
+    """What ``model.unroll(x, return_reconstruction=True)`` gives, value and gradient, of less memory.
 
     Between forward and backward only what passes from one pass to the next is held: target features, signs of the feedback
     maps, latents (in bits, and positions of pooling), dropout masks. Each pass, up or down, is computed again, with the same

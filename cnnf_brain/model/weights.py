@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.files import ask_sizes
+from cnnf_brain.io import ask_sizes
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from cnnf_brain.predictivity.pls import SampleProduct, fit_folds, fit_sites
+from cnnf_brain.predictivity.pls import GramOperator, fit_folds, fit_sites
 
 BLOCK = 4096  # features taken to float64 at a time
 
@@ -109,17 +109,17 @@ def _check_components(n_components: int, n_samples: int, n_features: int) -> Non
         )
 
 
-def _sample_product(X: np.ndarray, means: np.ndarray) -> SampleProduct:
+def _sample_product(X: np.ndarray, means: np.ndarray) -> GramOperator:
     """X Xᵀ of the centred features as a linear map, through whichever side is smaller."""
     n_samples, n_features = X.shape
     if n_features <= n_samples:
         centred = X - means
-        return SampleProduct(lambda V: (V @ centred) @ centred.T, float(np.sum(centred**2)))
+        return GramOperator(lambda V: (V @ centred) @ centred.T, float(np.sum(centred**2)))
     product = np.zeros((n_samples, n_samples))
     for columns in _blocks(n_features):
         block = X[:, columns] - means[columns]  # float64, as the means are
         product += block @ block.T
-    return SampleProduct.of(product)
+    return GramOperator.of(product)
 
 
 def _blocks(n_features: int) -> list[slice]:

@@ -39,14 +39,14 @@ STALE = 1e-4
 
 
 @dataclass(frozen=True)
-class SampleProduct:
+class GramOperator:
     """K as a linear map: ``times(V)`` is V K for V (k, n_rows); EPS * ``norm`` is the size of K's own rounding."""
 
     times: Callable[[np.ndarray], np.ndarray]
     norm: float
 
     @classmethod
-    def of(cls, product: np.ndarray) -> SampleProduct:
+    def of(cls, product: np.ndarray) -> GramOperator:
         """Of a symmetric (n_rows, n_rows) float64 array; a single vector is multiplied by reading half of it."""
         product = np.ascontiguousarray(product)
 
@@ -93,7 +93,7 @@ def cross_predict(
     ValueError
         Shapes that do not match, NaN, a product that is not symmetric, faulty splits, too many components.
     """
-    K = SampleProduct.of(_check_product(product))
+    K = GramOperator.of(_check_gram(product))
     responses = _check_responses(responses, len(product))
     check_splits(splits, len(responses), n_components, n_features)
     training = np.zeros((len(splits), len(responses)))
@@ -115,7 +115,7 @@ def cross_predict(
     return Predictions(tuple(splits), tuple(values), tuple(ranks))
 
 
-def truncate_product(product: np.ndarray, n: int) -> np.ndarray:
+def truncate_gram(product: np.ndarray, n: int) -> np.ndarray:
     """The product of the first n principal components of the features, to be given to ``cross_predict``.
 
     Brain-Score reduces features so (n = 1000) for its choice of layers, on a basis fitted to other images (ImageNet
@@ -135,7 +135,7 @@ def truncate_product(product: np.ndarray, n: int) -> np.ndarray:
     """
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
-    product = _check_product(product)
+    product = _check_gram(product)
     means = product.mean(axis=0)
     centred = product - means - means[:, None] + means.mean()
     rows = len(centred)
@@ -174,12 +174,12 @@ class Components:
         return self.U[problem, :rank].T @ inner
 
 
-def fit_folds(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+def fit_folds(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
     """One model for all responses (PLS2) in each of several folds.
 
     Parameters
     ----------
-    K : SampleProduct
+    K : GramOperator
     responses : (n_rows, n_responses) array
     training : (n_folds, n_rows) array
         1 for training rows, 0 for others.
@@ -215,7 +215,7 @@ def fit_folds(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_c
     return growth.components(means)
 
 
-def fit_sites(K: SampleProduct, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+def fit_sites(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
     """One model per response (PLS1) in one fold, all side by side; ``training`` is (n_rows,)."""
     means, live = _means_and_live(responses, training[None])
     rest = ((responses - means[0]) * live[0]).T * training
@@ -241,7 +241,7 @@ _blas = functools.cache(ThreadpoolController)  # looking for the libraries takes
 class _Growth:
     """The components found so far, one more with each ``add`` and ``add_loading``."""
 
-    def __init__(self, K: SampleProduct, training: np.ndarray, n_problems: int, n_components: int, n_responses: int) -> None:
+    def __init__(self, K: GramOperator, training: np.ndarray, n_problems: int, n_components: int, n_responses: int) -> None:
         n_rows = training.shape[1]
         self.K = K
         self.training = training
@@ -346,7 +346,7 @@ def _check_responses(responses: np.ndarray, n_rows: int) -> np.ndarray:
     return responses
 
 
-def _check_product(product: np.ndarray) -> np.ndarray:
+def _check_gram(product: np.ndarray) -> np.ndarray:
     product = np.asarray(product, dtype=np.float64)
     if product.ndim != 2 or product.shape[0] != product.shape[1]:
         raise ValueError(f"the product X Xᵀ has shape {product.shape}; expected (n_stimuli, n_stimuli)")

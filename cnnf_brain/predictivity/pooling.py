@@ -8,7 +8,7 @@ import numpy as np
 
 from cnnf_brain.predictivity.statistics import comparison_of
 from cnnf_brain.predictivity.swaps import swap_over_images, widening
-from cnnf_brain.types import Comparison, Predictions, Scores, Split
+from cnnf_brain.types import Difference, Predictions, Scores, Split
 
 
 def pool_scores(parts: Sequence[Scores]) -> Scores:
@@ -28,7 +28,7 @@ def compare_pooled(
     responses: Sequence[np.ndarray],
     n_resamples: int = 10_000,
     seed: int = 0,
-) -> Comparison:
+) -> Difference:
     """The difference (model, baseline) over all sites of several sources; every source with the same number of splits.
 
     Fold s of the tests over folds is fold s of every source together. The swap test exchanges each source's images

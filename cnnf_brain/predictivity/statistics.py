@@ -24,7 +24,7 @@ from scipy import stats
 
 from cnnf_brain.predictivity.scores import pearson
 from cnnf_brain.predictivity.swaps import CHUNK, SWAP, swap_over_images
-from cnnf_brain.types import Comparison, Predictions, Scores, Split, TestResult
+from cnnf_brain.types import Difference, Predictions, Scores, Split, TestResult
 
 WELCH = "Welch over folds (the paper's)"
 RESAMPLED = "corrected resampled t over folds"
@@ -182,7 +182,7 @@ def compare_scores(
     responses: np.ndarray,
     n_resamples: int = 10_000,
     seed: int = 0,
-) -> Comparison:
+) -> Difference:
     """The difference model minus baseline over the same sites and splits: estimate, interval, all tests.
 
     Parameters
@@ -196,7 +196,7 @@ def compare_scores(
 
     Returns
     -------
-    Comparison
+    Difference
         ``low`` and ``high`` are the interval of the swap test, ``sites_low`` and ``sites_high`` that of the bootstrap
         over sites. Tests over sites are left out where there is one site (``sites_low`` and ``sites_high`` are NaN
         then), tests over folds where there is one split. ``TESTS`` says of each what it is about, and gives their
@@ -221,7 +221,7 @@ def compare_scores(
 
 def comparison_of(
     r_model: np.ndarray, r_baseline: np.ndarray, splits: Sequence[Split], swap: TestResult, *, n_resamples: int, seed: int
-) -> Comparison:
+) -> Difference:
     """The estimate, both intervals and all tests that the numbers of splits and sites allow, given the swap test.
 
     Parameters
@@ -245,7 +245,7 @@ def comparison_of(
     tests.sort(key=lambda test: list(TESTS).index(test.name))
     assert swap.interval is not None
     difference = float(np.median(_site_differences(model, baseline)))
-    return Comparison(difference, *swap.interval, tuple(tests), *sites)
+    return Difference(difference, *swap.interval, tuple(tests), *sites)
 
 
 def _pair(r_model: np.ndarray, r_baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

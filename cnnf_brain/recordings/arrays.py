@@ -21,7 +21,7 @@ def recordings_from_arrays(
     *,
     region: str,
     stimulus_ids: Labels | None = None,
-    neuroid_ids: Labels | None = None,
+    site_ids: Labels | None = None,
     repeats: Any = None,
     object_names: Labels | None = None,
     subjects: Labels | None = None,
@@ -40,7 +40,7 @@ def recordings_from_arrays(
         The region of all these sites.
     stimulus_ids : sequence of str, optional
         Id of each row. Rows and images are joined by id; without it by position.
-    neuroid_ids : sequence of str, optional
+    site_ids : sequence of str, optional
         Id of each column; ``site0``, ``site1``, ... without it.
     repeats : array-like (n_stimuli, n_neuroids, n_repetitions), optional
         Single presentations, NaN where there were fewer. Their mean must be ``responses`` where both are given.
@@ -66,8 +66,8 @@ def recordings_from_arrays(
     data = dataset(responses, repeats, len(images), source)
     n_stimuli, n_neuroids = data["responses"].shape
     ids = images.ids if stimulus_ids is None else labels_of("stimulus_ids", stimulus_ids, n_stimuli, source, unique=True)
-    names = neuroid_ids if neuroid_ids is not None else [f"site{i}" for i in range(n_neuroids)]
-    names = labels_of("neuroid_ids", names, n_neuroids, source, unique=True)
+    names = site_ids if site_ids is not None else [f"site{i}" for i in range(n_neuroids)]
+    names = labels_of("site_ids", names, n_neuroids, source, unique=True)
     data = data.assign_coords(stimulus_id=("stimulus", np.array(ids, str)), neuroid_id=("neuroid", np.array(names, str)))
     if object_names is not None:
         labels = labels_of("object_names", object_names, n_stimuli, source)

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.files import whole_file
+from cnnf_brain.io import atomic_path
 from cnnf_brain.recordings.arrays import Labels, dataset, images_from_files, labels_of, recordings_from_arrays
 from cnnf_brain.types import Images, Recordings
 
@@ -38,7 +38,7 @@ def write_assembly(
     *,
     region: str | Labels,
     stimulus_ids: Labels | None = None,
-    neuroid_ids: Labels | None = None,
+    site_ids: Labels | None = None,
     repeats: Any = None,
     object_names: Labels | None = None,
     subjects: Labels | None = None,
@@ -52,7 +52,7 @@ def write_assembly(
     ----------
     path : path
         The file to write; its name ends in ``.nc``. It appears only when it is whole.
-    responses, repeats, neuroid_ids, object_names, subjects
+    responses, repeats, site_ids, object_names, subjects
         As in `recordings_from_arrays`.
     image_files : sequence of paths
         The image of each row of ``responses``. All are decoded once.
@@ -76,7 +76,7 @@ def write_assembly(
     data = dataset(responses, repeats, len(images), str(path))
     n_neuroids = data.sizes["neuroid"]
     regions = labels_of("region", [region] * n_neuroids if isinstance(region, str) else region, n_neuroids, str(path))
-    names = [f"site{i}" for i in range(n_neuroids)] if neuroid_ids is None else neuroid_ids
+    names = [f"site{i}" for i in range(n_neuroids)] if site_ids is None else site_ids
     coords = {
         "stimulus_id": ("stimulus", images.ids),
         "neuroid_id": ("neuroid", names),
@@ -171,7 +171,7 @@ def _from_dataset(data: xr.Dataset, images: Images, region: str, source: str) ->
         images,
         region=region,
         stimulus_ids=sites["stimulus_id"].values,
-        neuroid_ids=sites["neuroid_id"].values,
+        site_ids=sites["neuroid_id"].values,
         repeats=optional("repeats"),
         object_names=optional("object_name"),
         subjects=optional("subject"),
@@ -187,7 +187,7 @@ def _write(path: Path, data: xr.Dataset, files: list[Path]) -> None:
     here = Path(os.path.relpath(folder, os.path.abspath(path.parent))).as_posix()
     data = data.assign_coords(image_file=("stimulus", np.array(relative, object)))
     data = data.assign_attrs(format=FORMAT, image_folder=here)
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         try:
             data.to_netcdf(temporary, engine="netcdf4")
         except RuntimeError as error:  # how the NetCDF library says that the disk is full

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.files import ask_sizes
+from cnnf_brain.io import ask_sizes
 from cnnf_brain.recordings.arrays import images_from_files, recordings_from_arrays
 from cnnf_brain.types import Recordings
 
@@ -94,7 +94,7 @@ def recordings_from_assembly(assembly: Any, region: str) -> Recordings:
         None,
         images_from_files([paths[name] for name in first.index], ids=ids, where=NAME),
         region=region,
-        neuroid_ids=assembly["neuroid_id"].values,
+        site_ids=assembly["neuroid_id"].values,
         repeats=repeats.swapaxes(1, 2),
         object_names=None if "object_name" not in rows else first["object_name"].to_numpy(),
         subjects=animals,

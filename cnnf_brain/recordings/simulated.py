@@ -77,7 +77,7 @@ def simulated(region: str) -> Recordings:
         None,
         Images(names, encoded.__getitem__, f"{NAME} images"),
         region=f"{NAME} {region}",
-        neuroid_ids=[f"{NAME}-{region}-{site:03d}" for site in range(N_NEUROIDS[region])],
+        site_ids=[f"{NAME}-{region}-{site:03d}" for site in range(N_NEUROIDS[region])],
         repeats=counts,
         object_names=[list(_SHAPES)[number] for number in objects],
         subjects=[NAME] * N_NEUROIDS[region],

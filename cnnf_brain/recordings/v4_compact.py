@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.files import cache_folder, download, download_size
+from cnnf_brain.io import cache_folder, download, download_size
 from cnnf_brain.recordings.arrays import recordings_from_arrays
 from cnnf_brain.types import Images, Recordings
 
@@ -123,7 +123,7 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
         None if averages is None else averages.swapaxes(0, 1),
         images,
         region=REGION,
-        neuroid_ids=[f"{chosen}-{site}" for site in range(n_sites)],
+        site_ids=[f"{chosen}-{site}" for site in range(n_sites)],
         repeats=None if raw is None else raw.swapaxes(0, 1),
         subjects=None if known is None else [known.animal] * n_sites,
         source=source,

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from tabulate import tabulate
 
-from cnnf_brain.files import plain, whole_file, write_json, write_text
+from cnnf_brain.io import atomic_path, plain, write_json, write_text
 from cnnf_brain.networks import BEYOND, CHANGED, UNTRAINED
 from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import (
@@ -86,7 +86,7 @@ def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict
         "layer": e.layer,
         "chosen": e.chosen,
         "images": e.n_images,
-        "sites": len(e.neuroid_ids),
+        "sites": len(e.site_ids),
         "excluded_sites": e.excluded,
         "undefined_sites": int(np.isnan(r).sum()),
         "sites_undefined_in_some_folds": int((e.scores.undefined_folds > 0).sum()),
@@ -337,11 +337,11 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
     }
     r = []
     for e in evaluations:
-        n = len(e.neuroid_ids)
+        n = len(e.site_ids)
         for name in ("region", "source", "role", "network", "weights", "layer"):
             columns[name] += [getattr(e, name)] * n
         columns["simulated"] += [int(e.simulated)] * n
-        columns["neuroid_id"] += e.neuroid_ids
+        columns["neuroid_id"] += e.site_ids
         for name, values in (("ceiling", e.scores.ceiling), ("pooled_r", e.scores.pooled)):
             columns[name] += [math.nan] * n if values is None else values.tolist()
         r.append(np.full((n, n_splits), np.nan))
@@ -349,7 +349,7 @@ def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, A
     data = xr.Dataset({name: ("row", np.array(values)) for name, values in columns.items()})
     data["r"] = (("row", "split"), np.concatenate(r))
     data.attrs = {"schema": SCHEMA, "simulated": int(run["simulated"]), "options": json.dumps(run["options"])}
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         try:
             data.to_netcdf(temporary, engine="netcdf4")
         except RuntimeError as error:  # how the NetCDF library says that the disk is full

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from cnnf_brain import style
-from cnnf_brain.files import write_text
+from cnnf_brain.io import write_text
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.runs import Picture, Run, Table
 

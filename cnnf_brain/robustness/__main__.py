@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cnnf_brain import devices, provenance
+from cnnf_brain import networks, results
 from cnnf_brain.robustness import grids, report, work
 from cnnf_brain.robustness.workshop import open_workshop
 from cnnf_brain.trainer.flags import STOPPED, positive, share, whole
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Networks, cells, tables. What can be wrong is found before the first network is trained and before a folder is made."""
-    started, device = time.monotonic(), devices.pick(args.device)
+    started, device = time.monotonic(), networks.pick_device(args.device)
     grid = grids.grid(
         args.experiment, quick=args.quick, recipe=args.recipe, epochs=args.epochs, limit=args.limit, images=args.images,
         seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         strong_epsilons=tuple(args.strong_epsilons) if args.strong_epsilons else None,
     )  # fmt: skip
     folder = args.output or default_folder(grid)
-    shop = open_workshop(grid, folder, args.models, provenance.command(), data_folder=args.data, device=device)
+    shop = open_workshop(grid, folder, args.models, results.command(), data_folder=args.data, device=device)
     todo = work.tasks(shop)
     if not args.tables:
         work.check_packages(todo)
@@ -59,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     elif not finished:
         print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return STOPPED
-    written = report.write(
-        shop, finished=finished, seconds=time.monotonic() - started, device_name=provenance.machine(device)
-    )
+    written = report.write(shop, finished=finished, seconds=time.monotonic() - started, device_name=results.machine(device))
     print((folder / "shown.csv").read_text(), end="")
     print(f"tables, figure and page: {written.parent}")
     return 0
@@ -135,7 +133,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
                    help="the networks, which all figures share (default runs/robustness)")  # fmt: skip
     p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT[-paper][-quick]")
-    p.add_argument("--device", default=devices.AUTO, help="default auto: cuda where there is one, else cpu")
+    p.add_argument("--device", default=networks.AUTO, help="default auto: cuda where there is one, else cpu")
     return p.parse_args(argv)
 
 

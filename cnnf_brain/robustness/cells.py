@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnf_brain.attacks import suspicion, threats
+from cnnf_brain.attacks import sanity_checks, threats
+from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack, Logits, Threat, finite
-from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
-from cnnf_brain.files import short_hash, whole_file, write_json
-from cnnf_brain.model.feedback import Keep
+from cnnf_brain.io import atomic_path, short_hash, write_json
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.robustness.grids import Against, Model
 from cnnf_brain.robustness.workshop import DIGITS, Workshop
 from cnnf_brain.trainer import small
@@ -207,7 +207,7 @@ class Cell:
             "identity": self.identity, "model": self.model.label, "seed": self.seed, "weights_sha256": weights,
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
-        with whole_file(self.path) as temporary:
+        with atomic_path(self.path) as temporary:
             np.savez_compressed(temporary, correct=right, about=np.array(json.dumps(about)))
         return True
 
@@ -308,7 +308,7 @@ class Examination:
         n = settings.pop("images")
         threat = stoppable(threats.end_to_end(network), stop)
         try:
-            found = suspicion.examine(threat, self.shop.images[:n], self.shop.labels[:n], self.epsilon, **settings)
+            found = sanity_checks.examine(threat, self.shop.images[:n], self.shop.labels[:n], self.epsilon, **settings)
         except Interrupted:
             return False
         findings = [{"name": f.name, "holds": f.holds, "detail": f.detail} for f in found]
@@ -352,8 +352,9 @@ def correct(
 ) -> Tensor:
     """(iterations + 1, n) bool: whether each image is classified as its label at each iteration."""
     module, enter = threats.opened(network)
+    assert isinstance(module, CNNF)
     parts = [
-        finite(module(enter(x), iterations=iterations, keep=Keep()).logits, "at test").argmax(-1) == y
+        finite(module.unroll(enter(x), iterations=iterations).logits, "at test").argmax(-1) == y
         for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return torch.cat(parts, 1)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack
-from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.checks import unknown
 from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.loop import LossWeights

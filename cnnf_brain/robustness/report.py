@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cnnf_brain import folders, provenance, style
-from cnnf_brain.files import check_writable, whole_file, write_json, write_text
+from cnnf_brain import results, style
+from cnnf_brain.io import atomic_path, check_writable, write_json, write_text
 from cnnf_brain.report import page
 from cnnf_brain.robustness.claims import Claim, answer, claims
 from cnnf_brain.robustness.grids import RECIPES, Grid, Panel
@@ -33,19 +33,19 @@ QUICK = "QUICK RUN: few images, epochs and seeds"
 
 def begin(shop: Workshop) -> None:
     """Make the grid's folder its own, before any work; a ValueError where it is another command's, experiment's or recipe's."""
-    with folders.locked(shop.folder, PATIENCE):
-        folders.claim(shop.folder, KIND, shop.configuration)
+    with results.locked(shop.folder, PATIENCE):
+        results.claim(shop.folder, KIND, shop.configuration)
         check_writable(shop.folder)
-        if not (shop.folder / folders.RECORD).exists():
+        if not (shop.folder / results.RECORD).exists():
             write_json(
-                shop.folder / folders.RECORD, {"kind": KIND, "configuration": shop.configuration, "command": shop.command}
+                shop.folder / results.RECORD, {"kind": KIND, "configuration": shop.configuration, "command": shop.command}
             )
 
 
 def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> Path:
     """All files of the grid's folder from the outcomes that there are; the path of the page."""
-    with folders.locked(shop.folder, PATIENCE):
-        folders.claim(shop.folder, KIND, shop.configuration)
+    with results.locked(shop.folder, PATIENCE):
+        results.claim(shop.folder, KIND, shop.configuration)
         return _write(shop, record(shop, finished=finished, seconds=seconds, device_name=device_name))
 
 
@@ -56,9 +56,9 @@ def _write(shop: Workshop, run: dict[str, Any]) -> Path:
     if table.empty:
         raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
     means, checks, claimed = over_seeds(table), findings(shop, table), claims(grid, table)
-    write_json(folder / folders.RECORD, run)
+    write_json(folder / results.RECORD, run)
     _csv(folder / "table.csv", table)
-    with whole_file(folder / "table.nc") as temporary:
+    with atomic_path(folder / "table.nc") as temporary:
         columns = {name: ("row", table[name].to_numpy()) for name in table.columns if name != "strong"}
         columns["strong"] = ("row", table["strong"].to_numpy().astype(np.int8))
         xr.Dataset(columns).to_netcdf(temporary, engine="netcdf4")
@@ -78,7 +78,7 @@ def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) 
     networks = [shop.card(model, seed) for seed in grid.seeds for model in grid.models]
     return {
         "kind": KIND, "configuration": shop.configuration,
-        "command": shop.command, "commit": provenance.commit(), "versions": provenance.versions(), "machine": device_name,
+        "command": shop.command, "commit": results.commit(), "versions": results.versions(), "machine": device_name,
         "seconds": round(seconds, 1), "experiment": grid.name, "finished": finished, "quick": grid.quick, "recipe": grid.recipe,
         "dataset": grid.dataset, "data_hash": shop.data_hash, "part": grid.part, "images": grid.images,
         "strong_images": grid.strong_images, "seeds": list(grid.seeds), "epsilons": list(grid.epsilons),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cnnf_brain.attacks.suspicion import Finding, never_falls, not_stronger
+from cnnf_brain.attacks.sanity_checks import Finding, never_falls, not_stronger
 from cnnf_brain.robustness.cells import Cell, Examination
 from cnnf_brain.robustness.grids import BLACK_BOX, Model
 from cnnf_brain.robustness.work import cells, done

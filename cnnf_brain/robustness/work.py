@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from filelock import FileLock, Timeout
 
-from cnnf_brain.attacks import outside
+from cnnf_brain.attacks import external
 from cnnf_brain.robustness.cells import Cell, Examination, Task, Training
 from cnnf_brain.robustness.workshop import Workshop
 from cnnf_brain.trainer.loop import Stop
@@ -50,7 +50,7 @@ def done(task: Task) -> bool:
 def check_packages(todo: Sequence[Task]) -> None:
     """An ImportError now, before anything is trained, where a package is missing that an attack of ``todo`` needs."""
     for attack in {type(task.attack): task.attack for task in todo if isinstance(task, Cell) and not done(task)}.values():
-        outside.check_installed(attack)
+        external.check_installed(attack)
 
 
 def tell_outdated(todo: Sequence[Task], consequence: str) -> None:

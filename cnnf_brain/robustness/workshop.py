@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from cnnf_brain.attacks import threats
-from cnnf_brain.files import sha256, short_hash
+from cnnf_brain.datasets import mnist
+from cnnf_brain.io import sha256, short_hash
 from cnnf_brain.robustness.grids import Grid, Model
-from cnnf_brain.trainer import data, small
+from cnnf_brain.trainer import small
 from cnnf_brain.trainer.adversary import UNITS
 from cnnf_brain.trainer.card import WEIGHTS
 
@@ -101,9 +102,9 @@ def open_workshop(
     device: torch.device | str = "cpu",
 ) -> Workshop:
     """Check the data and take the images that are attacked: the first of the test or of the validation images."""
-    source = data.find(grid.dataset, data_folder)
+    source = mnist.find(grid.dataset, data_folder)
     data_hash = source.check()
-    images = source.read("test") if grid.part == "test" else data.split(source.read("train"))[1]
+    images = source.read("test") if grid.part == "test" else mnist.split(source.read("train"))[1]
     if grid.images > len(images):
         raise ValueError(f"images: {grid.images} were asked for, there are {len(images)} {grid.part} images")
     chosen = images[np.arange(grid.images)]

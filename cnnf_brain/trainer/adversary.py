@@ -12,7 +12,7 @@ from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
 from cnnf_brain.checks import unknown
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 
 MODES = ("only", "augment")
 UNITS = Preprocessing(28, mean=(0.5,), std=(0.5,))  # the small net takes images in [-1, 1]

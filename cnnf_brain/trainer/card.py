@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cnnf_brain.files import sha256, write_json, write_text, write_whole
+from cnnf_brain.io import sha256, write_json, write_text, write_whole
 from cnnf_brain.model.card import read_card
 from cnnf_brain.model.weights import check_state, read_weights
 from cnnf_brain.trainer import checkpoint

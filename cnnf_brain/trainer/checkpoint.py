@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cnnf_brain.files import write_whole
+from cnnf_brain.io import write_whole
 
 FORMAT = "cnnf-brain checkpoint 1"
 PATTERN = "checkpoint-*.safetensors"

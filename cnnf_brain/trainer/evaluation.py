@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cnnf_brain.checks import differences
-from cnnf_brain.files import plain, write_json
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.datasets.image_batches import Batch, Feed, check_bad, validation_loader
+from cnnf_brain.datasets.image_index import ImageIndex
+from cnnf_brain.io import plain, write_json
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import is_published, published_entry
 from cnnf_brain.networks import SMALL, TORCHVISION, Network, Plan
-from cnnf_brain.trainer.image_data import Batch, Feed, check_bad, validation_loader
-from cnnf_brain.trainer.image_index import ImageIndex
-from cnnf_brain.trainer.ranks import Ranks
+from cnnf_brain.trainer.distributed import Ranks
 
 EVALUATION = "evaluation.json"
 QUESTION = ("sha256", "settings", "data")  # entries of evaluation.json that decide its numbers
@@ -110,7 +110,7 @@ def evaluate_network(
 
     def logits(images: Tensor) -> Tensor:
         x = shown.normalise(images.to(torch.float32).div_(255))
-        return module(x, keep=Keep()).logits if isinstance(module, CNNF) else module(x)[None]
+        return module.unroll(x).logits if isinstance(module, CNNF) else module(x)[None]
 
     loader = validation_loader(index, shown.size, batch_size, rank=ranks.rank, world_size=ranks.size, workers=workers,
                                device=ranks.device, resize=shown.resize)  # fmt: skip

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
 from cnnf_brain.checks import unknown
-from cnnf_brain.files import write_text
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.datasets.mnist import ImageSet, scale
+from cnnf_brain.io import write_text
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.losses import REDUCTIONS, feedback_losses
 from cnnf_brain.model.recompute import recomputed
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
-from cnnf_brain.trainer.data import ImageSet, scale
 
 
 class NonFiniteLoss(RuntimeError):
@@ -119,8 +119,11 @@ def losses(
     ``recompute``: see ``cnnf_brain.model.recompute``; without the losses that need states.
     """
     active = weights.active()
-    keep = Keep(reconstruction="reconstruction" in active, states=bool({"latent", "norm"} & set(active)))
-    result = recomputed(model, images) if recompute else model(images, keep=keep)
+    if recompute:
+        result = recomputed(model, images)
+    else:
+        states = not {"latent", "norm"}.isdisjoint(active)
+        result = model.unroll(images, return_reconstruction="reconstruction" in active, return_states=states)
     terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(active), reduction=weights.reduction)
     total = torch.stack([weight * terms[term].mean() for term, weight in active.items()]).sum()
     return total, terms
@@ -164,7 +167,7 @@ def accuracy(model: CNNF, images: ImageSet, batch_size: int = 500) -> list[float
     training = model.training
     model.eval()
     right = sum(
-        (model(scale(batch.images), keep=Keep()).logits.argmax(-1) == batch.labels).sum(1)
+        (model.unroll(scale(batch.images)).logits.argmax(-1) == batch.labels).sum(1)
         for batch in (images[rows] for rows in torch.arange(len(images)).split(batch_size))
     )
     model.train(training)

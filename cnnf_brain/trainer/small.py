@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnf_brain import folders
-from cnnf_brain.devices import pick
-from cnnf_brain.files import write_json
-from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.model.nets import small_net
+from cnnf_brain import results
+from cnnf_brain.datasets import mnist
+from cnnf_brain.io import write_json
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import read_weights
-from cnnf_brain.provenance import commit, machine, versions
-from cnnf_brain.trainer import data
+from cnnf_brain.model.zoo import small_net
+from cnnf_brain.networks import pick_device
+from cnnf_brain.results import commit, machine, versions
 from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.card import WEIGHTS, check_finished, check_weights, finish
 from cnnf_brain.trainer.config import check_same, environment
@@ -56,7 +56,7 @@ class Settings:
     @property
     def title(self) -> str:
         """The network, its data and its training in words."""
-        n, title = self.feedback["iterations"], data.TITLES[self.dataset]
+        n, title = self.feedback["iterations"], mnist.TITLES[self.dataset]
         how = ""
         if self.adversary is not None:
             made = {"only": "adversarial images", "augment": "clean and adversarial images"}[self.adversary.mode]
@@ -126,8 +126,8 @@ def train(
     NonFiniteLoss
         Training diverged; names the last good checkpoint.
     """
-    with folders.occupied(output):
-        return _train(settings, output, command, folder, pick(device), save_every, insist, stop, measure)
+    with results.occupied(output):
+        return _train(settings, output, command, folder, pick_device(device), save_every, insist, stop, measure)
 
 
 def _train(
@@ -141,11 +141,11 @@ def _train(
     stop: Stop | None,
     measure: int | None,
 ) -> dict[str, Any] | None:
-    source = data.find(settings.dataset, folder)
+    source = mnist.find(settings.dataset, folder)
     configuration = settings.configuration(source.check())
     if (output / "card.json").exists():
         return finished(output, configuration)
-    train_images, validation = data.split(source.read("train"))
+    train_images, validation = mnist.split(source.read("train"))
     train_images, validation = limited(train_images, settings.limit), validation[np.arange(len(validation))[:measure]]
     torch.manual_seed(settings.seed)
     model = small_net(**settings.feedback).to(device).to(memory_format=torch.channels_last)  # on CPUs much faster
@@ -171,7 +171,7 @@ def _train(
     return measured(output, model, record, source, validation, trainer.progress.seconds, measure)
 
 
-def limited(images: data.ImageSet, limit: int | None) -> data.ImageSet:
+def limited(images: mnist.ImageSet, limit: int | None) -> mnist.ImageSet:
     """``limit`` of the images, evenly spaced; all of them for None."""
     if limit is None:
         return images
@@ -184,8 +184,8 @@ def measured(
     output: Path,
     model: CNNF,
     record: dict[str, Any],
-    source: data.Source,
-    validation: data.ImageSet,
+    source: mnist.Source,
+    validation: mnist.ImageSet,
     seconds: float,
     measure: int | None = None,
 ) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def measured(
     card = {
         "title": configuration["title"],
         **record,
-        "feedback": model.settings,
+        "feedback": model.settings.as_dict(),
         "training_seconds": round(seconds),
         "machine": machine(device),
         "n_validation": len(validation),

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.feedback import CNNF
-from cnnf_brain.model.nets import ARCHITECTURES, sequential
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import check_state, read_state
+from cnnf_brain.model.zoo import ARCHITECTURES, sequential
 
 NO_WEIGHTS = "none"
 

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.datasets.image_batches import Batch, Feed, check_bad, normalise, training_loader, validation_loader
+from cnnf_brain.datasets.image_index import ImageIndex
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
+from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.evaluation import Accuracy, measure
-from cnnf_brain.trainer.image_data import Batch, Feed, check_bad, normalise, training_loader, validation_loader
-from cnnf_brain.trainer.image_index import ImageIndex
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop, losses, mixed_precision
-from cnnf_brain.trainer.ranks import Ranks
+from cnnf_brain.trainer.metrics import MetricLogger
 from cnnf_brain.trainer.recipe import Recipe
 from cnnf_brain.trainer.start import train_mode
-from cnnf_brain.trainer.telling import Teller
 
 
 class Objective(nn.Module):
@@ -141,7 +141,7 @@ class StreamTrainer:
         feed = Feed(self.loader(train))
         judged = at.validation is not None and at.validation["step"] == at.step
         try:
-            with Teller(self.folder, recipe, at.step, ranks, len(train), anew=not at.step and not judged) as teller:
+            with MetricLogger(self.folder, recipe, at.step, ranks, len(train), anew=not at.step and not judged) as teller:
                 if not judged and at.step in (0, recipe.steps):  # where the curve of accuracy begins, and where it ends
                     self.judge(teller, validation)
                     if at.step:
@@ -221,7 +221,7 @@ class StreamTrainer:
         at.step += 1
         return sums, norm
 
-    def window(self, teller: Teller, feed: Feed, n_train: int) -> None:
+    def window(self, teller: MetricLogger, feed: Feed, n_train: int) -> None:
         """Sum up, check and log the steps since the last time."""
         at = self.position
         bad = self.ranks.union(feed.bad)
@@ -232,7 +232,7 @@ class StreamTrainer:
             raise NonFiniteLoss("the loss or its gradient is not finite")
         check_bad(at.bad, n_train, self.recipe.max_bad, "training")
 
-    def judge(self, teller: Teller, validation: ImageIndex) -> None:
+    def judge(self, teller: MetricLogger, validation: ImageIndex) -> None:
         """Validate, remember, and let the best after a step be kept."""
         at = self.position
         found = validate(self.model, validation, self.recipe, self.ranks)
@@ -271,4 +271,4 @@ def validate(model: CNNF, index: ImageIndex, recipe: Recipe, ranks: Ranks) -> Ac
     model.eval()
     loader = validation_loader(index, recipe.image_size, recipe.batch_size, rank=ranks.rank, world_size=ranks.size,
                                workers=recipe.workers, device=ranks.device, resize=recipe.resize)  # fmt: skip
-    return measure(lambda images: model(normalise(images), keep=Keep()).logits, loader, model.iterations, ranks)
+    return measure(lambda images: model.unroll(normalise(images)).logits, loader, model.iterations, ranks)

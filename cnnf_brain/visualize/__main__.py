@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import folders, provenance
-from cnnf_brain.devices import AUTO, pick
+from cnnf_brain import results
+from cnnf_brain.datasets import mnist
 from cnnf_brain.model.card import read_card
-from cnnf_brain.networks import SMALL, Network, load_network, shipped_weights
+from cnnf_brain.networks import AUTO, SMALL, Network, load_network, pick_device, shipped_weights
 from cnnf_brain.report import PAGE
-from cnnf_brain.trainer import data
 from cnnf_brain.trainer.flags import positive, whole
 from cnnf_brain.visualize import draw, write
 from cnnf_brain.visualize.figures import FIGURES, IMAGES, Given
@@ -52,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
     check_libraries(args.figure)
     network = load(args.weights, args.iterations, args.device)
     view = View(network)
-    source = data.find(args.dataset, args.data)
+    source = mnist.find(args.dataset, args.data)
     digest = source.check()
-    _, validation = data.split(source.read("train"))
+    _, validation = mnist.split(source.read("train"))
     n = IMAGES[args.figure] if args.images is None else args.images
     if n is not None and n > len(validation):
         raise ValueError(f"--images {n}: there are {len(validation)} validation images; give fewer, or leave the flag out")
@@ -62,13 +61,13 @@ def run(args: argparse.Namespace) -> None:
     asked = {
         "figure": args.figure,
         "network": network.digest,
-        "feedback": view.model.settings,
+        "feedback": view.model.settings.as_dict(),
         "data": digest,
         "images": len(given.sample()),
         "seed": args.seed,
     }
     folder = args.output or Path("results", f"figure-{args.figure}")
-    with folders.results(folder, KIND, asked) as staging:
+    with results.results(folder, KIND, asked) as staging:
         summary = FIGURES[args.figure](given, staging)
         draw.draw(args.figure, staging, CLASSES[args.dataset])
         write.finish(staging, summary, describe(args.dataset, asked, network, started), shown_as=folder)
@@ -107,21 +106,21 @@ def load(weights: str | None, iterations: int | None, device: str) -> Network:
         raise ValueError(
             f"--weights {weights}: no card in it says how many iterations it was trained with; give --iterations"
         )
-    return load_network(SMALL, weights, iterations=n, device=str(pick(device)))
+    return load_network(SMALL, weights, iterations=n, device=str(pick_device(device)))
 
 
 def describe(dataset: str, asked: dict[str, Any], network: Network, started: float) -> dict[str, Any]:
     """What the run was: run.json."""
     same = {**asked, "feedback": ", ".join(f"{name} {value}" for name, value in asked["feedback"].items())}
     return {
-        "command": provenance.command(),
+        "command": results.command(),
         "configuration": asked,
         "network": {"name": network.name, "weights": network.weights},
         "data": {"dataset": dataset, "part": "validation (held out of the training images)"},
         "same": same | {"network": network.digest[:12], "data": f"{dataset} {asked['data'][:12]}"},
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(network.device),
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "machine": results.machine(network.device),
         "seconds": round(time.time() - started, 1),
     }
 
@@ -139,7 +138,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--figure", choices=sorted(FIGURES), required=True)
     add(
         "--dataset",
-        choices=sorted(data.TITLES),
+        choices=sorted(mnist.TITLES),
         default="fashion",
         help="default fashion, on which the shipped networks were trained",
     )

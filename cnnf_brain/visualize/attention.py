@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.feedback import Keep
 from cnnf_brain.model.layers import Conv, Linear, Rule
 from cnnf_brain.visualize.view import View, mean_interval
 
@@ -49,7 +48,8 @@ def passes(view: View, images: Tensor) -> list[tuple[nn.Sequential, Tensor]]:
     if model.tolerance is not None:
         raise ValueError("Grad-CAM by iteration needs networks that run all iterations; set tolerance to None")
     with torch.no_grad():
-        result = model(view.enter(images), keep=Keep(states=True))
+        result = model.unroll(view.enter(images), return_states=True)
+    assert result.states is not None
     found: list[tuple[nn.Sequential, Tensor]] = []
     guides: dict[int, Tensor] = {}
     sizes: dict[int, Tensor] = {}

@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from cnnf_brain import provenance
+from cnnf_brain import results
 from cnnf_brain.attacks.gradient import PGD, Threat
-from cnnf_brain.files import array_hash, cache_folder, short_hash
+from cnnf_brain.io import array_hash, cache_folder, short_hash
 from cnnf_brain.visualize import about, attention, plane, restoration
 from cnnf_brain.visualize.restoration import Condition
 from cnnf_brain.visualize.view import SHOWN, View, drawn, mean_interval
@@ -193,9 +193,9 @@ def figure_9d(given: Given, folder: Path, epsilons: Sequence[float] = EPSILONS) 
 def _parts(given: Given) -> Path:
     """Where the finished conditions of this very question are kept, for this version of the code."""
     view = given.view
-    question = [view.network.digest, view.network.preprocessing, view.model.settings, given.n, given.seed]
+    question = [view.network.digest, view.network.preprocessing, view.model.settings.as_dict(), given.n, given.seed]
     question += [array_hash(given.images.numpy()), array_hash(given.labels.numpy())]
-    return cache_folder("figures", short_hash([*question, provenance.versions(), provenance.commit()], 16))
+    return cache_folder("figures", short_hash([*question, results.versions(), results.commit()], 16))
 
 
 def _finished(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import Threat
-from cnnf_brain.model.feedback import CNNF, INPUT, Keep
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
 
 BATCH = 64
@@ -103,13 +104,14 @@ class View:
     def see(self, images: Tensor, *, whole: bool = False) -> Seen:
         """Decisions of all iterations; with ``whole`` the inputs and reconstructions too (needs target "input")."""
         n = self.model.iterations
-        keep = Keep([f"{INPUT}@{t}" for t in range(n + 1)], reconstruction=True) if whole else Keep()
+        shown = [f"{INPUT}@{t}" for t in range(n + 1)] if whole else []
         classes, inputs, made = [], [], []
         for part in images.split(self.batch_size):
-            result = self.model(self.enter(part), keep=keep)
+            result = self.model.unroll(self.enter(part), return_layers=shown, return_reconstruction=whole)
             classes.append(result.logits.argmax(-1).cpu())
             if whole:
-                inputs.append(self.leave(torch.stack([result.layers[at] for at in keep.layers])).cpu())
+                assert result.reconstruction is not None
+                inputs.append(self.leave(torch.stack([result.layers[at] for at in result.layers])).cpu())
                 made.append(self.leave(result.reconstruction).cpu())
         if not whole:
             return Seen(torch.cat(classes, 1), None, None)

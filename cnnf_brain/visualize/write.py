@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 from tabulate import tabulate
 
-from cnnf_brain.files import whole_file, write_json, write_text
+from cnnf_brain.io import atomic_path, write_json, write_text
 from cnnf_brain.report import page
 from cnnf_brain.report.of_figure import HOLDS
 
@@ -34,7 +34,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_dataset(path: Path, data: xr.Dataset) -> None:
     """NetCDF, compressed."""
     packed = {name: {"zlib": True} for name in data.data_vars if data[name].dtype.kind in "fiub"}
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         try:
             data.to_netcdf(temporary, engine="netcdf4", encoding=packed)
         except RuntimeError as error:  # how the NetCDF library says that the disk is full

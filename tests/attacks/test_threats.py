@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnf_brain import CNNF, Keep
+from cnnf_brain import CNNF
 from cnnf_brain.attacks import FGSM, PGD, WithPreprocessing, threats
 from cnnf_brain.attacks.threats import SmoothGates, openness
 from cnnf_brain.images import Preprocessing
@@ -144,7 +144,7 @@ def test_smooth_gates_change_nothing_forward(ada_relu):
     assert torch.equal(smooth(2 * x - 1), model(2 * x - 1))
     assert [p.data_ptr() for p in smooth.parameters()] == [p.data_ptr() for p in model.parameters()]
     for name in ("logits", "reconstruction"):
-        kept = [getattr(m(2 * x - 1, keep=Keep(reconstruction=True)), name) for m in (smooth, model)]
+        kept = [getattr(m.unroll(2 * x - 1, return_reconstruction=True), name) for m in (smooth, model)]
         assert torch.equal(*kept)
 
 
@@ -159,11 +159,11 @@ def test_smooth_gates_keep_a_layer_that_stands_twice():
 
 def test_smooth_gates_stop_where_the_network_stops():
     free, x = network(4), drawn()
-    worst = free(2 * x - 1, keep=Keep(consistency=True)).consistency.worst()[1:-1].detach()
+    worst = free.unroll(2 * x - 1, return_consistency=True).consistency.worst()[1:-1].detach()
     model = network(4, tolerance=worst.median().item())
-    ran = model(2 * x - 1, keep=Keep()).iterations_run
+    ran = model.unroll(2 * x - 1).iterations_run
     assert ran.min() < ran.max()
-    assert torch.equal(SmoothGates(model)(2 * x - 1, keep=Keep()).iterations_run, ran)
+    assert torch.equal(SmoothGates(model).unroll(2 * x - 1).iterations_run, ran)
     assert torch.equal(threats.smoothed(seen(model)).attacked(x), model(2 * x - 1))
 
 

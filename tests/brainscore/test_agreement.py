@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toy_networks import toy_network
 
+from cnnf_brain.gram import layer_grams
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import brainscore_r, ceiled, score_predictions, site_r
-from cnnf_brain.products import layer_products
 from cnnf_brain.recordings import load
 from cnnf_brain.types import Images, LayerAt, Recordings
 
@@ -64,7 +64,7 @@ def both(request, tmp_path_factory):
     order = [recordings.images.ids.index(str(name)) for name in benchmark._assembly["stimulus_id"].values]
     images = Images(tuple(recordings.images.ids[i] for i in order), lambda i: recordings.images.read(order[i]), "ordered")
     at = LayerAt.parse(LAYERS[region])
-    product = layer_products(network, images, [at], progress=False)[at]
+    product = layer_grams(network, images, [at], progress=False)[at]
     objects = recordings.object_names
     splits = make_splits("brainscore", images.ids, object_names=None if objects is None else objects[order])
     responses = recordings.responses[order]

@@ -62,11 +62,11 @@ def test_what_brain_score_brings():
 def test_what_brain_score_lacks_cannot_be_imported():
     """In a process of its own, since it holds for good."""
     code = (
-        "import importlib.util, cnnf_brain.files, safetensors\n"
+        "import importlib.util, cnnf_brain.io, safetensors\n"
         "from cnnf_brain.brainscore.dependencies import absent, forget\n"
         "forget(absent(['safetensors']))\n"
         "import torch, safetensors\n"
-        "for name in ('cnnf_brain', 'cnnf_brain.files', 'pooch'):\n"
+        "for name in ('cnnf_brain', 'cnnf_brain.io', 'pooch'):\n"
         "    try:\n"
         "        __import__(name)\n"
         "    except ModuleNotFoundError:\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnf_brain import files
+from cnnf_brain import io
 from cnnf_brain.networks import shipped_weights
 
 pytestmark = [
@@ -217,7 +217,7 @@ def test_weights_from_a_hub(commitment, ask, hub, cache):
     model = commitment.load_plugin(identity.as_dict(), identity.identifier)
     assert model.identifier == identity.identifier
     (kept,) = (cache / "weights").iterdir()
-    assert files.sha256(kept) == identity.weights.sha256
+    assert io.sha256(kept) == identity.weights.sha256
     (folder / "small.safetensors").unlink()  # not fetched twice
     assert commitment.weights_file(identity.weights) == kept
 

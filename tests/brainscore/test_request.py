@@ -13,9 +13,9 @@ import safetensors.torch
 import tiny
 import torch
 
-from cnnf_brain import files
+from cnnf_brain import io
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.nets import sequential
+from cnnf_brain.model.zoo import sequential
 from cnnf_brain.networks import load_network, shipped_weights
 
 pytestmark = [
@@ -62,7 +62,7 @@ def headless(tmp_path_factory) -> Path:
 
 
 def test_identifiers_carry_the_weights_and_the_iterations(request_, identify, ask):
-    sha = files.sha256(Path(shipped_weights(True)))
+    sha = io.sha256(Path(shipped_weights(True)))
     cnnf = identify(ask())
     cnn = identify(request_.control_of(ask()))
     assert re.fullmatch(rf"small_CNNF_{sha[:8]}_2it_[0-9a-f]{{8}}", cnnf.identifier)
@@ -239,7 +239,7 @@ def test_a_network_of_torchvision(request_, published):
     plugin = request_.identify(request_.Request(model=model, regions=SQUEEZE))
     found = plugin.identity
     assert plugin.weights == published
-    assert re.fullmatch(rf"squeezenet1_1_CNN_{files.sha256(published)[:8]}_0it_[0-9a-f]{{8}}", found.identifier)
+    assert re.fullmatch(rf"squeezenet1_1_CNN_{io.sha256(published)[:8]}_0it_[0-9a-f]{{8}}", found.identifier)
     assert found.weights.url.startswith("https://")
     assert found.weights.url.endswith("/squeezenet1_1-b8a52dc0.pth")
     assert not found.weights.draft

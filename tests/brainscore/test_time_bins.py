@@ -13,7 +13,6 @@ from tiny import images
 from toy_networks import toy_network
 
 from cnnf_brain.images import batches
-from cnnf_brain.model.feedback import Keep
 from cnnf_brain.types import Images, LayerAt
 
 pytestmark = [
@@ -84,7 +83,7 @@ def direct(network, stimuli: Images, *names: str) -> list[np.ndarray]:
     """Features (n_images, n_features) of the network itself, not through Brain-Score."""
     with torch.inference_mode():
         (batch,) = batches(stimuli, network.preprocessing, len(stimuli))
-        found = network.module(batch, keep=Keep(names)).layers
+        found = network.module.unroll(batch, return_layers=names).layers
     return [found[LayerAt.parse(name)].flatten(1).numpy() for name in names]
 
 
@@ -225,7 +224,7 @@ def test_a_recording_ends_a_task(commitment, shown):
     labels = model.look_at(seen)
     with torch.inference_mode():
         (batch,) = batches(stimuli, network.preprocessing, 4)
-        logits = network.module(batch, keep=Keep()).logits
+        logits = network.module.unroll(batch).logits
     assert labels["logit"].values.tolist() == logits[2].argmax(dim=1).tolist()
     model.start_recording("V4", time_bins=[(70, 170)])
     np.testing.assert_allclose(rows(model.look_at(seen)), direct(network, stimuli, "pool1@2")[0], rtol=1e-4, atol=1e-4)

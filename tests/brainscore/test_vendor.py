@@ -116,7 +116,7 @@ def test_the_copy_imports_what_brain_score_has(vendor):
     ("text", "depth", "made"),
     [
         ("from cnnf_brain import files\n", 1, "from . import files\n"),
-        ("    from cnnf_brain.model.nets import (\n        a,\n    )\n" , 2, "    from ..model.nets import (\n        a,\n    )\n"),
+        ("    from cnnf_brain.model.zoo import (\n        a,\n    )\n" , 2, "    from ..model.nets import (\n        a,\n    )\n"),
         ("from cnnf_brains import x\n", 1, "from cnnf_brains import x\n"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnf_brain import files
+from cnnf_brain import io
 
 pytestmark = [
     pytest.mark.brainscore,
@@ -24,7 +24,7 @@ def test_nobody_is_told_to_place_a_file_in_the_scratch_folder(tmp_path: Path, mo
         free.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(OSError, match="place the file at") as caught:
-        files.download(f"{closed}/x.safetensors", "sha256:00", tmp_path / "homes" / "weights", "x.safetensors")
+        io.download(f"{closed}/x.safetensors", "sha256:00", tmp_path / "homes" / "weights", "x.safetensors")
     text = told(caught.value, tmp_path)
     assert text.startswith(f"OSError: cannot download {closed}/x.safetensors: ")
     assert text.endswith("; connect to the network or give the weights to the check (--weights FILE)")

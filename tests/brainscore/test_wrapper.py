@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from cnnf_brain.gram import layer_grams
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import brainscore_r, ceiled, median_r, score_predictions, site_r
-from cnnf_brain.products import layer_products
 from cnnf_brain.recordings.arrays import recordings_from_arrays
 from cnnf_brain.recordings.simulated import simulated
 from cnnf_brain.types import Images, LayerAt
@@ -210,7 +210,7 @@ def test_iterations_equal_the_direct_call_and_differ(make, files):
     names = ["relu2@0", "pool1", "relu2@2", "relu2@1", "pool1@2:feedback", "conv1@1", "input@2", "fc@1"]
     found = make(network, batch_size=5)(files[:11], layers=names)
     with torch.inference_mode():
-        direct = network.module(batch_of(network, files[:11]), keep=Keep(names)).layers
+        direct = network.module.unroll(batch_of(network, files[:11]), return_layers=names).layers
     for name in names:
         expected = direct[LayerAt.parse(name)].flatten(1).numpy()
         scale = np.abs(expected).max()
@@ -223,7 +223,7 @@ def test_units_carry_their_channel_and_place(make, files):
     network = cnnf()
     found = make(network)(files[:2], layers=["conv2@1"])
     with torch.inference_mode():
-        expected = network.module(batch_of(network, files[:2]), keep=Keep(["conv2@1"])).layers[LayerAt("conv2", 1)]
+        expected = network.module.unroll(batch_of(network, files[:2]), return_layers=["conv2@1"]).layers[LayerAt("conv2", 1)]
     channel, x, y = (found[name].values.astype(int) for name in ("channel", "channel_x", "channel_y"))
     np.testing.assert_allclose(found.values, expected.numpy()[:, channel, x, y], rtol=1e-4, atol=1e-5)
 
@@ -265,7 +265,7 @@ def test_logits_are_the_last_iterations_unless_named(make, files):
     network = cnnf()
     found = make(network)(files[:4], layers=["logits", "fc@1", "fc@0"])
     with torch.inference_mode():
-        expected = network.module(batch_of(network, files[:4]), keep=Keep()).logits.numpy()
+        expected = network.module.unroll(batch_of(network, files[:4])).logits.numpy()
     for name, iteration in (("logits", 2), ("fc@1", 1), ("fc@0", 0)):
         np.testing.assert_allclose(rows(found, name), expected[iteration], rtol=1e-4, atol=1e-5)
     assert np.abs(expected[2] - expected[1]).max() > 1e-3
@@ -410,7 +410,7 @@ def test_regions_by_iteration_in_a_model_commitment(brainscore, make, few, files
     )
     with torch.inference_mode():
         wanted = ["conv1", "pool1@1", "pool1@2", "relu2@1", "relu2@2"]
-        direct = network.module(batch_of(network, files[:12]), keep=Keep(wanted)).layers
+        direct = network.module.unroll(batch_of(network, files[:12]), return_layers=wanted).layers
     for region, names in regions.items():
         model.start_recording(region, time_bins=[(70, 170)])
         found = model.look_at(few)
@@ -428,7 +428,7 @@ def test_labels_come_from_the_last_iteration(brainscore, make, few, files):
     model.start_task(brainscore.BrainModel.Task.label, "imagenet")
     found = model.look_at(few)["logit"].values
     with torch.inference_mode():
-        logits = network.module(batch_of(network, files[:12]), keep=Keep()).logits
+        logits = network.module.unroll(batch_of(network, files[:12])).logits
     assert found.tolist() == logits[2].argmax(dim=1).tolist()
     assert found.tolist() != logits[0].argmax(dim=1).tolist()
 
@@ -436,7 +436,7 @@ def test_labels_come_from_the_last_iteration(brainscore, make, few, files):
 @pytest.fixture(scope="module")
 def ours(recordings):
     """Our scores from the streamed products of the same network on Brain-Score's splits, by layer."""
-    products = layer_products(cnnf(), recordings.images, [LayerAt.parse(name) for name in LAYERS], progress=False)
+    products = layer_grams(cnnf(), recordings.images, [LayerAt.parse(name) for name in LAYERS], progress=False)
     splits = make_splits("brainscore", recordings.images.ids, object_names=recordings.object_names)
     responses = recordings.responses
     predictions = {at: cross_predict(product.values, responses, splits, 25) for at, product in products.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 
 SIZE = 48

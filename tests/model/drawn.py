@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import CNNF, FeatureNorm, Keep
+from cnnf_brain import CNNF, FeatureNorm
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
 
@@ -135,7 +135,7 @@ def draw_model(seed: int, *, normalised: bool = False, **settings: object) -> tu
         x = torch.randn(2, *shape, dtype=torch.float64)
         torch.manual_seed(attempt)  # the masks of dropout are then those of the caller's first call
         with torch.no_grad():
-            made = torch.stack([state.generated for state in model(x, iterations=3, keep=Keep(states=True)).states])
+            made = torch.stack([state.generated for state in model.unroll(x, iterations=3, return_states=True).states])
         torch.manual_seed(attempt)
         if bool((made.abs().flatten(2).amax(2) > 1e-3).all()):
             return model, x

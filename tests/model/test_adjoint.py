@@ -11,7 +11,7 @@ from drawn import draw_model, draw_network, inner
 from oracles.feedback import Pool, conv_matrix, max_windows, routes
 from torch import nn
 
-from cnnf_brain import CNNF, FeatureNorm, Keep
+from cnnf_brain import CNNF, FeatureNorm
 from cnnf_brain.model.layers import MaxPool, averaging, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -148,7 +148,7 @@ def test_feedback_at_iteration_0_is_the_jacobian_of_the_plain_network():
         x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
         logits = network(x)
         (vjp,) = torch.autograd.grad(logits, x, logits.detach())
-        result = CNNF(network, iterations=1)(x.detach(), keep=Keep(reconstruction=True))
+        result = CNNF(network, iterations=1).unroll(x.detach(), return_reconstruction=True)
         torch.testing.assert_close(result.reconstruction[1], vjp, **EXACT)
 
 
@@ -184,7 +184,7 @@ def test_feedback_maps_hold_no_negative_zeros(normalised):
     zeros = 0
     for seed in range(12):
         model, x = draw_model(seed, normalised=normalised)
-        for state in model(x, keep=Keep(states=True)).states:
+        for state in model.unroll(x, return_states=True).states:
             for g in state.guides.values():
                 zeros += int((g == 0).sum())
                 assert not bool(((g == 0) & g.signbit()).any())

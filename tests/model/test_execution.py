@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from cnnf_brain import CNNF, Keep, small_net
+from cnnf_brain import CNNF, small_net
 from cnnf_brain.model.losses import feedback_losses
 
 OPTIONS = {"iterations": 2, "step": 0.5, "match_norm": True}
@@ -33,9 +33,9 @@ def network(**options) -> CNNF:
 
 def test_autocast_bfloat16_is_close_to_float32():
     model, x = network(), torch.randn(4, 3, 12, 12)
-    exact = model(x, keep=Keep()).logits
+    exact = model.unroll(x).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = model(x, keep=Keep(reconstruction=True, states=True, consistency=True))
+        result = model.unroll(x, return_reconstruction=True, return_states=True, return_consistency=True)
         terms = feedback_losses(model, result, torch.arange(4))
     assert result.logits.dtype == torch.bfloat16
     assert torch.allclose(result.logits[0].float(), exact[0], atol=0.02, rtol=0.02)
@@ -47,9 +47,9 @@ def test_autocast_bfloat16_is_close_to_float32():
 
 def test_channels_last_gives_the_same_numbers_and_keeps_the_format():
     model, x = network().double(), torch.randn(4, 3, 12, 12, dtype=torch.float64)
-    expected = model(x, keep=Keep(["3@2"]))
+    expected = model.unroll(x, return_layers=["3@2"])
     moved = model.to(memory_format=torch.channels_last)
-    result = moved(x.to(memory_format=torch.channels_last), keep=Keep(["3@2"]))
+    result = moved.unroll(x.to(memory_format=torch.channels_last), return_layers=["3@2"])
     assert torch.allclose(result.logits, expected.logits, rtol=1e-10)
     ((_, map_),) = result.layers.items()
     assert map_.is_contiguous(memory_format=torch.channels_last)
@@ -102,7 +102,7 @@ def _rank(rank: int, folder: str) -> None:
     model = nn.parallel.DistributedDataParallel(network().double())
     x, labels = _batch()
     part = slice(2 * rank, 2 * rank + 2)
-    result = model(x[part], keep=Keep(reconstruction=True, states=True))
+    result = model.unroll(x[part], return_reconstruction=True, return_states=True)
     _total(model.module, result, labels[part]).backward()
     if rank == 0:
         torch.save([p.grad for p in model.parameters()], f"{folder}/gradients.pt")
@@ -123,7 +123,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
     model, (x, labels) = network().double(), _batch()
-    _total(model, model(x, keep=Keep(reconstruction=True, states=True)), labels).backward()
+    _total(model, model.unroll(x, return_reconstruction=True, return_states=True), labels).backward()
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for found, p in zip(gradients, model.parameters(), strict=True):
         assert torch.allclose(found, p.grad, rtol=1e-9, atol=1e-12)

@@ -9,7 +9,7 @@ from drawn import draw_model, generated_from, inner, literal_latents, masks_of
 from oracles.feedback import Pool, Rectifier, feedforward, literal
 from torch import nn
 
-from cnnf_brain import CNNF, Keep
+from cnnf_brain import CNNF
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -97,7 +97,7 @@ def test_no_single_bit_flip_or_reroute_beats_the_map(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed):
     model, x = draw_model(seed)
-    for state in model(x, keep=Keep(states=True)).states:
+    for state in model.unroll(x, return_states=True).states:
         y1, y2 = torch.randn_like(state.output), torch.randn_like(state.output)
         one, two, both = (generated_from(model, state, y) for y in (y1, y2, 2 * y1 - 3 * y2))
         scale = one.generated.abs().max() + two.generated.abs().max()

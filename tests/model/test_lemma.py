@@ -11,7 +11,7 @@ from oracles.feedback import feedback as literal_feedback
 from oracles.feedback import feedforward, lemma, literal, recur
 from torch import nn
 
-from cnnf_brain import CNNF, FeatureNorm, Keep, small_net
+from cnnf_brain import CNNF, FeatureNorm, small_net
 from cnnf_brain.model.latents import chosen, eta, gate_biases
 from cnnf_brain.model.layers import MaxPool
 
@@ -36,7 +36,7 @@ def close(left, right, scale=None):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lemma_a1_at_every_iteration_for_its_own_y_and_for_any_y(seed):
     model, x = draw_model(seed)
-    states = model(x, keep=Keep(states=True)).states
+    states = model.unroll(x, return_states=True).states
     assert len(states) == model.iterations + 1
     for state in states:
         v = state.output
@@ -49,7 +49,7 @@ def test_lemma_a1_at_every_iteration_for_its_own_y_and_for_any_y(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
     model, x = draw_model(seed)
-    for state in model(x, keep=Keep(states=True)).states:
+    for state in model.unroll(x, return_states=True).states:
         package = eta(model, state)
         for image in range(len(x)):
             layers = list(literal(model, x.shape[1:], masks_of(model, state, image)).values())[model.start :]
@@ -71,8 +71,8 @@ def test_algorithm_1_equals_the_literal_loop(seed, settings):
     """Every logit, reconstruction, feedback map and latent of every iteration, gates chosen by the oracle itself."""
     model, x = draw_model(seed, **settings)
     everything = [f"{name}@{t}" for t in range(model.iterations + 1) for name in model.layer_names[model.start :]]
-    keep = Keep([*everything, *(f"{name}:feedback" for name in everything)], reconstruction=True, states=True)
-    result = model(x, keep=keep)
+    kept = [*everything, *(f"{name}:feedback" for name in everything)]
+    result = model.unroll(x, return_layers=kept, return_reconstruction=True, return_states=True)
     for image in range(len(x)):
         layers = list(literal(model, x.shape[1:], masks_of(model, result.states[0], image)).values())[model.start :]
         options = {"step": model.step, "match_norm": model.match_norm, "printed": model.ada_relu == "printed"}
@@ -104,7 +104,7 @@ def test_corollary_a11_at_every_layer(seed):
     model, x = draw_model(seed, iterations=2)
     names = ["input", *model.layer_names][model.start :]
     at = [f"{name}@{t}{kind}" for name in names for t in range(3) for kind in ("", ":feedback")]
-    result = model(x, keep=Keep(at, states=True))
+    result = model.unroll(x, return_layers=at, return_states=True)
     for t, state in enumerate(result.states):
         left = inner(state.output, state.output)
         for name in names:
@@ -155,7 +155,7 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
         nn.init.normal_(norm.bias)
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     convs = [f"{name}@{t}" for name in ("0", "3") for t in range(4)]
-    result = model(x, keep=Keep(convs, states=True))
+    result = model.unroll(x, return_layers=convs, return_states=True)
     maps = {str(at): value for at, value in result.layers.items()}
 
     def size(a):
@@ -183,7 +183,7 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
 @pytest.mark.parametrize("seed", range(12))
 def test_lemma_a2_with_the_literal_oracle_on_random_normalised_nets(seed):
     model, x = draw_model(seed, normalised=True)
-    for state in model(x, keep=Keep(states=True)).states:
+    for state in model.unroll(x, return_states=True).states:
         for image in range(len(x)):
             layers = list(literal(model, x.shape[1:], masks_of(model, state, image)).values())[model.start :]
             step = feedforward(layers, state.target[image].flatten().numpy(), z=literal_latents(model, state, image))
@@ -200,7 +200,7 @@ def test_the_printed_adarelu_breaks_lemma_a1_and_the_signed_one_does_not():
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     for ada_relu in ("signed", "printed"):
         model = CNNF(network, iterations=1, ada_relu=ada_relu)
-        state = model(x, keep=Keep(states=True)).states[1]
+        state = model.unroll(x, return_states=True).states[1]
         y = model(x, iterations=0)  # the y that the gates were set by
         made = generated_from(model, state, y)
         gap = (inner(y, state.output) - inner(made.generated, state.target) - eta(model, made)).abs()
@@ -225,9 +225,9 @@ def test_eta_of_the_small_net_has_its_biases_where_they_are():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-        assert eta(model, model(x, keep=Keep(states=True)).states[1]).abs().max() == 0
+        assert eta(model, model.unroll(x, return_states=True).states[1]).abs().max() == 0
         model.get_submodule("fc2").bias.normal_()
-        state = model(x, keep=Keep(states=True)).states[1]
+        state = model.unroll(x, return_states=True).states[1]
         close(eta(model, state), state.output @ model.get_submodule("fc2").bias)
         biases, top = gate_biases(model, state)
     assert [model.rules[i].name for i in biases] == ["relu1", "pool2", "relu3"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracles.feedback import literal, recur
 from torch import nn
 
-from cnnf_brain import CNNF, FeatureNorm, Keep, LayerAt
+from cnnf_brain import CNNF, FeatureNorm, LayerAt
 from cnnf_brain.model.losses import feedback_losses
 
 LABELS = torch.tensor([0, 2, 1])
@@ -32,7 +32,7 @@ def x() -> torch.Tensor:
 
 
 def found(model, x, **options):
-    result = model(x, keep=Keep(reconstruction=True, states=True))
+    result = model.unroll(x, return_reconstruction=True, return_states=True)
     return result, feedback_losses(model, result, LABELS, **options)
 
 
@@ -104,7 +104,7 @@ def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(m
     torch.manual_seed(0)
     network, x = make(kind).double(), torch.randn(2, 1, 10, 10, dtype=torch.float64)
     model = CNNF(network, iterations=2, step=0.5)
-    result = model(x, keep=Keep(states=True))
+    result = model.unroll(x, return_states=True)
     norm = feedback_losses(model, result, LABELS[:2], terms=("norm",))["norm"]
     expected = np.zeros(3)
     for image in x.numpy():
@@ -120,7 +120,9 @@ def test_matched_norms_are_a_normalisation_too():
     torch.manual_seed(0)
     model = CNNF(plain_net("").double(), iterations=1, match_layers=True)
     x = torch.randn(2, 1, 10, 10, dtype=torch.float64)
-    result = model(x, keep=Keep(["1@0:feedback", "4@0:feedback", "1@1:feedback", "4@1:feedback", "2@1"], states=True))
+    result = model.unroll(
+        x, return_layers=["2@1", *(f"{i}@{t}:feedback" for i in (1, 4) for t in (0, 1))], return_states=True
+    )
     outputs = {1: F.conv2d(result.states[1].target, model.get_parameter("0.weight"), model.get_parameter("0.bias"))}
     outputs[4] = F.conv2d(result.layers[LayerAt("2", 1)], model.get_parameter("3.weight"), model.get_parameter("3.bias"))
     gaps = [
@@ -146,4 +148,4 @@ def test_gradients_reach_every_parameter_but_not_the_target(model, x):
 )
 def test_a_result_without_what_a_loss_needs(model, x, term, needs):
     with pytest.raises(ValueError, match=needs):
-        feedback_losses(model, model(x, keep=Keep()), LABELS, terms=(term,))
+        feedback_losses(model, model.unroll(x), LABELS, terms=(term,))

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 import cnnf_brain
-from cnnf_brain import CNNF, Keep, LayerAt
+from cnnf_brain import CNNF, LayerAt
 
 
 def small(seed: int = 0, **options) -> CNNF:
@@ -84,7 +84,7 @@ def test_0_iterations_are_the_sequential_itself_in_training_too():
 
 def test_a_call_overrides_the_number_of_iterations():
     model, x = small(), images()
-    logits = model(x, keep=Keep()).logits
+    logits = model.unroll(x).logits
     assert logits.shape == (4, 4, 5)
     for t in range(4):
         assert torch.equal(model(x, iterations=t), logits[t])
@@ -94,9 +94,9 @@ def test_a_call_overrides_the_number_of_iterations():
 
 def test_only_what_is_asked_for_is_kept():
     model, x = small(), images()
-    plain = model(x, keep=Keep())
+    plain = model.unroll(x)
     assert (plain.layers, plain.reconstruction, plain.consistency, plain.states) == ({}, None, None, None)
-    result = model(x, keep=Keep(["3.0@2", "2@1:feedback", "input@1"], reconstruction=True))
+    result = model.unroll(x, return_layers=["3.0@2", "2@1:feedback", "input@1"], return_reconstruction=True)
     assert set(result.layers) == {LayerAt("3.0", 2), LayerAt("2", 1, True), LayerAt("input", 1)}
     assert result.layers[LayerAt("2", 1, True)].shape == (4, 6, 6, 7)
     assert result.reconstruction.shape == (4, *x.shape)
@@ -107,7 +107,7 @@ def test_only_what_is_asked_for_is_kept():
 
 def test_a_matched_reconstruction_has_the_norm_of_the_clean_target():
     x = images()
-    made = small()(x, keep=Keep(reconstruction=True)).reconstruction
+    made = small().unroll(x, return_reconstruction=True).reconstruction
     assert torch.allclose(made.flatten(2).norm(dim=2), x.flatten(1).norm(dim=1).expand(4, -1), rtol=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_a_matched_reconstruction_has_the_norm_of_the_clean_target():
 )
 def test_layers_that_cannot_be_kept(options, at, message):
     with pytest.raises(ValueError, match=message):
-        small(**options)(images(), keep=Keep([at]))
+        small(**options).unroll(images(), return_layers=[at])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_batch_normalisation_in_training_mode_and_other_modules_are_errors():
 
 def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
     """The three residuals of every iteration written out from the states, (3, N+1, B): y, z, h."""
-    result = model(x, keep=Keep(states=True, reconstruction=True))
+    result = model.unroll(x, return_states=True, return_reconstruction=True)
     rows = []
     for t, state in enumerate(result.states):
         made = state.generated.flatten(1)
@@ -195,7 +195,7 @@ def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
 
 def test_self_consistency_is_that_of_definition_2_1():
     model, x = small(), images()
-    found = model(x, keep=Keep(consistency=True)).consistency
+    found = model.unroll(x, return_consistency=True).consistency
     expected = literal_consistency(model, x)
     for residual, wanted in zip((found.y, found.z, found.h), expected, strict=True):
         assert torch.allclose(residual, wanted, rtol=1e-10, atol=1e-12)
@@ -206,17 +206,17 @@ def test_self_consistency_is_that_of_definition_2_1():
 def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it():
     x = images(6)
     free = small(iterations=12, step=1.0)
-    worst = free(x, keep=Keep(consistency=True)).consistency.worst()
+    worst = free.unroll(x, return_consistency=True).consistency.worst()
     tolerance = worst.median().item()
     expected = torch.tensor([next((t for t in range(12) if row[t] <= tolerance), 12) for row in worst.T])
     assert expected.float().std() > 0  # some stop earlier than others
     model = small(iterations=12, step=1.0, tolerance=tolerance)
-    result = model(x, keep=Keep(["3.0@12"]))
+    result = model.unroll(x, return_layers=["3.0@12"])
     assert torch.equal(result.iterations_run, expected)
     for i, t in enumerate(expected.tolist()):
-        alone = free(x[i : i + 1], iterations=t, keep=Keep([f"3.0@{t}"]))
+        alone = free.unroll(x[i : i + 1], iterations=t, return_layers=[f"3.0@{t}"])
         assert torch.allclose(result.logits[-1, i], alone.logits[-1, 0], rtol=1e-9)
         assert torch.allclose(
             result.layers[LayerAt("3.0", 12)][i], alone.layers[LayerAt("3.0", t)][0], rtol=1e-9, atol=1e-12
         )
-    assert torch.equal(model(x[2:3], keep=Keep()).iterations_run, expected[2:3])
+    assert torch.equal(model.unroll(x[2:3]).iterations_run, expected[2:3])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cnnf_brain import CNNF, Keep
+from cnnf_brain import CNNF
 from cnnf_brain.model import recompute
 from cnnf_brain.model.recompute import recomputed
 
@@ -42,7 +42,7 @@ def test_values_and_gradients_are_those_of_the_plain_loop(options):
     model = network(**options).train()
     x = torch.randn(3, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     outcomes = []
-    for run in (lambda: model(x, keep=Keep(reconstruction=True)), lambda: recomputed(model, x)):
+    for run in (lambda: model.unroll(x, return_reconstruction=True), lambda: recomputed(model, x)):
         torch.manual_seed(2)  # the dropout mask
         result = run()
         gradients = torch.autograd.grad(objective(result), list(model.parameters()))
@@ -77,7 +77,7 @@ def held(run, monkeypatch) -> int:
 
 def test_less_is_held_and_it_hardly_grows_with_iterations(monkeypatch):
     x = torch.randn(8, 3, 18, 18, dtype=torch.float64)
-    runs = (lambda m: m(x, keep=Keep(reconstruction=True))), (lambda m: recomputed(m, x))
+    runs = (lambda m: m.unroll(x, return_reconstruction=True)), (lambda m: recomputed(m, x))
     plain, again = ([held(lambda n=n, run=run: run(network(n)), monkeypatch) for n in (1, 4)] for run in runs)
     assert plain[1] > 2 * plain[0]
     assert again[1] - again[0] < 0.2 * (plain[1] - plain[0])

@@ -9,7 +9,7 @@ import torch
 from drawn import draw_model, draw_network
 from torch import nn
 
-from cnnf_brain import CNNF, FeatureNorm, Keep, from_torchvision
+from cnnf_brain import CNNF, FeatureNorm, from_torchvision
 from cnnf_brain.model.losses import feedback_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -23,12 +23,12 @@ def test_memory_overwritten_without_gradients_changes_no_number(seed):
     names = ["input", *model.layer_names]
     at = [f"{name}@{t}" for t in range(4) for name in names if t == 0 or model.index(name) >= model.start - 1]
     untouched = x.clone()
-    with_gradients = model(x, keep=Keep(at, reconstruction=True))
+    with_gradients = model.unroll(x, return_layers=at, return_reconstruction=True)
     with torch.inference_mode():
         runs = [
-            model(x, keep=Keep(at, reconstruction=True)),
-            model(x, keep=Keep(at, reconstruction=True, states=True)),
-            *(model(x, keep=Keep([one], reconstruction=True)) for one in at),
+            model.unroll(x, return_layers=at, return_reconstruction=True),
+            model.unroll(x, return_layers=at, return_reconstruction=True, return_states=True),
+            *(model.unroll(x, return_layers=[one], return_reconstruction=True) for one in at),
         ]
         logits = model(x)
     assert torch.equal(x, untouched)
@@ -53,7 +53,7 @@ def test_a_layer_that_stands_at_two_places_acts_at_both():
     logits = network(x)
     assert torch.equal(model(x, iterations=0), logits)
     (vjp,) = torch.autograd.grad(logits, x, logits.detach())
-    torch.testing.assert_close(model(x, keep=Keep(reconstruction=True)).reconstruction[1], vjp)
+    torch.testing.assert_close(model.unroll(x, return_reconstruction=True).reconstruction[1], vjp)
 
 
 def test_a_layer_that_is_replaced_counts_at_once():
@@ -90,7 +90,7 @@ def test_all_losses_have_finite_gradients_on_random_networks(seed):
     model = CNNF(network, iterations=2, match_norm=True, step=0.5)
     x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
     try:
-        result = model(x, keep=Keep(reconstruction=True, states=True))
+        result = model.unroll(x, return_reconstruction=True, return_states=True)
     except RuntimeError:  # the changed pooling gives the first linear layer another size
         pytest.skip("the drawn network does not take padded pooling")
     for term, values in feedback_losses(model, result, torch.tensor([0, 2])).items():
@@ -105,21 +105,21 @@ def test_the_latent_loss_of_a_padded_pooling_has_a_gradient():
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2, 2, 1), nn.Flatten(), nn.Linear(4, 2)).double()
     model = CNNF(network, iterations=1)
     x = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
-    result = model(x, keep=Keep(reconstruction=True, states=True))
+    result = model.unroll(x, return_reconstruction=True, return_states=True)
     (loss,) = feedback_losses(model, result, torch.tensor([0]), terms=("latent",)).values()
     assert loss.tolist() == [0.0, 0.0]  # each of the four windows holds one element of the map: a certain choice
     wide = nn.Sequential(FeatureNorm(1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(4, 2)).double()
     model = CNNF(wide, iterations=1)
     nn.init.constant_(model.get_submodule("0").bias, 0.7)
     x = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    result = model(x, keep=Keep(reconstruction=True, states=True))
+    result = model.unroll(x, return_reconstruction=True, return_states=True)
     (loss,) = feedback_losses(model, result, torch.tensor([0]), terms=("latent",)).values()
     # a constant bias makes all elements of a window equally likely; each of the four windows covers four
     torch.testing.assert_close(loss, torch.full((2,), 4.0, dtype=torch.float64).log())
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(8, 2)).double()
     model = CNNF(network, iterations=1)
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    result = model(x, keep=Keep(reconstruction=True, states=True))
+    result = model.unroll(x, return_reconstruction=True, return_states=True)
     (loss,) = feedback_losses(model, result, torch.tensor([0]), terms=("latent",)).values()
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     assert gradient.isfinite().all()

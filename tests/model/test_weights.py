@@ -53,7 +53,7 @@ def test_convolutions_alone_feed_back_from_the_top_feature_map(state, tmp_path):
     with pytest.warns(HeadlessNetworkWarning, match="holds the convolutions of alexnet alone"):
         model = load(tmp_path / "f.safetensors")
     x = torch.randn(2, 3, 96, 96)
-    result = model.eval()(x, keep=cnnf_brain.Keep(["features.12@1:feedback"]))
+    result = model.eval().unroll(x, return_layers=["features.12@1:feedback"])
     assert result.logits.shape == (2, 2, 256, 2, 2)
     assert torch.equal(next(iter(result.layers.values())), result.logits[1])  # the top map is what feeds back
 

@@ -6,7 +6,7 @@ from oracles.nipals import nipals, predict_splits
 from sklearn.cross_decomposition import PLSRegression as Sklearn
 from sklearn.model_selection import KFold
 
-from cnnf_brain.predictivity.pls import cross_predict, truncate_product
+from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
 from cnnf_brain.types import Split
 
 N, N_FEATURES, N_SITES, N_COMPONENTS = 60, 150, 7, 12
@@ -221,9 +221,9 @@ def test_truncated_product_is_that_of_the_principal_components():
     centred = X - X.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     scores = left[:, :8] * singular[:8]
-    np.testing.assert_allclose(truncate_product(K, 8), scores @ scores.T, atol=1e-8)
-    np.testing.assert_allclose(truncate_product(K, N), centred @ centred.T, atol=1e-8)
-    predicted = cross_predict(truncate_product(K, 8), Y, SPLITS, 5).values
+    np.testing.assert_allclose(truncate_gram(K, 8), scores @ scores.T, atol=1e-8)
+    np.testing.assert_allclose(truncate_gram(K, N), centred @ centred.T, atol=1e-8)
+    predicted = cross_predict(truncate_gram(K, 8), Y, SPLITS, 5).values
     assert largest_difference(predicted, predict_splits(scores, Y, plain(SPLITS), 5)) < 1e-8
 
 
@@ -262,7 +262,7 @@ def test_bad_input_is_refused(changes, message):
 
 def test_pca_to_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one component, got 0"):
-        truncate_product(K, 0)
+        truncate_gram(K, 0)
 
 
 def test_the_oracle_itself_agrees_with_sklearn():

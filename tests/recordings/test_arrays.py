@@ -53,7 +53,7 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
     values[2:4, 3] = np.nan
     values[0, 4] = np.inf
     made = recordings_from_arrays(
-        values, fake_images(6), region="V4", neuroid_ids=list("abcde"), subjects=["x", "x", "y", "y", "y"]
+        values, fake_images(6), region="V4", site_ids=list("abcde"), subjects=["x", "x", "y", "y", "y"]
     )
     assert made.excluded == (
         "b (constant)",
@@ -81,11 +81,11 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
         ({"stimulus_ids": ["s0", "s0", "s1", "s2", "s3", "s4"]}, "stimulus_ids occur more than once: s0"),
         ({"stimulus_ids": ["s0", "s1", "s2", "s3", "s4", "t"]}, "1 stimulus ids have no image in memory: t"),
         ({"stimulus_ids": "s0s1s2"}, "stimulus_ids are given as the single text 's0s1s2'; expected a list of 6, one for"),
-        ({"neuroid_ids": "abcd"}, "neuroid_ids are given as the single text 'abcd'; expected a list of 4"),
+        ({"site_ids": "abcd"}, "site_ids are given as the single text 'abcd'; expected a list of 4"),
         ({"object_names": "catdog"}, "object_names are given as the single text 'catdog'; expected a list of 6"),
         ({"subjects": "four"}, "subjects are given as the single text 'four'; expected a list of 4"),
         ({"stimulus_ids": ["s0"]}, "1 stimulus_ids were given, expected 6"),
-        ({"neuroid_ids": list("abca")}, "neuroid_ids occur more than once: a"),
+        ({"site_ids": list("abca")}, "site_ids occur more than once: a"),
         ({"object_names": ["cat"] * 4}, "4 object_names were given, expected 6"),
         ({"subjects": ["cat"] * 6}, "6 subjects were given, expected 4"),
     ],
@@ -110,7 +110,7 @@ def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list
         image_files[::-1],
         region=regions,
         repeats=repeats,
-        neuroid_ids=list("abcde"),
+        site_ids=list("abcde"),
         object_names=objects,
         subjects=subjects,
     )
@@ -181,8 +181,8 @@ def test_one_path_in_place_of_a_list_is_refused(tmp_path: Path, image_files: lis
         ValueError, match=r"mine.nc: the image files are given as the single path '.*pictures'; expected a list"
     ):
         write_assembly(tmp_path / "mine.nc", responses(12, 2), kind(folder), region="V4")
-    with pytest.raises(ValueError, match=r"neuroid_ids are given as the single text 'ab'"):
-        write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4", neuroid_ids="ab")
+    with pytest.raises(ValueError, match=r"site_ids are given as the single text 'ab'"):
+        write_assembly(tmp_path / "mine.nc", responses(12, 2), image_files, region="V4", site_ids="ab")
     assert not (tmp_path / "mine.nc").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnf_brain import files
+from cnnf_brain import io
 from cnnf_brain.recordings import load_majaj, majaj, majaj_available, public_available
 
 OBJECTS = ["car", "apple", "face", "boat"]
@@ -181,7 +181,7 @@ def test_available_from_the_cache(installed: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_offline_it_decides_in_time(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "download_size", lambda *_, **__: time.sleep(4))  # as a host look-up that hangs
+    monkeypatch.setattr(io, "download_size", lambda *_, **__: time.sleep(4))  # as a host look-up that hangs
     start = time.monotonic()
     there, why = majaj_available()
     assert time.monotonic() - start < 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnf_brain.files import CACHE_VARIABLE, sha256
+from cnnf_brain.io import CACHE_VARIABLE, sha256
 from cnnf_brain.recordings import load_v4_compact, v4_compact
 
 

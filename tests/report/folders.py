@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, WELCH, WILCOXON
 from cnnf_brain.report import comparison
-from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
+from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 from cnnf_brain.visualize.write import chart, claim, finish, write_csv
 
 EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
@@ -36,9 +36,9 @@ def evaluation(
         layer=layer,
         against="pool@0" if role == "model" else "",
         scores=scores,
-        neuroid_ids=tuple(f"site{i}" for i in range(sites)),
+        site_ids=tuple(f"site{i}" for i in range(sites)),
         n_images=60,
-        comparison=Comparison(difference, difference - 0.02, difference + 0.03, tests) if role == "model" else None,
+        comparison=Difference(difference, difference - 0.02, difference + 0.03, tests) if role == "model" else None,
         **more,
     )
 

@@ -17,7 +17,7 @@ from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, TESTS, W
 from cnnf_brain.report import comparison as report
 from cnnf_brain.report.comparison_figure import _bars
 from cnnf_brain.report.comparison_names import WIDEST, short_names
-from cnnf_brain.types import Comparison, Evaluation, Scores, TestResult
+from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 
 OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None}
 
@@ -36,13 +36,13 @@ def scores(seed: int = 0, sites: int = 5, pooled: bool = False, ceiling: bool = 
     return Scores(r, rng.uniform(0, 1, sites) if pooled else None, rng.uniform(0.5, 1, sites) if ceiling else None)
 
 
-def comparison(p: float, difference: float = 0.01) -> Comparison:
+def comparison(p: float, difference: float = 0.01) -> Difference:
     """Every test with a p of its own: p, p / 2, p / 3, ..."""
     tests = tuple(
         TestResult(name, 1.5, p / k, 10, df=9.0 if "t" in name else None, interval=(-0.1, 0.2))
         for k, name in enumerate(ORDER, 1)
     )
-    return Comparison(difference, difference - 0.02, difference + 0.03, tests)
+    return Difference(difference, difference - 0.02, difference + 0.03, tests)
 
 
 def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "here", **more: object) -> Evaluation:
@@ -58,7 +58,7 @@ def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "her
         feedback=values.pop("feedback", ""),
         layer=layer,
         against=values.pop("against", "pool@0" if role == "model" else ""),
-        neuroid_ids=tuple(f"site{i}" for i in range(n)),
+        site_ids=tuple(f"site{i}" for i in range(n)),
         n_images=60,
         **values,
     )
@@ -111,7 +111,7 @@ def test_nan_and_infinity_become_null(tmp_path):
     nothing = Scores(np.full((10, 3), np.nan), np.full(3, np.nan), np.full(3, np.nan))
     evaluations = [
         evaluation(scores=nothing),
-        evaluation("model", comparison=Comparison(0.1, math.nan, math.nan, tests)),
+        evaluation("model", comparison=Difference(0.1, math.nan, math.nan, tests)),
         evaluation("model", "pool@1", scores=nothing, comparison=None),
     ]
     printed = report.write(tmp_path, evaluations, run())
@@ -160,7 +160,7 @@ def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
 
 
 def test_a_test_that_a_row_lacks_is_not_in_its_family():
-    short = Comparison(0.1, 0.0, 0.2, comparison(0.5).tests[:2])
+    short = Difference(0.1, 0.0, 0.2, comparison(0.5).tests[:2])
     content = report.summary([evaluation("model", comparison=short), evaluation("model", "pool@1")], run())
     assert content["family_size"] == {RESAMPLED: 2, SWAP: 2, WELCH: 1, PAIRED: 1, WILCOXON: 1}
     assert cells(report.table(content))[0]["Welch p ⚠"] == ""
@@ -199,7 +199,7 @@ def test_untrained_feedback_is_said_in_the_row_and_below():
 
 
 def test_the_interval_of_a_difference_is_that_of_new_images():
-    found = Comparison(0.1, 0.02, 0.18, comparison(0.04).tests, 0.09, 0.11)
+    found = Difference(0.1, 0.02, 0.18, comparison(0.04).tests, 0.09, 0.11)
     (entry,) = report.summary([evaluation("model", comparison=found)], run())["evaluations"]
     assert entry["difference_interval"] == [0.02, 0.18]
     assert entry["difference_interval_over_sites"] == [0.09, 0.11]

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from outcomes import write_outcome
 
-from cnnf_brain import folders
-from cnnf_brain.files import short_hash, write_json
+from cnnf_brain import results
+from cnnf_brain.io import short_hash, write_json
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import grids, report, table
 from cnnf_brain.robustness.cells import Training
@@ -358,7 +358,7 @@ def test_a_folder_of_other_files_is_refused(tiny, idx_folder, tmp_path):
 
 def test_tables_are_not_written_while_another_process_writes_them(drawn, monkeypatch):
     monkeypatch.setattr(report, "PATIENCE", 0.1)
-    with folders.locked(drawn.folder), pytest.raises(OSError, match="another run is writing to"):
+    with results.locked(drawn.folder), pytest.raises(OSError, match="another run is writing to"):
         report.write(drawn, finished=True, seconds=1.0, device_name="m")
     assert not (drawn.folder / "table.csv").exists()
     report.write(drawn, finished=True, seconds=1.0, device_name="m")

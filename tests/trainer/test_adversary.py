@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from test_training_loop import BATCH, CONFIGURATION, StopAfter, images, network
 
-from cnnf_brain import Keep
+from cnnf_brain.datasets.mnist import scale
 from cnnf_brain.trainer import loop
 from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.data import scale
 from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Schedule, Trainer
 
 
@@ -72,7 +71,7 @@ def test_the_loss_is_that_of_the_paper(target):
     h = x if target == "input" else model.get_submodule("0")(x)
     parts = []
     for values in (x, adversarial):
-        made = model(values, keep=Keep(reconstruction=True)).reconstruction
+        made = model.unroll(values, return_reconstruction=True).reconstruction
         entropy = sum(F.cross_entropy(model(values, iterations=t), labels) for t in range(3))
         error = sum(F.mse_loss(made[t], h.detach()) for t in (0, 1, 2))
         parts.append((entropy + 0.1 * error) / 3)

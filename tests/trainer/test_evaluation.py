@@ -16,21 +16,21 @@ from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
 from torch import nn
 
 from cnnf_brain import CNNF, accuracy, choice
-from cnnf_brain.files import sha256
+from cnnf_brain.datasets.image_batches import ShownImages, TooManyBadImages, normalise
+from cnnf_brain.datasets.image_index import index_validation
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model import nets, weights
+from cnnf_brain.io import sha256
+from cnnf_brain.model import weights, zoo
 from cnnf_brain.model.card import Card, read_card
 from cnnf_brain.networks import Network, plan
 from cnnf_brain.trainer import evaluation, start
 from cnnf_brain.trainer.card import save_weights
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
-from cnnf_brain.trainer.image_data import ShownImages, TooManyBadImages, normalise
-from cnnf_brain.trainer.image_index import index_validation
 
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(nets, "sequential", tiny)
+    monkeypatch.setattr(zoo, "sequential", tiny)
     monkeypatch.setattr(start, "sequential", tiny)
 
 
@@ -52,7 +52,7 @@ def trained(images, tmp_path_factory) -> Path:
     """The folder of a CNN-F with settings of its own, resized images and some of the validation images."""
     output = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nets, "sequential", tiny)
+        patch.setattr(zoo, "sequential", tiny)
         patch.setattr(start, "sequential", tiny)
         more = ("--resize", 36, "--limit-validation", 7, "--target", "features.0", "--no-match-layers")
         assert imagenet.main(flags(images, output, *more, steps=6)) == 0

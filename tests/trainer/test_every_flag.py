@@ -13,11 +13,11 @@ from test_mnist_command import mnist
 from tiny_imagenet import flags as imagenet_flags
 from tiny_imagenet import imagenet, tiny, write_images
 
-from cnnf_brain.devices import pick
-from cnnf_brain.model import nets
+from cnnf_brain.model import zoo
 from cnnf_brain.model.card import read_card
+from cnnf_brain.networks import pick_device
 from cnnf_brain.trainer import start
-from cnnf_brain.trainer.ranks import join
+from cnnf_brain.trainer.distributed import join
 
 DEFAULTS = {
     "mnist": {"target": "input", "step": 1.0, "match_norm": True, "match_layers": False},
@@ -29,7 +29,7 @@ TARGET = {"mnist": "relu1", "imagenet": "features.0"}
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(nets, "sequential", tiny)
+    monkeypatch.setattr(zoo, "sequential", tiny)
     monkeypatch.setattr(start, "sequential", tiny)
 
 
@@ -111,7 +111,7 @@ def test_auto_is_the_device_where_none_is_named(trainer):
     args = (mnist if trainer == "mnist" else imagenet).arguments([*words, "--model", "cnn"])
     assert args.device == "auto"
     with join("auto") as ranks:
-        assert ranks.device.type == pick("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+        assert ranks.device.type == pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("trainer", ["mnist", "imagenet"])

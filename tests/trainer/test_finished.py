@@ -16,8 +16,8 @@ from test_mnist_command import mnist
 from tiny_imagenet import flags as imagenet_flags
 from tiny_imagenet import imagenet, tiny, write_images
 
-from cnnf_brain.files import sha256
-from cnnf_brain.model import nets
+from cnnf_brain.io import sha256
+from cnnf_brain.model import zoo
 from cnnf_brain.trainer import small, start
 
 Run = Callable[[], int]
@@ -25,7 +25,7 @@ Run = Callable[[], int]
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(nets, "sequential", tiny)
+    monkeypatch.setattr(zoo, "sequential", tiny)
     monkeypatch.setattr(start, "sequential", tiny)
 
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, write_images
 
 from cnnf_brain import CNNF
-from cnnf_brain.files import sha256
-from cnnf_brain.model import nets
+from cnnf_brain.datasets.image_batches import ShownImages, normalise, training_loader
+from cnnf_brain.datasets.image_index import index_images
+from cnnf_brain.io import sha256
+from cnnf_brain.model import zoo
 from cnnf_brain.model.card import read_card
 from cnnf_brain.networks import load_network
 from cnnf_brain.trainer import checkpoint, start, stream
-from cnnf_brain.trainer.image_data import ShownImages, normalise, training_loader
-from cnnf_brain.trainer.image_index import index_images
+from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.loop import LossWeights, losses
-from cnnf_brain.trainer.ranks import Ranks
 from cnnf_brain.trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(nets, "sequential", tiny)
+    monkeypatch.setattr(zoo, "sequential", tiny)
     monkeypatch.setattr(start, "sequential", tiny)
 
 

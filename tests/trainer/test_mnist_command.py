@@ -20,10 +20,11 @@ from idx_files import NAMES
 from safetensors.torch import load_file
 
 from cnnf_brain import small_net
-from cnnf_brain.files import sha256
+from cnnf_brain.datasets import mnist as mnist_files
+from cnnf_brain.io import sha256
 from cnnf_brain.model.card import read_card
-from cnnf_brain.provenance import commit
-from cnnf_brain.trainer import checkpoint, data, small
+from cnnf_brain.results import commit
+from cnnf_brain.trainer import checkpoint, small
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "mnist.py"
@@ -61,7 +62,7 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
     assert read_card(output / "model.safetensors").content == card
     assert card["command"].startswith("python training/mnist.py --dataset mnist --data")
     assert card["configuration"]["seed"] == 3
-    assert card["configuration"]["data_hash"] == data.find("mnist", folder).check()
+    assert card["configuration"]["data_hash"] == mnist_files.find("mnist", folder).check()
     assert torch.__version__.startswith(card["versions"]["torch"])
     assert card["n_test"] == 40
     assert card["n_validation"] == 20
@@ -69,10 +70,12 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
 
     model = small_net(output / "model.safetensors", **card["configuration"]["feedback"])
     assert model.iterations == 1
-    test = data.find("mnist", folder).read("test")
+    test = mnist_files.find("mnist", folder).read("test")
     for t in range(2):
         right = [
-            c for i in range(0, 40, 8) for c in model(data.scale(test.images[i : i + 8]), iterations=t).argmax(1).tolist()
+            c
+            for i in range(0, 40, 8)
+            for c in model(mnist_files.scale(test.images[i : i + 8]), iterations=t).argmax(1).tolist()
         ]
         share = sum(a == b for a, b in zip(right, test.labels.tolist(), strict=True)) / 40
         assert card["test_accuracy"][t] == pytest.approx(share, abs=1e-12)

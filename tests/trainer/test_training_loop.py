@@ -11,9 +11,9 @@ import torch
 from idx_files import drawn
 from torch import nn
 
-from cnnf_brain import CNNF, Keep
+from cnnf_brain import CNNF
+from cnnf_brain.datasets.mnist import ImageSet, scale
 from cnnf_brain.trainer import checkpoint, loop
-from cnnf_brain.trainer.data import ImageSet, scale
 from cnnf_brain.trainer.loop import Log, LossWeights, NonFiniteLoss, Progress, Schedule, Stop, Trainer
 
 CONFIGURATION = {"seed": 0, "losses": {"reconstruction": 0.1}}
@@ -78,7 +78,7 @@ def straight(tmp_path):
 def test_the_step_is_that_of_the_losses_computed_by_hand():
     model, batch = network(iterations=2, dropout=0.0), images(8)
     x, parameters = scale(batch.images), list(model.parameters())
-    made = model(x, keep=Keep(reconstruction=True)).reconstruction
+    made = model.unroll(x, return_reconstruction=True).reconstruction
     entropy = sum(-model(x, iterations=t).log_softmax(1)[range(8), batch.labels].sum() / 8 for t in range(3))
     error = sum((made[t] - x).square().sum() / x.numel() for t in (1, 2))
     total = (entropy + 0.1 * error) / 3

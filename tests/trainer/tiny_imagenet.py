@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cnnf_brain.model import nets
+from cnnf_brain.model import zoo
 from cnnf_brain.trainer import start
 
 SIZE = 32
@@ -51,7 +51,7 @@ def child(argv: list[str], log: str, environment: dict[str, str] | None = None, 
     os.dup2(target, 2)
     torch.set_num_threads(1)
     os.environ.update(environment or {})
-    nets.sequential = start.sequential = builder
+    zoo.sequential = start.sequential = builder
     raise SystemExit(imagenet.main(argv))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.visualize.view import View
 

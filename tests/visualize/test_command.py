@@ -11,7 +11,7 @@ import small
 import torch
 
 from cnnf_brain import small_net
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.__main__ import main as report
 from cnnf_brain.trainer.card import save_weights
@@ -31,7 +31,7 @@ def weights(path: Path, **settings: object) -> CNNF:
     """A small net with its card, as the trainer saves it."""
     torch.manual_seed(0)
     network = small_net(**settings)
-    save_weights(path, network, {"feedback": network.settings})
+    save_weights(path, network, {"feedback": network.settings.as_dict()})
     return network
 
 
@@ -129,7 +129,7 @@ def test_iterations_are_those_of_the_card_unless_given(tmp_path):
     weights(tmp_path / "three.safetensors", iterations=3, step=0.25, match_norm=True)
     path = str(tmp_path / "three.safetensors")
     as_trained = command.load(path, None, "cpu")
-    assert (as_trained.iterations, as_trained.module.settings["step"]) == (3, 0.25)
+    assert (as_trained.iterations, as_trained.module.settings.step) == (3, 0.25)
     assert command.load(path, 1, "cpu").iterations == 1
     assert command.load(None, None, "auto").iterations == 2
 

@@ -11,7 +11,7 @@ from scipy.ndimage import convolve1d
 from sklearn.decomposition import PCA
 from torch import nn
 
-from cnnf_brain.model.feedback import CNNF, Keep
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.types import LayerAt
 from cnnf_brain.visualize import attention, plane, restoration
 from cnnf_brain.visualize.restoration import Condition
@@ -23,7 +23,7 @@ from cnnf_brain.visualize.view import View, drawn, mean_interval
 def test_what_the_network_saw_is_what_it_computes():
     view, x = small.view(), small.images()
     seen = view.see(x, whole=True)
-    result = view.model(2 * x - 1, keep=Keep(["input@0", "input@1", "input@2"], reconstruction=True))
+    result = view.model.unroll(2 * x - 1, return_layers=["input@0", "input@1", "input@2"], return_reconstruction=True)
     assert torch.equal(seen.classes, result.logits.argmax(-1))
     for t in range(3):
         assert torch.allclose(2 * seen.inputs[t] - 1, result.layers[LayerAt("input", t)], atol=1e-5)
@@ -162,7 +162,7 @@ def test_arrows_are_the_change_of_the_input_taken_apart():
     made = plane.plane_through(x[0], plane.neighbours(x, 0, 10))
     found = plane.look(view, made, 5, x[9])
     grid = made.images(made.places(5))
-    result = view.model(2 * grid - 1, keep=Keep(["input@1", "input@2"]))
+    result = view.model.unroll(2 * grid - 1, return_layers=["input@1", "input@2"])
     assert np.array_equal(found["decision"].values, result.logits.argmax(-1).numpy())
     for t in (1, 2):
         seen = (result.layers[LayerAt("input", t)].detach() + 1) / 2
@@ -228,7 +228,7 @@ SETTINGS = ({}, {"match_norm": False, "step": 1.0}, {"target": "relu1"}, {"ada_r
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_passes_are_the_iterations_of_the_network(settings):
     view, x = small.view(**settings), small.images(4)
-    result = view.model(view.enter(x), keep=Keep())
+    result = view.model.unroll(view.enter(x))
     for t, (network, h) in enumerate(attention.passes(view, x)):
         assert torch.allclose(network(h), result.logits[t], atol=1e-5), t
 
@@ -243,7 +243,7 @@ def test_grad_cam_against_autograd_through_the_whole_network(settings, layer):
         return
     cams, decided = attention.grad_cam(view, x, layer)
     for t in range(3):
-        result = view.model(view.enter(x), iterations=t, keep=Keep([f"{layer}@{t}"]))
+        result = view.model.unroll(view.enter(x), iterations=t, return_layers=[f"{layer}@{t}"])
         at = result.layers[LayerAt(layer, t)]
         choice = result.logits[t].argmax(-1)
         (gradient,) = torch.autograd.grad(result.logits[t].gather(1, choice[:, None]).sum(), at)
@@ -367,7 +367,7 @@ def test_restoring_measures_what_the_network_made():
     view, x, y = small.view(), small.images(8), small.labels(8)
     noisy = restoration.corrupt(x, Condition("noise", 0.2))
     found = restoration.restore(view, x, noisy, y)
-    result = view.model(2 * noisy - 1, keep=Keep(["input@2"], reconstruction=True))
+    result = view.model.unroll(2 * noisy - 1, return_layers=["input@2"], return_reconstruction=True)
     after = (result.layers[LayerAt("input", 2)].detach() + 1) / 2
     assert found["mse"].sel(what="input").values[2] == pytest.approx(((after - x) ** 2).mean((1, 2, 3)).numpy(), abs=1e-5)
     made = (result.reconstruction[2].detach() + 1) / 2

@@ -39,7 +39,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; renamed to it when the block ends well, removed when it does not.
 
     The name ends as ``path`` does, for writers that look at the suffix. An OSError (disk full, read-only folder) is
@@ -71,7 +71,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a binary file that appears under ``path`` only when it is whole."""
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         write(file)
 
 

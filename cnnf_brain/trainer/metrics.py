@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.loop import Log
-from cnnf_brain.trainer.ranks import Ranks
 from cnnf_brain.trainer.recipe import Recipe
 
 
-class Teller:
+class MetricLogger:
     """Sums up steps and tells of them; a context, within which the progress bar stands.
 
     Every rank adds its steps and takes part in ``window``; rank 0 writes. ``step``: those done; ``anew``: what the folder tells
@@ -32,7 +32,7 @@ class Teller:
         self.named: set[str] = set()
         self.n_local, self.waited, self.begin = 0, 0.0, time.perf_counter()
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> MetricLogger:
         self.board: Any = None
         if self.ranks.rank == 0:
             self.log = Log(self.folder / "log.jsonl", self.told, by="step")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnf_brain import files
+from cnnf_brain import io
 
 CONTENT = b"recordings " * 1000
 HASH = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
@@ -23,14 +23,14 @@ HASH = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "mine"))
-    assert files.cache_folder("a", "b") == tmp_path / "mine" / "a" / "b"
+    assert io.cache_folder("a", "b") == tmp_path / "mine" / "a" / "b"
     assert (tmp_path / "mine" / "a" / "b").is_dir()
     monkeypatch.delenv("CNNF_BRAIN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert files.cache_folder() == tmp_path / "xdg" / "cnnf-brain"
+    assert io.cache_folder() == tmp_path / "xdg" / "cnnf-brain"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert files.cache_folder() == tmp_path / "home" / ".cache" / "cnnf-brain"
+    assert io.cache_folder() == tmp_path / "home" / ".cache" / "cnnf-brain"
 
 
 # Whole files
@@ -38,8 +38,8 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
 
 def test_a_whole_file_appears_with_the_usual_rights(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
-    files.write_whole(path, lambda file: file.write(b"first"))
-    files.write_whole(path, lambda file: file.write(b"second"))
+    io.write_whole(path, lambda file: file.write(b"first"))
+    io.write_whole(path, lambda file: file.write(b"second"))
     assert path.read_bytes() == b"second"
     assert os.listdir(path.parent) == ["a.txt"]
     umask = os.umask(0)
@@ -48,7 +48,7 @@ def test_a_whole_file_appears_with_the_usual_rights(tmp_path):
 
 
 def test_the_temporary_name_has_the_suffix(tmp_path):
-    with files.whole_file(tmp_path / "a.svg") as temporary:
+    with io.atomic_path(tmp_path / "a.svg") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".svg"
         assert not (tmp_path / "a.svg").exists()
@@ -66,7 +66,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        files.write_whole(path, fails)
+        io.write_whole(path, fails)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.txt"]
     if isinstance(error, OSError):
@@ -81,18 +81,18 @@ def not_a_folder(tmp_path: Path) -> Path:
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(OSError, match=r"cannot write .*choose another folder"):
-        files.check_writable(not_a_folder(tmp_path))
+        io.check_writable(not_a_folder(tmp_path))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_an_error(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot write"):
-        files.check_writable(tmp_path / "out")
+        io.check_writable(tmp_path / "out")
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):
-    files.check_writable(tmp_path / "out")
+    io.check_writable(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -101,7 +101,7 @@ def test_a_disk_without_room_is_noticed(tmp_path, monkeypatch):
     real = open
     monkeypatch.setattr("builtins.open", lambda name, mode="r": real("/dev/full" if mode == "wb" else name, mode))
     with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
-        files.check_writable(tmp_path / "out")
+        io.check_writable(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -111,16 +111,16 @@ def test_a_disk_without_room_is_noticed(tmp_path, monkeypatch):
 def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
-    assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert files.short_hash({"a": 1, "b": [Path("x")]}) == files.short_hash({"b": [Path("x")], "a": 1})
-    assert len({files.short_hash(one) for one in ({"a": 1}, {"a": 2}, ["a", 1])}) == 3
+    assert io.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert io.short_hash({"a": 1, "b": [Path("x")]}) == io.short_hash({"b": [Path("x")], "a": 1})
+    assert len({io.short_hash(one) for one in ({"a": 1}, {"a": 2}, ["a", 1])}) == 3
 
 
 def test_array_hashes_see_shape_type_and_values():
     a = np.arange(6.0).reshape(2, 3)
     others = [a.reshape(3, 2), a.astype(np.float32), a + 1e-15, a.view(np.int64)]
-    assert files.array_hash(a) == files.array_hash(np.asfortranarray(a))
-    assert len({files.array_hash(one) for one in [a, *others]}) == 5
+    assert io.array_hash(a) == io.array_hash(np.asfortranarray(a))
+    assert len({io.array_hash(one) for one in [a, *others]}) == 5
 
 
 # Downloads
@@ -172,18 +172,18 @@ def closed() -> str:
 
 
 def test_a_download_is_fetched_once_with_its_size(server, tmp_path, capsys):
-    path = files.download(f"{server}/whole", HASH, tmp_path, "a.nc")
+    path = io.download(f"{server}/whole", HASH, tmp_path, "a.nc")
     assert path == tmp_path / "a.nc"
     assert path.read_bytes() == CONTENT
     assert "(0.0 MB)" in capsys.readouterr().err
-    assert files.download("http://127.0.0.1:9/gone", HASH, tmp_path, "a.nc") == path, "it is there already"
+    assert io.download("http://127.0.0.1:9/gone", HASH, tmp_path, "a.nc") == path, "it is there already"
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["altered", "truncated", "missing"])
 def test_a_bad_download_never_stands_under_its_name(server, tmp_path, name):
     with pytest.raises(OSError, match=rf"{server}/{name}.*at {tmp_path}/a.nc"):
-        files.download(f"{server}/{name}", HASH, tmp_path, "a.nc")
+        io.download(f"{server}/{name}", HASH, tmp_path, "a.nc")
     assert os.listdir(tmp_path) == []
 
 
@@ -193,34 +193,34 @@ def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server, t
         raise ValueError("not what it should be")
 
     with pytest.raises(OSError, match="not what it should be"):
-        files.download(f"{server}/whole", None, tmp_path, "a.nc", check=refuse)
+        io.download(f"{server}/whole", None, tmp_path, "a.nc", check=refuse)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_damaged_file_under_the_name_is_fetched_again(server, tmp_path):
     (tmp_path / "a.nc").write_bytes(CONTENT[:100])
-    assert files.download(f"{server}/whole", HASH, tmp_path, "a.nc").read_bytes() == CONTENT
+    assert io.download(f"{server}/whole", HASH, tmp_path, "a.nc").read_bytes() == CONTENT
 
 
 def test_offline_a_download_says_where_the_file_may_be_placed(closed, tmp_path):
     with pytest.raises(OSError, match=rf"cannot download {closed}/x: .*place the file at {tmp_path}/a.nc"):
-        files.download(f"{closed}/x", HASH, tmp_path, "a.nc")
+        io.download(f"{closed}/x", HASH, tmp_path, "a.nc")
 
 
 def test_sizes(server, closed):
-    assert files.download_size(f"{server}/whole") == len(CONTENT)
-    assert files.download_size(f"{server}/unsized") is None
+    assert io.download_size(f"{server}/whole") == len(CONTENT)
+    assert io.download_size(f"{server}/unsized") is None
     with pytest.raises(OSError, match=r"/missing answers 404"):
-        files.download_size(f"{server}/missing")
-    assert files.ask_sizes([f"{server}/whole", f"{server}/whole?2"]) == ([len(CONTENT)] * 2, [])
-    sizes, failures = files.ask_sizes([f"{server}/whole", f"{closed}/x", f"{server}/missing"])
+        io.download_size(f"{server}/missing")
+    assert io.ask_sizes([f"{server}/whole", f"{server}/whole?2"]) == ([len(CONTENT)] * 2, [])
+    sizes, failures = io.ask_sizes([f"{server}/whole", f"{closed}/x", f"{server}/missing"])
     assert sizes == [len(CONTENT)]
     assert len(failures) == 2
 
 
 def test_a_host_that_hangs_takes_no_longer_than_the_patience(server):
     start = time.monotonic()
-    sizes, failures = files.ask_sizes([f"{server}/hangs", f"{server}/hangs?2", f"{server}/hangs?3"], patience=0.5)
+    sizes, failures = io.ask_sizes([f"{server}/hangs", f"{server}/hangs?2", f"{server}/hangs?3"], patience=0.5)
     assert time.monotonic() - start < 2
     assert sizes == []
     assert len(failures) == 3

@@ -21,9 +21,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import transforms
 
-from cnnf_brain.images import Preprocessing
-from cnnf_brain.trainer import image_index
-from cnnf_brain.trainer.image_data import (
+from cnnf_brain.datasets import image_index
+from cnnf_brain.datasets.image_batches import (
     Feed,
     ShownImages,
     TrainingOrder,
@@ -33,7 +32,8 @@ from cnnf_brain.trainer.image_data import (
     training_loader,
     validation_loader,
 )
-from cnnf_brain.trainer.image_index import ImageIndex, index_images
+from cnnf_brain.datasets.image_index import ImageIndex, index_images
+from cnnf_brain.images import Preprocessing
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a machine with one core

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from planes import drawn, linear
 
-from cnnf_brain.attacks import Threat, suspicion
-from cnnf_brain.attacks.suspicion import breaks_everything, examine, never_falls, not_stronger, zero_gradients
+from cnnf_brain.attacks import Threat, sanity_checks
+from cnnf_brain.attacks.sanity_checks import breaks_everything, examine, never_falls, not_stronger, zero_gradients
 
 
 def test_an_open_network_passes_every_check():
@@ -59,4 +59,4 @@ def test_without_a_right_answer_nothing_is_said_of_gradients():
     _, threat = linear(4)
     images, labels = drawn(5, threat)
     assert zero_gradients(threat, images, (labels + 1) % 4).holds is None
-    assert suspicion.zero_gradients(threat, images, labels).holds is True
+    assert sanity_checks.zero_gradients(threat, images, labels).holds is True

@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
-from cnnf_brain.files import write_json
-from cnnf_brain.folders import check_place, claim, locked, occupied, opened, results
+from cnnf_brain.io import write_json
+from cnnf_brain.results import check_place, claim, locked, occupied, opened, results
 
 
 def fill(folder, number: int, configuration=None) -> None:
@@ -126,7 +126,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from cnnf_brain import folders
-from cnnf_brain.files import write_json
+from cnnf_brain.io import write_json
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import torch
 from planes import SHAPE, breaking_epsilon, drawn, linear
 
 from cnnf_brain.attacks import PGD, NonFiniteOutput, Threat
-from cnnf_brain.attacks.outside import APGD, HopSkipJump, Square, TargetedAPGD
+from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 
 pytest.importorskip("pyautoattack", reason="needs the extra robustness")
 pytest.importorskip("art", reason="needs the extra robustness")

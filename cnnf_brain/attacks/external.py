@@ -23,7 +23,7 @@ from cnnf_brain.attacks.gradient import Attack, Epsilons, Logits, Outcome, Threa
 
 BATCH = 250
 FEWEST_CLASSES = 4  # what the targeted DLR loss compares
-_quiet = logging.getLogger("cnnf_brain.attacks.outside")  # AutoAttack's remarks on zero gradients; suspicion.py counts them
+_quiet = logging.getLogger("cnnf_brain.attacks.external")  # AutoAttack's remarks on zero gradients; suspicion.py counts them
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 

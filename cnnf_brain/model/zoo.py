@@ -12,7 +12,7 @@ from torch import nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.card import SMALL, Card, read_card
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.weights import check_state, is_published, load_into, read_weights
 

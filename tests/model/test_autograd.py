@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnnf_brain import CNNF, Keep, small_net
-from cnnf_brain.model.gradients import Convolved, Spread, layout, unpooled
+from cnnf_brain import CNNF, small_net
+from cnnf_brain.model.autograd import Convolved, Spread, layout, unpooled
 from cnnf_brain.model.latents import chosen
 from cnnf_brain.model.layers import FeatureNorm, Norm
 
@@ -98,7 +98,7 @@ def test_the_feedback_of_the_norm():
 def test_the_small_net_keeps_its_layout_in_both_directions(name):
     """A map that falls back to the other layout costs each pass after it a conversion."""
     model = small_net(iterations=2).to(memory_format=torch.channels_last)
-    ((_, map_),) = model(torch.randn(2, 1, 28, 28), keep=Keep([name])).layers.items()
+    ((_, map_),) = model.unroll(torch.randn(2, 1, 28, 28), return_layers=[name]).layers.items()
     assert layout(map_) == torch.channels_last
 
 

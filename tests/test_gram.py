@@ -21,19 +21,19 @@ import tiny
 import torch
 from filelock import FileLock
 
-from cnnf_brain import activations, files, products
+from cnnf_brain import activations, gram, io
+from cnnf_brain.gram import DamagedCacheWarning, gram_key, layer_grams
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.products import DamagedCacheWarning, layer_products, product_key
-from cnnf_brain.types import Images, LayerAt, Product
+from cnnf_brain.types import Gram, Images, LayerAt
 
 PROBE = [4, 4, 1, 3]  # the passes that every network is tried with first
 AT = [LayerAt.parse(name) for name in ("relu1@0", "pool2@1", "pool2@2", "relu2@1:feedback", "fc@2")]
 
 
-def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: object) -> dict[LayerAt, Product]:
-    return layer_products(network, stimuli, layers, progress=False, **options)
+def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: object) -> dict[LayerAt, Gram]:
+    return layer_grams(network, stimuli, layers, progress=False, **options)
 
 
 def centred(product: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def passes(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("scratch_bytes", [2**30, 4 * 12 * 1200])
 def test_streamed_products_equal_those_of_all_features(cache, monkeypatch, batch_size, block_bytes, scratch_bytes):
     # One block of columns, or blocks of a hundred with a rest; all layers at once, or one or two at a time.
-    monkeypatch.setattr(products, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(gram, "BLOCK_BYTES", block_bytes)
     network, stimuli = tiny.network(), tiny.images(12)
     found = compute(network, stimuli, batch_size=batch_size, scratch_bytes=scratch_bytes)
     assert list(found) == AT
@@ -86,24 +86,24 @@ def test_streamed_products_equal_those_of_all_features(cache, monkeypatch, batch
 
 
 def test_a_block_may_be_a_single_column(cache, monkeypatch):
-    monkeypatch.setattr(products, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(gram, "BLOCK_BYTES", 1)
     network, stimuli, at = tiny.network(), tiny.images(12), AT[-1]
     assert_same(compute(network, stimuli, [at])[at].values, expected(network, stimuli, at))
 
 
 def test_groups_are_of_few_iterations(cache):
     counts = {LayerAt(name, iteration): 10 for name in ("a", "b", "c") for iteration in (0, 1, 2)}
-    groups = products.grouped(counts, 100, 4 * 100 * 30)
+    groups = gram.grouped(counts, 100, 4 * 100 * 30)
     assert [{at.iteration for at in group} for group in groups] == [{0}, {1}, {2}]
     assert {at for group in groups for at in group} == set(counts)
 
 
 def test_groups_fill_the_scratch_space(cache):
     counts = {LayerAt(name): count for name, count in (("a", 10), ("b", 20), ("c", 5), ("d", 30))}
-    names = [[at.layer for at in group] for group in products.grouped(counts, 100, 4 * 100 * 30)]
+    names = [[at.layer for at in group] for group in gram.grouped(counts, 100, 4 * 100 * 30)]
     assert names == [["a", "b"], ["c"], ["d"]]
     with pytest.raises(OSError, match=r"d@0: its features over 100 images take .* GiB of scratch.*CNNF_BRAIN_CACHE"):
-        products.grouped(counts, 100, 4 * 100 * 30 - 1)
+        gram.grouped(counts, 100, 4 * 100 * 30 - 1)
 
 
 def test_too_little_scratch_is_an_error_before_the_images_run(cache, passes):
@@ -185,7 +185,7 @@ def test_only_what_is_missing_is_computed(cache, passes):
 
 
 def key(network: Network | None = None, name: str = "pool2@1", images: str = "digest") -> str:
-    return product_key(network or tiny.network(), images, LayerAt.parse(name), 8)
+    return gram_key(network or tiny.network(), images, LayerAt.parse(name), 8)
 
 
 def changed(weight: str = "conv1.bias") -> Network:
@@ -245,9 +245,9 @@ def test_another_version_of_the_software_has_another_key(monkeypatch):
 def test_the_versions_that_make_features_are_in_the_key(monkeypatch):
     before = key()
     for module, name in (
-        (products, "FEATURES_VERSION"),
-        (products.torchvision, "__version__"),
-        (products.PIL, "__version__"),
+        (gram, "FEATURES_VERSION"),
+        (gram.torchvision, "__version__"),
+        (gram.PIL, "__version__"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, 99)
@@ -256,7 +256,7 @@ def test_the_versions_that_make_features_are_in_the_key(monkeypatch):
 
 def test_the_batch_size_is_in_the_key():
     network = tiny.network()
-    assert product_key(network, "images", AT[0], 8) != product_key(network, "images", AT[0], 4)
+    assert gram_key(network, "images", AT[0], 8) != gram_key(network, "images", AT[0], 4)
 
 
 def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
@@ -299,7 +299,7 @@ def test_an_image_with_another_byte_is_computed_anew(cache, passes):
 def test_a_damaged_cache_file_is_computed_again(cache, damage):
     network, stimuli = tiny.network(), tiny.images(12)
     first = compute(network, stimuli, AT[:2])
-    path = cache / "products" / f"{product_key(network, stimuli.digest(), AT[1], 8)}.npz"
+    path = cache / "products" / f"{gram_key(network, stimuli.digest(), AT[1], 8)}.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "pickle":
@@ -373,7 +373,7 @@ def spoil_longer(path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["f32", "crc"])
 def test_rows_that_a_crash_damaged_are_computed_again(cache, monkeypatch, spoil, suffix):
     network, stimuli = tiny.network(), tiny.images(12)
-    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 12 * 500)
+    monkeypatch.setattr(gram, "BLOCK_BYTES", 4 * 12 * 500)
     with monkeypatch.context() as patch:
         interrupt(patch, after=5)
         with pytest.raises(KeyboardInterrupt):
@@ -386,7 +386,7 @@ def test_rows_that_a_crash_damaged_are_computed_again(cache, monkeypatch, spoil,
 
 def test_old_scratch_is_removed_and_young_is_kept(cache):
     for name, days in (("old", 8), ("young", 6)):
-        folder = files.cache_folder("scratch", name)
+        folder = io.cache_folder("scratch", name)
         (folder / "0-0.f32").write_bytes(b"1234")
         os.utime(folder, (time.time() - days * 86400,) * 2)
     compute(tiny.network(), tiny.images(12), AT[:1])
@@ -394,11 +394,11 @@ def test_old_scratch_is_removed_and_young_is_kept(cache):
 
 
 def test_what_interrupted_runs_left_counts_as_free(cache, monkeypatch):
-    (files.cache_folder("scratch", "mine") / "0-0.f32").write_bytes(bytes(4000))
-    monkeypatch.setattr(products.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    assert products.grouped({LayerAt("a"): 100}, 10, 2**30) == [[LayerAt("a")]]
+    (io.cache_folder("scratch", "mine") / "0-0.f32").write_bytes(bytes(4000))
+    monkeypatch.setattr(gram.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert gram.grouped({LayerAt("a"): 100}, 10, 2**30) == [[LayerAt("a")]]
     with pytest.raises(OSError, match="scratch"):
-        products.grouped({LayerAt("a"): 113}, 10, 2**30)
+        gram.grouped({LayerAt("a"): 113}, 10, 2**30)
 
 
 # Other processes
@@ -407,7 +407,7 @@ CHILD = """
 import sys
 sys.path.insert(0, {tests!r})
 import tiny, torch
-from cnnf_brain import activations, products
+from cnnf_brain import activations, gram
 from test_products import AT
 extract, passes = activations.extract, []
 def halting(model, batch, layers):
@@ -417,7 +417,7 @@ def halting(model, batch, layers):
         sys.stdin.readline()
     return extract(model, batch, layers)
 activations.extract = halting
-found = products.layer_products(tiny.network(), tiny.images(12), AT, batch_size=2, progress=False)
+found = gram.layer_grams(tiny.network(), tiny.images(12), AT, batch_size=2, progress=False)
 print("sum", *(found[at].values.sum().hex() for at in AT), flush=True)
 """
 
@@ -473,7 +473,7 @@ def test_two_processes_at_once_compute_once(cache):
 
 def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache, capsys):
     network, stimuli = tiny.network(), tiny.images(12)
-    scratch = products.Scratch({AT[0]: 6 * 14 * 14}, 12, [product_key(network, stimuli.digest(), AT[0], 8)])
+    scratch = gram.Scratch({AT[0]: 6 * 14 * 14}, 12, [gram_key(network, stimuli.digest(), AT[0], 8)])
     held = threading.Event()
 
     def hold() -> None:

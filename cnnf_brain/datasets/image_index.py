@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain.files import cache_folder, write_whole
+from cnnf_brain.io import cache_folder, write_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.files import cache_folder
+from cnnf_brain.io import cache_folder
 
 CLASSES = 10
 SIDE = 28

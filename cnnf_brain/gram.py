@@ -25,11 +25,10 @@ import torchvision
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cnnf_brain import activations, files, images
-from cnnf_brain.features import FEATURES_VERSION
-from cnnf_brain.model.feedback import CNNF
+from cnnf_brain import activations, images, io
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.types import Images, LayerAt, Product
+from cnnf_brain.types import FEATURES_VERSION, Gram, Images, LayerAt
 
 BLOCK_BYTES = 256 * 2**20  # of one block of columns over all images
 SCRATCH_BYTES = 20 * 2**30
@@ -40,7 +39,7 @@ class DamagedCacheWarning(UserWarning):
     """A cached product was damaged and is computed again."""
 
 
-def layer_products(
+def layer_grams(
     network: Network,
     stimuli: Images,
     layers: Sequence[LayerAt],
@@ -48,7 +47,7 @@ def layer_products(
     batch_size: int = 8,
     scratch_bytes: int = SCRATCH_BYTES,
     progress: bool = True,
-) -> dict[LayerAt, Product]:
+) -> dict[LayerAt, Gram]:
     """K = X Xᵀ over all images for every layer, from the cache where it is there.
 
     An interrupted call (Ctrl-C, kill, power) goes on, when it is repeated, from the images whose features it had written.
@@ -64,7 +63,7 @@ def layer_products(
         raise ValueError(f"the batch size is {batch_size}, expected at least 1")
     activations.check_layers(network.module, layers)
     seen = stimuli.digest()
-    keys = {at: product_key(network, seen, at, batch_size) for at in dict.fromkeys(layers)}
+    keys = {at: gram_key(network, seen, at, batch_size) for at in dict.fromkeys(layers)}
     found = _cached(keys)
     missing = [at for at in keys if at not in found]
     if missing:
@@ -79,15 +78,15 @@ def layer_products(
                     _stream(network, stimuli, scratch, batch_size, progress)
                 for at in group:
                     if at not in now:
-                        now[at] = Product(at, scratch.product(at), counts[at])
+                        now[at] = Gram(at, scratch.product(at), counts[at])
                         if network.identity is not None:
-                            write_product(keys[at], now[at])
+                            write_gram(keys[at], now[at])
                 found.update(now)
     return {at: found[at] for at in layers}
 
 
-def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Product]:
-    return {at: product for at, key in keys.items() if (product := read_product(at, key)) is not None}
+def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Gram]:
+    return {at: product for at, key in keys.items() if (product := read_gram(at, key)) is not None}
 
 
 def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: bool) -> None:
@@ -108,7 +107,7 @@ def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> li
     In the order of their iterations, so that a group whose layers are of early iterations runs no later ones.
     What interrupted runs left counts as free, so that the groups, and with them the scratch, are found again.
     """
-    folder = files.cache_folder("scratch")
+    folder = io.cache_folder("scratch")
     left = sum(path.stat().st_size for path in folder.glob("*/*.f32"))
     limit = min(scratch_bytes, int((shutil.disk_usage(folder).free + left) * 0.9))
     groups: list[list[LayerAt]] = [[]]
@@ -118,7 +117,7 @@ def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> li
         if size > limit:
             raise OSError(
                 f"{at}: its features over {n_images} images take {size / 2**30:.3g} GiB of scratch, and {limit / 2**30:.3g} GiB "
-                f"may be used; free space or point {files.CACHE_VARIABLE} to a larger disk"
+                f"may be used; free space or point {io.CACHE_VARIABLE} to a larger disk"
             )
         if used + size > limit:
             groups.append([])
@@ -137,10 +136,10 @@ class Scratch:
 
     def __init__(self, counts: dict[LayerAt, int], n_images: int, keys: Sequence[str]) -> None:
         self.counts, self.n_images = counts, n_images
-        parent = files.cache_folder("scratch")
+        parent = io.cache_folder("scratch")
         remove_old(parent)
         self.folder = parent / hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
-        self.lock = FileLock(files.cache_folder("locks") / f"{self.folder.name}.lock")
+        self.lock = FileLock(io.cache_folder("locks") / f"{self.folder.name}.lock")
         self.waited = False
         width = max(1, BLOCK_BYTES // (4 * n_images))
         self.blocks: dict[LayerAt, list[tuple[Path, int, int]]] = {
@@ -189,7 +188,7 @@ class Scratch:
             raise OSError(
                 error.errno,
                 f"cannot write features to {self.folder}: {error.strerror or error}; free space or point "
-                f"{files.CACHE_VARIABLE} to a larger disk",
+                f"{io.CACHE_VARIABLE} to a larger disk",
             ) from error
 
     def product(self, at: LayerAt) -> np.ndarray:
@@ -226,14 +225,14 @@ def remove_old(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def product_key(network: Network, images_digest: str, at: LayerAt, batch_size: int) -> str:
+def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int) -> str:
     """Hash of all that K depends on. The first pass does not depend on the feedback's settings.
 
     ``FEATURES_VERSION`` stands for this package's own code. A network without identity gets a key that never comes again.
     """
     settings = None
     if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
-        settings = {k: v for k, v in network.module.settings.items() if k != "iterations"}
+        settings = {k: v for k, v in network.module.settings.as_dict().items() if k != "iterations"}
     parts = {
         "network": network.identity or uuid.uuid4().hex,
         "feedback": settings,
@@ -249,20 +248,20 @@ def product_key(network: Network, images_digest: str, at: LayerAt, batch_size: i
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def read_product(at: LayerAt, key: str) -> Product | None:
+def read_gram(at: LayerAt, key: str) -> Gram | None:
     """The cached product, None where there is none; a damaged one warns and counts as none."""
-    path = files.cache_folder("products") / f"{key}.npz"
+    path = io.cache_folder("products") / f"{key}.npz"
     if not path.is_file():
         return None
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:  # zip members carry checksums
-            return Product(at, stored["values"], int(stored["n_features"]))
+            return Gram(at, stored["values"], int(stored["n_features"]))
     except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         warnings.warn(f"{path} is damaged ({error}); computing {at} again", DamagedCacheWarning, stacklevel=2)
         return None
 
 
-def write_product(key: str, product: Product) -> None:
+def write_gram(key: str, product: Gram) -> None:
     """Put a product into the cache."""
-    path = files.cache_folder("products") / f"{key}.npz"
-    files.write_whole(path, lambda file: np.savez(file, values=product.values, n_features=product.n_features))
+    path = io.cache_folder("products") / f"{key}.npz"
+    io.write_whole(path, lambda file: np.savez(file, values=product.values, n_features=product.n_features))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from idx_files import NAMES, drawn, idx
 
-from cnnf_brain.trainer import data
+from cnnf_brain.datasets import mnist
 
 TRAIN_IMAGES, TRAIN_LABELS = NAMES["train"]
 
@@ -20,7 +20,7 @@ TRAIN_IMAGES, TRAIN_LABELS = NAMES["train"]
 def test_reads_the_values_of_a_file_written_by_hand(tmp_path):
     path = tmp_path / "three"
     path.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255]))
-    assert data.read_idx(path, 3).tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
+    assert mnist.read_idx(path, 3).tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
 
 
 def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder):
@@ -30,7 +30,7 @@ def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder):
         content = gzip.compress((zipped / name).read_bytes())
         (zipped / name).unlink()
         target.write_bytes(content)
-    a, b = data.find("mnist", plain), data.find("mnist", zipped)
+    a, b = mnist.find("mnist", plain), mnist.find("mnist", zipped)
     assert a.check() == b.check()
     for part in ("train", "test"):
         assert torch.equal(a.read(part).images, b.read(part).images)
@@ -43,7 +43,7 @@ def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder):
 def test_the_data_hash_is_that_of_the_uncompressed_files(make_folder):
     folder = make_folder()
     digests = [hashlib.sha256((folder / name).read_bytes()).digest() for names in NAMES.values() for name in names]
-    assert data.find("mnist", folder).check() == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert mnist.find("mnist", folder).check() == hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _flip_a_byte_in_gzip(content: bytes) -> bytes:
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(make_folder, name, damage, m
     path = folder / name
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message) as caught:
-        data.find("mnist", folder).check()
+        mnist.find("mnist", folder).check()
     assert str(folder) in str(caught.value)
     assert name in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_damaged_test_images_are_found_by_the_check_too(make_folder):
     folder = make_folder()
     path = folder / NAMES["test"][0]
     path.write_bytes(path.read_bytes()[:-1])
-    source = data.find("mnist", folder)
+    source = mnist.find("mnist", folder)
     source.read("train")
     with pytest.raises(ValueError, match="t10k-images"):
         source.check()
@@ -92,42 +92,42 @@ def test_damaged_test_images_are_found_by_the_check_too(make_folder):
 def test_one_data_set_is_not_taken_for_the_other(make_folder, monkeypatch):
     folder = make_folder()
     digest = hashlib.sha256((folder / TRAIN_IMAGES).read_bytes()).hexdigest()
-    monkeypatch.setitem(data.PUBLISHED, "mnist", digest)
-    assert len(data.find("mnist", folder).read("train")) == 240
+    monkeypatch.setitem(mnist.PUBLISHED, "mnist", digest)
+    assert len(mnist.find("mnist", folder).read("train")) == 240
     with pytest.raises(ValueError, match=r"is MNIST, not FashionMNIST: give dataset .mnist., or another folder as data"):
-        data.find("fashion", folder).read("train")
+        mnist.find("fashion", folder).read("train")
 
 
 @pytest.mark.parametrize("inside", [".", "MNIST/raw"])
 def test_data_is_found_in_the_folder_named_and_in_torchvisions_place_below(make_folder, tmp_path, inside):
     folder = make_folder(f"given/{inside}")
-    assert data.find("mnist", tmp_path / "given").folder == folder
+    assert mnist.find("mnist", tmp_path / "given").folder == folder
 
 
 def test_a_folder_named_never_falls_back(make_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN", make_folder("debian"))
-    monkeypatch.setattr(data, "download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(mnist, "DEBIAN", make_folder("debian"))
+    monkeypatch.setattr(mnist, "download", lambda *_: pytest.fail("downloaded"))
     given = make_folder("given")
     (given / TRAIN_LABELS).unlink()
     with pytest.raises(FileNotFoundError, match="data was given, so nothing else was tried") as caught:
-        data.find("fashion", given)
+        mnist.find("fashion", given)
     assert f"{given} (lacks {TRAIN_LABELS})" in str(caught.value)
     assert f"{given / 'FashionMNIST' / 'raw'} (no such folder)" in str(caught.value)
 
 
 def test_without_a_folder_the_cache_then_debian_then_the_download(make_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(mnist, "DEBIAN", tmp_path / "debian")
     asked = []
-    monkeypatch.setattr(data, "download", lambda dataset, root: asked.append((dataset, root)))
-    data.find("fashion")
+    monkeypatch.setattr(mnist, "download", lambda dataset, root: asked.append((dataset, root)))
+    mnist.find("fashion")
     assert asked == [("fashion", tmp_path / "cache" / "datasets")]
     make_folder("debian")
-    assert data.find("fashion").folder == tmp_path / "debian"
-    data.find("mnist")  # Debian's package holds Fashion-MNIST alone
+    assert mnist.find("fashion").folder == tmp_path / "debian"
+    mnist.find("mnist")  # Debian's package holds Fashion-MNIST alone
     assert asked[1:] == [("mnist", tmp_path / "cache" / "datasets")]
     make_folder("cache/datasets/FashionMNIST/raw")
-    assert data.find("fashion").folder == tmp_path / "cache" / "datasets" / "FashionMNIST" / "raw"
+    assert mnist.find("fashion").folder == tmp_path / "cache" / "datasets" / "FashionMNIST" / "raw"
     assert len(asked) == 2
 
 
@@ -136,47 +136,47 @@ def test_a_failed_download_says_where_it_looked_and_what_to_do(tmp_path, monkeyp
         raise OSError("no network")
 
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(data, "download", fail)
+    monkeypatch.setattr(mnist, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(mnist, "download", fail)
     with pytest.raises(FileNotFoundError, match="the download failed: no network") as caught:
-        data.find("fashion")
+        mnist.find("fashion")
     for part in (str(tmp_path / "debian"), str(tmp_path / "datasets"), "as data", "dataset-fashion-mnist"):
         assert part in str(caught.value)
 
 
 def test_an_unknown_data_set_names_the_near_one():
     with pytest.raises(ValueError, match="did you mean 'fashion'"):
-        data.find("fashon")
+        mnist.find("fashon")
 
 
 def test_the_validation_images_are_a_stratified_twelfth_and_always_the_same(make_folder):
-    whole = data.find("mnist", make_folder()).read("train")
-    train, validation = data.split(whole)
+    whole = mnist.find("mnist", make_folder()).read("train")
+    train, validation = mnist.split(whole)
     assert (len(train), len(validation)) == (220, 20)
     assert validation.labels.bincount().tolist() == [2] * 10
     rows = lambda images: {bytes(image.numpy().tobytes()) for image in images.images}  # noqa: E731
     assert rows(train) | rows(validation) == rows(whole)
     assert not rows(train) & rows(validation)
-    assert torch.equal(data.split(whole)[1].images, validation.images)
-    assert not torch.equal(data.split(whole, seed=1)[1].images, validation.images)
+    assert torch.equal(mnist.split(whole)[1].images, validation.images)
+    assert not torch.equal(mnist.split(whole, seed=1)[1].images, validation.images)
 
 
 def test_too_few_images_for_a_validation_split():
-    images = data.ImageSet(torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10)
+    images = mnist.ImageSet(torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10)
     with pytest.raises(ValueError, match="100 training images are too few"):
-        data.split(images)
+        mnist.split(images)
 
 
 def test_images_are_scaled_to_minus_one_and_one():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)
-    assert data.scale(pixels).shape == (3, 1, 1, 1)
-    assert data.scale(pixels).flatten().tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-6)
+    assert mnist.scale(pixels).shape == (3, 1, 1, 1)
+    assert mnist.scale(pixels).flatten().tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-6)
 
 
 def test_the_real_mnist(shared: Path):
-    source = data.find("mnist", shared / "data" / "mnist")
+    source = mnist.find("mnist", shared / "data" / "mnist")
     train, test = source.read("train"), source.read("test")
     assert train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert len(test) == 10_000
     with pytest.raises(ValueError, match="is MNIST, not FashionMNIST"):
-        data.find("fashion", shared / "data" / "mnist").read("train")
+        mnist.find("fashion", shared / "data" / "mnist").read("train")

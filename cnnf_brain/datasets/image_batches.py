@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cnnf_brain.datasets.image_index import ChangedShard, ImageIndex
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.trainer.image_index import ChangedShard, ImageIndex
 
 Keys = tuple[np.ndarray, np.ndarray]  # numbers of images in the index (B,) int64, and whether each is mirrored (B,) bool
 

@@ -7,52 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.model.autograd import Matched, image_norm
 from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.gradients import Matched, image_norm
 from cnnf_brain.model.layers import Conv, Linear, Rule, plan
+from cnnf_brain.model.settings import INPUT, SETTINGS, FeedbackSettings, checked_iterations
 from cnnf_brain.model.state import State
 from cnnf_brain.types import LayerAt
-
-INPUT = "input"
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What a call keeps besides the logits.
-
-    ``layers``: maps by layer and iteration, as LayerAt or text (``features.23@2``, ``features.23@2:feedback``);
-    ``reconstruction``: the reconstructed target of every iteration; ``consistency``: Definition 2.1;
-    ``states``: everything that the losses of Table 1 need.
-    """
-
-    layers: tuple[LayerAt, ...] = ()
-    reconstruction: bool = False
-    consistency: bool = False
-    states: bool = False
-
-    def __init__(
-        self,
-        layers: Iterable[LayerAt | str] = (),
-        *,
-        reconstruction: bool = False,
-        consistency: bool = False,
-        states: bool = False,
-    ) -> None:
-        parsed = tuple(at if isinstance(at, LayerAt) else LayerAt.parse(at) for at in layers)
-        object.__setattr__(self, "layers", parsed)
-        object.__setattr__(self, "reconstruction", reconstruction)
-        object.__setattr__(self, "consistency", consistency)
-        object.__setattr__(self, "states", states)
 
 
 @dataclass
 class FeedbackResult:
-    """What a call with ``keep`` returns; N is the number of iterations, B the batch.
+    """What ``CNNF.unroll`` returns; N is the number of iterations, B the batch.
 
     ``logits`` (N+1, B, K): the top output at every iteration (of a headless network its top feature map).
     ``layers``: the maps asked for. ``reconstruction`` (N+1, B, ...): entry t is what feedback generated for iteration t
@@ -71,69 +42,53 @@ class FeedbackResult:
 class CNNF(nn.Module):
     """A sequential CNN with recurrent generative feedback; 0 iterations is the CNN itself.
 
+    ``model(x)`` gives the last iteration's logits (B, K), ``model.unroll(x, ...)`` a FeedbackResult. x is (B, C, H, W) in
+    the units in which the CNN was trained.
+
     Parameters
     ----------
     network
         ``nn.Sequential`` (nested ones too) of the layers in ``cnnf_brain.model.layers.RULES``. Its modules become those of
         the CNNF under the same names: the state dict is the CNN's.
-    iterations
-        Feedback iterations N >= 0; a call may override it.
-    target
-        The paper's layer k: the name of the layer whose output is reconstructed, ``"input"`` for the image. Layers up to
-        it run once; from iteration 1 on the reconstruction enters the layer after it.
-    step
-        h_{t+1} = h_t + step (reconstruction - h_t); 1 is the paper's replacement.
-    match_norm
-        Scale each image's reconstruction to the L2 norm of its target features in the first pass.
-    match_layers
-        From iteration 1 on scale the output f(l) of every convolution and fully connected layer, the logits too, to the L2
-        norm that it had in the first pass, image by image. It holds Assumption A.6 and the effect of Appendix A.4's
-        normalisation in a CNN without such layers (VGG, AlexNet), whose maps grow with every iteration otherwise.
-    ada_relu
-        "signed" (Lemma A.1 is exact) or "printed" (eq. 3 of the paper).
-    tolerance
-        Stop an image once it is self-consistent: when each of its three residuals (see ``Consistency``) is at most this.
-        None: every image runs all iterations.
+    settings
+        How feedback runs, see ``FeedbackSettings``.
+    **changes
+        Single settings by name (``iterations=2, step=0.1``), in place of those of ``settings``.
 
-    ``model(x)`` gives the last iteration's logits (B, K); ``model(x, keep=Keep(...))`` a FeedbackResult. x is (B, C, H, W) in
-    the units in which the CNN was trained.
+    Raises
+    ------
+    TypeError
+        The network is no ``nn.Sequential``, or holds a layer without a feedback rule.
+    ValueError
+        A setting that is unknown or outside of its range.
     """
 
-    def __init__(
-        self,
-        network: nn.Sequential,
-        *,
-        iterations: int = 2,
-        target: str = INPUT,
-        step: float = 1.0,
-        match_norm: bool = False,
-        match_layers: bool = False,
-        ada_relu: str = "signed",
-        tolerance: float | None = None,
-    ) -> None:
+    iterations: int
+    target: str
+    step: float
+    match_norm: bool
+    match_layers: bool
+    ada_relu: str
+    tolerance: float | None
+
+    def __init__(self, network: nn.Sequential, settings: FeedbackSettings | None = None, **changes: Any) -> None:
         super().__init__()
         if not isinstance(network, nn.Sequential):
             raise TypeError(f"CNNF takes an nn.Sequential, not a {type(network).__name__}; list its layers in one")
-        if ada_relu not in ("signed", "printed"):
-            raise ValueError(f"ada_relu is {ada_relu!r}, expected 'signed' or 'printed'")
-        if not step > 0:
-            raise ValueError(f"step is {step}, expected a positive number (1 = the paper's replacement)")
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"tolerance is {tolerance}, expected a number >= 0 or None")
+        chosen = FeedbackSettings.of({**(settings.as_dict() if settings else {}), **changes})
         layers = plan(network)
         if not layers:
             raise ValueError("the network has no layers")
-        self.iterations = checked_iterations(iterations)
-        self.ada_relu, self.step, self.tolerance = ada_relu, step, tolerance
-        self.match_norm, self.match_layers = match_norm, match_layers
-        self.target, self.start = target, 0
+        for name, value in chosen.as_dict().items():
+            setattr(self, name, value)
+        self.start = 0
         for name, child in network._modules.items():
             if name == INPUT or hasattr(self, name):
                 raise ValueError(f"layer {name!r}: CNNF itself uses that name; give the layer another")
             self.add_module(name, child)
-        self.start = self.index(target) + 1
+        self.start = self.index(self.target) + 1
         if self.start == len(layers):
-            raise ValueError(f"target {target!r} is the last layer; nothing above it could reconstruct it")
+            raise ValueError(f"target {self.target!r} is the last layer; nothing above it could reconstruct it")
 
     @property
     def rules(self) -> list[Rule]:
@@ -146,10 +101,9 @@ class CNNF(nn.Module):
         return [rule.name for rule in self.rules]
 
     @property
-    def settings(self) -> dict[str, object]:
-        """The feedback's settings, as plain values."""
-        names = ("iterations", "target", "step", "match_norm", "match_layers", "ada_relu", "tolerance")
-        return {name: getattr(self, name) for name in names}
+    def settings(self) -> FeedbackSettings:
+        """How feedback runs now."""
+        return FeedbackSettings(**{name: getattr(self, name) for name in SETTINGS})
 
     def index(self, name: str) -> int:
         """Number of the layer ``name`` (-1 for the image)."""
@@ -172,19 +126,44 @@ class CNNF(nn.Module):
                 f"so that it has iteration 0 only"
             )
 
-    def forward(self, x: Tensor, *, iterations: int | None = None, keep: Keep | None = None) -> Tensor | FeedbackResult:
-        """Logits of the last iteration (B, K), or a FeedbackResult where ``keep`` is given."""
-        n = self.iterations if iterations is None else checked_iterations(iterations)
-        result = self.recur(x, n, Keep() if keep is None else keep)
-        return result.logits[-1] if keep is None else result
+    def forward(self, x: Tensor, *, iterations: int | None = None) -> Tensor:
+        """Logits of the last iteration (B, K)."""
+        return self.unroll(x, iterations=iterations).logits[-1]
 
-    def recur(self, x: Tensor, n: int, keep: Keep) -> FeedbackResult:
-        """Algorithm 1: feedforward, then n times feedback, step and feedforward."""
-        for at in keep.layers:
+    def unroll(
+        self,
+        x: Tensor,
+        *,
+        iterations: int | None = None,
+        return_layers: Iterable[LayerAt | str] = (),
+        return_reconstruction: bool = False,
+        return_consistency: bool = False,
+        return_states: bool = False,
+    ) -> FeedbackResult:
+        """Algorithm 1: feedforward, then N times feedback, step and feedforward; every iteration's record.
+
+        Parameters
+        ----------
+        x
+            (B, C, H, W).
+        iterations
+            N >= 0; by default the network's own.
+        return_layers
+            Maps by layer and iteration, as LayerAt or text (``features.23@2``, ``features.23@2:feedback``).
+        return_reconstruction
+            The reconstructed target of every iteration.
+        return_consistency
+            Definition 2.1, see ``Consistency``.
+        return_states
+            Everything that the losses of Table 1 need.
+        """
+        n = self.iterations if iterations is None else checked_iterations(iterations)
+        kept = tuple(at if isinstance(at, LayerAt) else LayerAt.parse(at) for at in return_layers)
+        for at in kept:
             self.check_layer(at, n)
-        wanted = [(at, self.index(at.layer)) for at in keep.layers]
-        whole = keep.consistency or keep.states or self.tolerance is not None  # every gate's f and g are needed
-        spare = not (whole or torch.is_grad_enabled() or any(at.feedback for at in keep.layers))
+        wanted = [(at, self.index(at.layer)) for at in kept]
+        whole = return_consistency or return_states or self.tolerance is not None  # every gate's f and g are needed
+        spare = not (whole or torch.is_grad_enabled() or any(at.feedback for at in kept))
         clean, maps = self.below_target(x, {i for _, i in wanted})
         h, before = clean, None
         guides: dict[int, Tensor] = {}  # not dict[int, Tensor](): torch.compile cannot trace that
@@ -204,15 +183,15 @@ class CNNF(nn.Module):
                 reconstruction = self.matched(state.generated, clean)
             logits.append(state.output)
             layers.update({at: (state.feedback if at.feedback else state.maps)[i] for at, i in now})
-            if keep.states:
+            if return_states:
                 states.append(state)
-            if keep.consistency or self.tolerance is not None:
+            if return_consistency or self.tolerance is not None:
                 residuals.append(self_consistency(self.rules, state, before, reconstruction))
             if self.tolerance is not None:
                 ran.append(active)
                 active = active & (residuals[-1].worst() > self.tolerance)
             if t < n:
-                if keep.reconstruction:
+                if return_reconstruction:
                     reconstructions.append(reconstruction)
                 h, guides = self.step_towards(h, reconstruction, guides, state, active)
             before = state.output
@@ -220,9 +199,9 @@ class CNNF(nn.Module):
         return FeedbackResult(
             logits=torch.stack(logits),
             layers=layers,
-            reconstruction=torch.stack(reconstructions) if keep.reconstruction else None,
-            consistency=Consistency.stack(residuals) if keep.consistency else None,
-            states=tuple(states) if keep.states else None,
+            reconstruction=torch.stack(reconstructions) if return_reconstruction else None,
+            consistency=Consistency.stack(residuals) if return_consistency else None,
+            states=tuple(states) if return_states else None,
             iterations_run=torch.stack(ran).sum(0) - 1 if ran else None,
         )
 
@@ -328,10 +307,3 @@ class CNNF(nn.Module):
 
         kept = {i: held(g, guides[i] if i in guides else torch.ones_like(g)) for i, g in state.guides.items()}
         return held(new_h, h), {**kept, **dropout}
-
-
-def checked_iterations(iterations: int) -> int:
-    """``iterations`` as given, a ValueError unless it is a whole number >= 0."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations is {iterations!r}, expected a whole number >= 0 (0 = the CNN alone)")
-    return iterations

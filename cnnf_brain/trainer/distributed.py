@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cnnf_brain.devices import pick
+from cnnf_brain.networks import pick_device
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def join(device: str) -> Iterator[Ranks]:
     size, rank, local = (int(os.environ.get(name, default)) for name, default in
                          (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))  # fmt: skip
     # not ``pick``, which would take memory of the first card for every rank
-    place = torch.device(device) if re.fullmatch(r"cuda(:\d+)?", device) else pick(device)
+    place = torch.device(device) if re.fullmatch(r"cuda(:\d+)?", device) else pick_device(device)
     if place.type == "cuda":
         cards = torch.cuda.device_count()
         number = local if place.index is None else place.index

@@ -1,3 +1,0 @@
-"""The version of the features that this software makes."""
-
-FEATURES_VERSION = 1
