@@ -77,7 +77,7 @@ def stream(args: argparse.Namespace, work: Path) -> dict[str, float]:
 
     torch.manual_seed(0)
     model = cnnf_brain.vgg16(iterations=args.iterations, match_norm=True, match_layers=False, step=STEP).eval()
-    network = Network("vgg16 CNN-F", model.to(memory_format=torch.channels_last), Preprocessing(224), "random")
+    network = Network(model.to(memory_format=torch.channels_last), Preprocessing(224), name="vgg16 CNN-F", weights="random")
     layers = [LayerAt(name, t) for name in args.layers for t in range(args.iterations + 1)]
     scratch = Watch(work / "cache" / "scratch")
     started = time.time()

@@ -1,21 +1,38 @@
-"""CNN-F and its neural predictivity: model, exact PLS, statistics. ``python -m cnnf_brain.compare --layers V4 IT``."""
+"""CNN-F and its neural predictivity: model, exact PLS, statistics.
 
+In Python: ``compare(model, baseline, recordings, layers)``. On the command line: ``python -m cnnf_brain.compare --layers V4 IT``.
+"""
+
+from cnnf_brain.compare import Comparison, Scoring, compare
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF, FeedbackResult
 from cnnf_brain.model.layers import FeatureNorm
+from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.zoo import alexnet, from_torchvision, small_net, vgg16
+from cnnf_brain.networks import Network, load_network
 from cnnf_brain.predictivity.estimator import PLSRegression
-from cnnf_brain.types import LayerAt
+from cnnf_brain.recordings import load_recordings
+from cnnf_brain.types import LayerAt, Recordings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CNNF",
+    "Comparison",
     "FeatureNorm",
     "FeedbackResult",
+    "FeedbackSettings",
     "LayerAt",
+    "Network",
     "PLSRegression",
+    "Preprocessing",
+    "Recordings",
+    "Scoring",
     "alexnet",
+    "compare",
     "from_torchvision",
+    "load_network",
+    "load_recordings",
     "small_net",
     "vgg16",
 ]

@@ -18,6 +18,14 @@ from cnnf_brain.types import Images, LayerAt
 
 PROBED = 4  # images that a network is tried on
 SAME_ROWS = 1e-3  # relative distance of two rows of one image in the first pass; rounding stays far below
+NOT_DETERMINISTIC = (
+    "the same images give other features the second time: it is not deterministic (noise, dropout, a "
+    "state kept between calls)"
+)
+DEPENDS_ON_BATCH = (
+    "an image's features depend on the other images of its batch (batch statistics, or "
+    "images that are not along the first axis)"
+)
 GROWTH = 100.0  # of a map over its first pass, above which a few images can drive a regression
 
 
@@ -121,33 +129,42 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
     """
     layers = list(dict.fromkeys(layers))
     n = min(PROBED, len(stimuli))
-    whole = next(images.batches(stimuli, network.preprocessing, n))
+    batch = next(images.batches(stimuli, network.preprocessing, n))
+    _check_evaluation_mode(network)
+    firsts = {at: LayerAt(at.layer, 0, at.feedback) for at in layers}  # what growth is measured against
+    rows = _first_rows(network, batch, [*layers, *(at for at in firsts.values() if at not in layers)])
+    _same(network, rows, features(network, batch, layers), NOT_DETERMINISTIC)
+    # In the first pass: with feedback a batch's rounding may grow without bound, and a CNNF's feedback is of one image by itself.
+    _same(network, rows, _in_parts(network, batch, [LayerAt(at.layer, 0) for at in layers]), DEPENDS_ON_BATCH)
+    size = {at: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for at, values in rows.items()}
+    grown = {at: size[at] / max(size[first], 1e-30) for at, first in firsts.items() if at.iteration}
+    return Probe({at: rows[at].shape[1] for at in layers}, {at: by for at, by in grown.items() if by > GROWTH})
+
+
+def _check_evaluation_mode(network: Network) -> None:
     training = [name or "the network itself" for name, module in network.module.named_modules() if module.training]
     if training:
         raise ValueError(
             f"{network.name}: {training[0]} is in training mode; its features would be random: call eval() on it"
         )
-    first = [one for at in layers for one in (LayerAt(at.layer), LayerAt(at.layer, 0, at.feedback))]
+
+
+def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
     try:
-        rows = features(network, whole, [*layers, *(at for at in dict.fromkeys(first) if at not in layers)])
+        return features(network, batch, layers)
     except RuntimeError as error:
         raise ValueError(
-            f"{network.name} cannot be run on images of shape {tuple(whole.shape[1:])} ({str(error).splitlines()[0]}); "
+            f"{network.name} cannot be run on images of shape {tuple(batch.shape[1:])} ({str(error).splitlines()[0]}); "
             "it may need another image size"
         ) from error
-    again = features(network, whole, layers)
-    _same(network, rows, again, "the same images give other features the second time: it is not deterministic (noise, dropout, a "
-          "state kept between calls)")  # fmt: skip
-    order = [n - 1, *range(n - 1)]
-    passes = list(dict.fromkeys(LayerAt(at.layer, 0) for at in layers))
-    parts = [features(network, whole[some], passes) for some in (order[:1], order[1:]) if some]
-    # In the first pass: with feedback a batch's rounding may grow without bound, and a CNNF's feedback is of one image by itself.
-    apart = {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in passes}
-    _same(network, rows, apart, "an image's features depend on the other images of its batch (batch statistics, or images that "
-          "are not along the first axis)")  # fmt: skip
-    size = {at: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for at, values in rows.items()}
-    grown = {at: size[at] / max(size[LayerAt(at.layer, 0, at.feedback)], 1e-30) for at in layers if at.iteration}
-    return Probe({at: rows[at].shape[1] for at in layers}, {at: by for at, by in grown.items() if by > GROWTH})
+
+
+def _in_parts(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
+    """The rows of the same images, in another order and in batches of other sizes."""
+    n = len(batch)
+    order, wanted = [n - 1, *range(n - 1)], list(dict.fromkeys(layers))
+    parts = [features(network, batch[some], wanted) for some in (order[:1], order[1:]) if some]
+    return {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in wanted}
 
 
 def _same(network: Network, rows: dict[LayerAt, np.ndarray], other: dict[LayerAt, np.ndarray], reason: str) -> None:

@@ -38,7 +38,7 @@ def add_flags(
 
 def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any, default: Any) -> None:
     words: dict[str, Any] = {"dest": field.name, "default": NOT_GIVEN}
-    words["help"] = field.metadata["help"] + ("" if default in (None, MISSING) else f" (default: {_said(default)})")
+    words["help"] = field.metadata["help"] + ("" if default in (None, MISSING, ()) else f" (default: {_said(default)})")
     words |= {name: field.metadata[name] for name in ("choices", "metavar") if name in field.metadata}
     several = typing.get_origin(kind) is tuple
     kind = _bare(kind)

@@ -1,4 +1,4 @@
-"""Network and images -> the product K of each layer, streamed: features pass through scratch files, never whole in memory.
+"""Network and images -> the Gram matrix K of each layer, streamed: features pass through scratch files, never whole in memory.
 
 Batches run through the network once for each group of layers that fits the scratch space; each layer's features are written in
 blocks of columns, and K is summed block by block (float32 inside a block, float64 between blocks).
@@ -15,7 +15,7 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,11 @@ BLOCK_BYTES = 256 * 2**20  # of one block of columns over all images
 SCRATCH_BYTES = 20 * 2**30
 SCRATCH_DAYS = 7  # an interrupted run's scratch is kept this long, so that it can go on
 
+Progress = bool | Callable[[str, int, int], object]
+
 
 class DamagedCacheWarning(UserWarning):
-    """A cached product was damaged and is computed again."""
+    """A cached Gram was damaged and is computed again."""
 
 
 def layer_grams(
@@ -46,11 +48,16 @@ def layer_grams(
     *,
     batch_size: int = 8,
     scratch_bytes: int = SCRATCH_BYTES,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> dict[LayerAt, Gram]:
     """K = X Xᵀ over all images for every layer, from the cache where it is there.
 
     An interrupted call (Ctrl-C, kill, power) goes on, when it is repeated, from the images whose features it had written.
+
+    Parameters
+    ----------
+    progress
+        True: a bar on stderr. False: none. A function ``(what, done, total)``: called after each batch.
 
     Raises
     ------
@@ -71,34 +78,49 @@ def layer_grams(
             print(f"{network.name}: its features are not kept in the cache, since {network.unidentified}", file=sys.stderr)
         counts = activations.probe(network, stimuli, missing).counts
         for group in grouped(counts, len(stimuli), scratch_bytes):
-            with Scratch({at: counts[at] for at in group}, len(stimuli), [keys[at] for at in group]) as scratch:
-                # another process may have computed them while this one waited for the scratch
-                now = _cached({at: keys[at] for at in group}) if scratch.waited else {}
-                if len(now) < len(group):
-                    _stream(network, stimuli, scratch, batch_size, progress)
-                for at in group:
-                    if at not in now:
-                        now[at] = Gram(at, scratch.product(at), counts[at])
-                        if network.identity is not None:
-                            write_gram(keys[at], now[at])
-                found.update(now)
+            some = {at: counts[at] for at in group}
+            found |= _computed(network, stimuli, some, {at: keys[at] for at in group}, batch_size, progress)
     return {at: found[at] for at in layers}
 
 
+def _computed(
+    network: Network,
+    stimuli: Images,
+    counts: dict[LayerAt, int],
+    keys: dict[LayerAt, str],
+    batch_size: int,
+    progress: Progress,
+) -> dict[LayerAt, Gram]:
+    """The Grams of one group of layers, which go to the cache; ``counts`` are features by layer."""
+    with Scratch(counts, len(stimuli), list(keys.values())) as scratch:
+        # another process may have computed them while this one waited for the scratch
+        found = _cached(keys) if scratch.waited else {}
+        if len(found) < len(keys):
+            _stream(network, stimuli, scratch, batch_size, progress)
+        for at in (at for at in keys if at not in found):
+            found[at] = Gram(at, scratch.gram(at), counts[at])
+            if network.identity is not None:
+                write_gram(keys[at], found[at])
+        return found
+
+
 def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Gram]:
-    return {at: product for at, key in keys.items() if (product := read_gram(at, key)) is not None}
+    return {at: gram for at, key in keys.items() if (gram := read_gram(at, key)) is not None}
 
 
-def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: bool) -> None:
+def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: Progress) -> None:
     """All images through the network, their features into ``scratch``, from where an interrupted run stopped."""
-    done = scratch.rows_done()
+    done, total = scratch.rows_done(), len(stimuli)
     names = ", ".join(map(str, list(scratch.counts)[:3])) + (", …" if len(scratch.counts) > 3 else "")
-    bar = tqdm(total=len(stimuli), initial=done, unit="image", desc=f"{network.name}: {names}", disable=not progress)
-    with bar:
+    what = f"{network.name}: {names}"
+    with tqdm(total=total, initial=done, unit="image", desc=what, disable=progress is not True) as bar:
         for batch in images.batches(stimuli, network.preprocessing, batch_size, start=done):
             for at, rows in activations.features(network, batch, list(scratch.counts)).items():
                 scratch.append(at, rows)
+            done += len(batch)
             bar.update(len(batch))
+            if callable(progress):
+                progress(what, done, total)
 
 
 def grouped(counts: dict[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:
@@ -191,7 +213,7 @@ class Scratch:
                 f"{io.CACHE_VARIABLE} to a larger disk",
             ) from error
 
-    def product(self, at: LayerAt) -> np.ndarray:
+    def gram(self, at: LayerAt) -> np.ndarray:
         """K (n_images, n_images) float64; each block's mean row is taken off first, which PLS does not see."""
         total = np.zeros((self.n_images, self.n_images))
         for path, start, end in self.blocks[at]:
@@ -249,8 +271,8 @@ def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int)
 
 
 def read_gram(at: LayerAt, key: str) -> Gram | None:
-    """The cached product, None where there is none; a damaged one warns and counts as none."""
-    path = io.cache_folder("products") / f"{key}.npz"
+    """The cached Gram, None where there is none; a damaged one warns and counts as none."""
+    path = io.cache_folder("grams") / f"{key}.npz"
     if not path.is_file():
         return None
     try:
@@ -261,7 +283,7 @@ def read_gram(at: LayerAt, key: str) -> Gram | None:
         return None
 
 
-def write_gram(key: str, product: Gram) -> None:
-    """Put a product into the cache."""
-    path = io.cache_folder("products") / f"{key}.npz"
-    io.write_whole(path, lambda file: np.savez(file, values=product.values, n_features=product.n_features))
+def write_gram(key: str, gram: Gram) -> None:
+    """Put a Gram into the cache."""
+    path = io.cache_folder("grams") / f"{key}.npz"
+    io.write_whole(path, lambda file: np.savez(file, values=gram.values, n_features=gram.n_features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -12,12 +13,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 
@@ -83,6 +88,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented JSON, whole or not at all; NaN and infinity as null."""
     write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_netcdf(path: Path, data: xr.Dataset) -> None:
+    """NetCDF-4, whole or not at all; an OSError with the path where the library fails."""
+    with atomic_path(path) as temporary:
+        try:
+            data.to_netcdf(temporary, engine="netcdf4")
+        except RuntimeError as error:  # how the NetCDF library says that the disk is full
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def read_netcdf(path: Path) -> xr.Dataset:
+    """A NetCDF file in memory; a ValueError where it cannot be read."""
+    import xarray
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
+            with xarray.open_dataset(path, engine="netcdf4") as file:
+                return file.load()
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as NetCDF ({error}); it may be damaged or incomplete") from error
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -31,13 +32,6 @@ PUBLISHED = "IMAGENET1K_V1"
 AUTO = "auto"  # a device: a GPU where there is one
 RANDOM = "none"  # in place of weights
 TORCHVISION = "torchvision:"
-FEEDBACK_FLAGS = {  # setting of the feedback -> flag of the command lines
-    "target": "target",
-    "step": "step_size",
-    "match_norm": "match_norm",
-    "match_layers": "match_layers",
-    "ada_relu": "ada_relu",
-}
 UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
 BEYOND = "feedback trained for {} iterations"  # fewer than it runs
 
@@ -54,21 +48,58 @@ REGIONS: dict[str, dict[str, str]] = {
 class Network:
     """A network with what it takes to show it images and to tell it from others.
 
-    ``module`` is in evaluation mode on ``device``; ``regions`` maps regions to layer names where that is known;
-    ``weights`` is where they come from, in words; ``headless`` networks have no classifier; ``card`` is what the weights' file
-    says; ``code`` is the user's own code that made the network; ``origin`` names architecture and weights (see ``Plan.origin``).
+    Attributes
+    ----------
+    module
+        Any torch module that takes (B, C, size, size) and returns a tensor. It is put into evaluation mode.
+    preprocessing
+        How an image becomes the module's input.
+    layers
+        The layer that stands for a region, by region (``{"V4": "layer2"}``), where one is known.
+    name, weights
+        How results call it; by default the class of the module, and ``as built``.
+    headless
+        Whether it lacks a classifier.
+    card
+        What the file of its weights says.
+    code
+        The user's own code that made it.
+    origin
+        Architecture and weights in words (see ``Plan.origin``); empty where they are not known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from cnnf_brain import Network, Preprocessing
+    >>> module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> Network(module, Preprocessing(32), layers={"V4": "1"}).layer_of("V4")
+    '1'
     """
 
-    name: str
     module: nn.Module
     preprocessing: Preprocessing
+    layers: Mapping[str, str] = field(default_factory=dict)
+    _: KW_ONLY
+    name: str = ""
     weights: str = "as built"
-    regions: Mapping[str, str] = field(default_factory=dict)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     headless: bool = False
     card: Card = field(default_factory=Card)
     code: bytes = field(default=b"", repr=False)
     origin: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise TypeError(f"the module is a {type(self.module).__name__}, expected a torch.nn.Module")
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise TypeError(f"preprocessing is a {type(self.preprocessing).__name__}, expected a cnnf_brain.Preprocessing")
+        self.module.eval()
+        object.__setattr__(self, "name", self.name or type(self.module).__name__)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next(tensors, torch.empty(0)).device
 
     @property
     def identity(self) -> str | None:
@@ -118,11 +149,9 @@ class Network:
 
     def layer_of(self, region: str) -> str:
         """The layer that stands for ``region``; a ValueError where none is known."""
-        if region not in self.regions:
-            raise ValueError(
-                f"{self.name}: no layer is known for region {region!r}; name one, for instance {region}=features.16@1"
-            )
-        return self.regions[region]
+        if region not in self.layers:
+            raise ValueError(f"{self.name}: no layer is known for region {region!r}; name one")
+        return self.layers[region]
 
 
 def load_network(
@@ -167,9 +196,8 @@ def load_network(
 
 def place(network: Network, device: str | torch.device) -> Network:
     """The network in evaluation mode on a device, its weights in channels_last."""
-    where = pick_device(device)
-    module = network.module.eval().to(where).to(memory_format=torch.channels_last)
-    return replace(network, module=module, device=where)
+    module = network.module.eval().to(pick_device(device)).to(memory_format=torch.channels_last)
+    return replace(network, module=module)
 
 
 @dataclass(frozen=True)
@@ -226,6 +254,11 @@ class Plan:
         return self.has_feedback or self.spec.startswith(TORCHVISION)
 
     @property
+    def from_code(self) -> bool:
+        """Whether a file of the user's code makes the network."""
+        return not self.from_names
+
+    @property
     def preprocessing_size(self) -> int:
         """Pixels at which a network that is built as a CNN-F sees images."""
         return self.image_size or self.card.image_size or (28 if self.spec == SMALL else 224)
@@ -245,9 +278,9 @@ class Plan:
                 preprocessing = self._imagenet()
         kind = "CNN-F" if module.iterations else "CNN"
         headless = self.spec != SMALL and not hasattr(module, "classifier")
-        return Network(
-            f"{self.spec} {kind}", module, preprocessing, self.label, REGIONS.get(self.spec, {}), headless=headless, card=self.card
-        )  # fmt: skip
+        layers = REGIONS.get(self.spec, {})
+        name, label = f"{self.spec} {kind}", self.label
+        return Network(module, preprocessing, layers, name=name, weights=label, headless=headless, card=self.card)
 
     def _settled(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
         return zoo.settings(self.card, defaults, given)
@@ -271,17 +304,7 @@ def plan(
 ) -> Plan:
     """What ``load_network`` (see there) will load; nothing is read but the card, nothing downloaded."""
     check_spec(spec)
-    unknown_settings = sorted(set(feedback or {}) - set(SETTINGS))
-    if unknown_settings:
-        raise unknown("feedback setting", unknown_settings[0], SETTINGS)
-    if weights == "":
-        raise ValueError(
-            f"weights of {spec} are an empty text; give a file, a published name, {RANDOM!r}, or leave them out"
-        )
-    if image_size is not None:
-        Preprocessing(image_size)  # checks it
-    if iterations is not None:
-        checked_iterations(iterations)
+    _check_settings(spec, weights, iterations, feedback, image_size)
     source, label = weights, str(weights)
     if weights == RANDOM:
         source, label = None, f"random, seed {seed}"
@@ -290,9 +313,25 @@ def plan(
     card = Card() if source is None or weight_files.is_published(source) else read_card(source)
     if spec == SMALL or spec in ARCHITECTURES:
         zoo.check_arch(card, spec, str(source))
-    elif spec.startswith(TORCHVISION) and (iterations or feedback):
-        raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
     return Plan(spec, weights, source, label, card, iterations, dict(feedback or {}), image_size, seed)
+
+
+def _check_settings(
+    spec: str, weights: str | None, iterations: int | None, feedback: Mapping[str, Any] | None, image_size: int | None
+) -> None:
+    for name in feedback or {}:
+        if name not in SETTINGS:
+            raise unknown("feedback setting", name, SETTINGS)
+    if weights == "":
+        raise ValueError(
+            f"weights of {spec} are an empty text; give a file, a published name, {RANDOM!r}, or leave them out"
+        )
+    if image_size is not None:
+        Preprocessing(image_size)  # checks it
+    if iterations is not None:
+        checked_iterations(iterations)
+    if spec.startswith(TORCHVISION) and (iterations or feedback):
+        raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
 
 
 def default_weights(spec: str, iterations: int | None) -> tuple[str | None, str]:
@@ -321,12 +360,6 @@ def check_spec(spec: str) -> None:
     raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
 
 
-def given_feedback(flags: object) -> dict[str, Any]:
-    """The settings of the feedback that ``flags`` (attributes named as the command lines' flags) holds; None is not given."""
-    found = {setting: getattr(flags, flag) for setting, flag in FEEDBACK_FLAGS.items()}
-    return {setting: value for setting, value in found.items() if value is not None}
-
-
 def _torchvision(wish: Plan) -> Network:
     from torchvision import models
 
@@ -343,7 +376,7 @@ def _torchvision(wish: Plan) -> Network:
     trained = entry.transforms()
     size = wish.image_size or wish.card.image_size or trained.crop_size[0]
     preprocessing = Preprocessing(size, tuple(trained.mean), tuple(trained.std))
-    return Network(wish.spec, module, preprocessing, wish.label, REGIONS.get(arch, {}), card=wish.card)
+    return Network(module, preprocessing, REGIONS.get(arch, {}), name=wish.spec, weights=wish.label, card=wish.card)
 
 
 def _from_file(wish: Plan) -> Network:
@@ -364,7 +397,7 @@ def _from_file(wish: Plan) -> Network:
         raise ValueError(f"model {spec}: its regions are a {type(regions).__name__}, expected a dict {{region: layer}}")
     iterations = made.iterations if isinstance(made, CNNF) else 0
     name = spec.replace("\\", "/").rpartition("/")[2] + (f" ({iterations} iterations)" if iterations else "")
-    return Network(name, made, preprocessing, wish.label, dict(regions), card=wish.card, code=code)
+    return Network(made, preprocessing, dict(regions), name=name, weights=wish.label, card=wish.card, code=code)
 
 
 def _set_feedback(made: nn.Module, wish: Plan) -> None:
@@ -382,15 +415,22 @@ def _set_feedback(made: nn.Module, wish: Plan) -> None:
         made.iterations = iterations
     if wish.feedback:
         raise ValueError(f"{wish.spec}: the function itself sets the feedback of its CNNF; change it there")
-    now, kinds = made.settings.as_dict(), {part.kind for part in made.modules() if isinstance(part, FeatureNorm)}
-    trained = {name: value for name, value in card.feedback.items() if name != "tolerance"}
-    other = [f"{name} {value}, the function {now[name]}" for name, value in trained.items() if now[name] != value]
-    if card.normalisation and kinds - {card.normalisation}:
-        other.append(f"normalisation {card.normalisation}, the function {' and '.join(sorted(kinds))}")
+    other = _unlike_the_card(made, card)
     if other:
         raise ValueError(
             f"{wish.spec}: by their card the weights {wish.label} were trained with {'; '.join(other)}; change it there"
         )
+
+
+def _unlike_the_card(made: CNNF, card: Card) -> list[str]:
+    """Where a CNNF from a file of code differs from what its weights were trained with."""
+    now = made.settings.as_dict()
+    trained = {name: value for name, value in card.feedback.items() if name != "tolerance"}
+    other = [f"{name} {value}, the function {now[name]}" for name, value in trained.items() if now[name] != value]
+    kinds = {part.kind for part in made.modules() if isinstance(part, FeatureNorm)}
+    if card.normalisation and kinds - {card.normalisation}:
+        other.append(f"normalisation {card.normalisation}, the function {' and '.join(sorted(kinds))}")
+    return other
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -400,7 +440,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 def network_digest(module: nn.Module) -> str:
     """See ``Network.digest``."""
-    return Network("", module, Preprocessing(1)).digest
+    return Network(module, Preprocessing(1), name="").digest
 
 
 def shipped_weights(with_feedback: bool) -> str:

@@ -235,6 +235,34 @@ PACKAGES = (
 )  # fmt: skip
 
 
+def about_the_run(device: torch.device) -> dict[str, Any]:
+    """What it takes to do a run again: command, commit, versions, machine."""
+    return {"command": command(), "commit": commit(), "versions": versions(), "machine": machine(device)}
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in the file ``name`` of a run's folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder.
+    ValueError
+        The file is missing, damaged, or no JSON object.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
+    try:
+        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is incomplete: no {name}; do the run again") from error
+    except ValueError as error:
+        raise ValueError(f"{folder}/{name} is damaged ({error}); do the run again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder}/{name} holds a {type(found).__name__}, expected a JSON object; do the run again")
+    return found
+
+
 def command() -> str:
     """The command line, as one would type it again."""
     name = getattr(sys.modules["__main__"], "__spec__", None)

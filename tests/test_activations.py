@@ -169,7 +169,7 @@ class Noisy(nn.Module):
 
 
 def made(module: nn.Module) -> Network:
-    return Network("mine", module.eval(), Preprocessing(tiny.SIZE))
+    return Network(module.eval(), Preprocessing(tiny.SIZE), name="mine")
 
 
 def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_as_images():
@@ -179,7 +179,7 @@ def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_
         ValueError, match=r"mine tokens@0: .*shape \(16, 4, 5\) for 4 images; expected the images along the first"
     ):
         probe(network, tiny.images(8), at("tokens"))
-    equal = Network("mine", network.module, Preprocessing(8))  # 4 tokens, and 4 images are tried first
+    equal = Network(network.module, Preprocessing(8), name="mine")  # 4 tokens, and 4 images are tried first
     with pytest.raises(ValueError, match=r"shape \(4, 1, 5\) for 1 images"):
         probe(equal, tiny.images(8), at("tokens"))
 

@@ -85,7 +85,7 @@ def made() -> dict[str, list[float]]:
     for name, settings in SETTINGS.items():
         module = CNNF(filled(layers()), iterations=2, **settings).eval()  # type: ignore[arg-type]
         for shown, preprocessing in SHOWN.items():
-            network = Network("golden", module, preprocessing)
+            network = Network(module, preprocessing, name="golden")
             batch = torch.stack([preprocessing(picture) for picture in pictures()])
             ats = [
                 at

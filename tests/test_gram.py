@@ -264,7 +264,7 @@ def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
     for factor in (1.0, 3.0):
         network = tiny.network(iterations=0)
         network.module.relu1.register_forward_hook(lambda module, inputs, output, factor=factor: output * factor)
-        plain = Network("plain", torch.nn.Sequential(*network.module.children()), network.preprocessing)
+        plain = Network(torch.nn.Sequential(*network.module.children()), network.preprocessing, name="plain")
         passes.clear()
         compute(replace(plain, module=plain.module.eval()), tiny.images(12), [LayerAt("1")])
         assert len(passes) > len(PROBE)

@@ -207,7 +207,7 @@ def test_the_code_that_a_file_imports_from_beside_itself_counts(tmp_path, monkey
         if way == "module in memory":
             # the class has the same name in both
             monkeypatch.setattr(sys.modules[__name__], "NUMBER", iter([0]))
-            found.append(Network("n", imported_from(tmp_path / "net.py"), Preprocessing(8)).identity)
+            found.append(Network(imported_from(tmp_path / "net.py"), Preprocessing(8), name="n").identity)
         else:
             found.append(load_network(f"{tmp_path}/net.py:Net").identity)
     assert found[0] != found[1]

@@ -538,7 +538,7 @@ class Strange:
 def test_what_cannot_be_identified_has_no_identity(change, why):
     module = Odd()
     change(module)
-    network = Network("odd", module, Preprocessing(16))
+    network = Network(module, Preprocessing(16), name="odd")
     assert network.identity is None
     assert re.search(why, network.unidentified)
     assert len(network.digest) == 64

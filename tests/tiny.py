@@ -154,7 +154,7 @@ def network(seed: int = 0, iterations: int = 2, size: int = SIZE, **feedback: ob
     """A small CNN-F, or with 0 iterations its CNN."""
     settings = {"match_norm": True, **feedback} if iterations else feedback
     module = CNNF(layers(seed), iterations=iterations, **settings).eval()
-    return Network("tiny", module, Preprocessing(size), "random", {"V4": "relu1", "IT": "pool2"})
+    return Network(module, Preprocessing(size), {"V4": "relu1", "IT": "pool2"}, name="tiny", weights="random")
 
 
 def recordings(

@@ -100,7 +100,7 @@ def identify(request: Request) -> Plugin:
     for region in request.regions:
         if region not in REGIONS:
             raise unknown("region", region, REGIONS, "Brain-Score")
-    layers = {region: layer for region, layer in network.regions.items() if region in REGIONS} | dict(request.regions)
+    layers = {region: layer for region, layer in network.layers.items() if region in REGIONS} | dict(request.regions)
     own = vendor.read_own_code(model) if is_own_code(model) else None
     path = None if source is None else _file(model, source)
     settings = network.module.settings.as_dict() if isinstance(network.module, CNNF) and iterations else {}

@@ -47,7 +47,7 @@ def vgg_like() -> Network:
     torch.manual_seed(2)
     layers = (nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 5))
     module = CNNF(nn.Sequential(*layers), iterations=2, step=0.1, match_norm=True, match_layers=True).double().eval()
-    return Network("VGG-like", module, Preprocessing(8), "random")
+    return Network(module, Preprocessing(8), name="VGG-like", weights="random")
 
 
 def torchvision_network() -> WithPreprocessing:

@@ -102,11 +102,11 @@ def layers(seed: int = 0) -> nn.Sequential:
 
 def cnnf(seed: int = 0, iterations: int = 2, step: float = 0.1, **settings) -> Network:
     module = CNNF(layers(seed), iterations=iterations, step=step, match_norm=True, **settings).eval()
-    return Network("toy CNN-F", module, Preprocessing(SIZE), "random")
+    return Network(module, Preprocessing(SIZE), name="toy CNN-F", weights="random")
 
 
 def plain(seed: int = 0) -> Network:
-    return Network("toy CNN", layers(seed).eval(), Preprocessing(SIZE), "random")
+    return Network(layers(seed).eval(), Preprocessing(SIZE), name="toy CNN", weights="random")
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ class OddOrder(nn.Module):
 
 def test_logits_of_any_network_are_its_output(make, files):
     torch.manual_seed(0)
-    network = Network("odd", OddOrder().eval(), Preprocessing(SIZE), "random")
+    network = Network(OddOrder().eval(), Preprocessing(SIZE), name="odd", weights="random")
     wrapper = make(network)
     with torch.inference_mode():
         expected = network.module(batch_of(network, files[:3])).numpy()

@@ -34,4 +34,4 @@ def toy_network(iterations: int = 2, seed: int = 0, classes: int = 1000, **feedb
     """The CNN-F of these layers, or with 0 iterations its CNN, on images of 48 x 48."""
     settings = {"step": 0.3, "match_norm": True, **feedback} if iterations else {}
     module = CNNF(toy_layers(seed, classes), iterations=iterations, **settings).eval()
-    return Network("toy", module, Preprocessing(SIZE), "random", {})
+    return Network(module, Preprocessing(SIZE), {}, name="toy", weights="random")

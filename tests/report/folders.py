@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, WELCH, WILCOXON
-from cnnf_brain.report import comparison
+from cnnf_brain.compare import Comparison
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 from cnnf_brain.visualize.write import chart, claim, finish, write_csv
 
@@ -46,7 +46,7 @@ def evaluation(
 def run_record(*, simulated: bool = False, responses: str = "b" * 64, **more: Any) -> dict[str, Any]:
     network = {"name": "net CNN", "weights": "w.safetensors", "sha256": "c" * 64, "headless": False, "image_size": 224}
     recordings = [{"region": "V4", "source": "here", "images_sha256": "a" * 64, "responses_sha256": responses}]
-    record = {"simulated": simulated, "options": OPTIONS, "command": "python -m cnnf_brain.compare", "commit": "d" * 40}
+    record = {"options": OPTIONS, "command": "python -m cnnf_brain.compare", "commit": "d" * 40}
     record |= {
         "networks": [network],
         "accuracy": [],
@@ -67,7 +67,7 @@ def compared(folder: Path, *rows: Evaluation, **more: Any) -> Path:
         evaluation("model", "pool@1", r=0.42, p=0.001, difference=0.12),
         evaluation("model", "pool@2", r=0.10, p=0.4, difference=-0.2),
     )
-    comparison.write(folder, rows, run_record(**more))
+    Comparison(rows, run_record(**more)).write(folder)
     return folder
 
 

@@ -127,7 +127,7 @@ def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(validation, tm
 def network(n_classes: int = 3, module: nn.Module | None = None, **shown: int) -> Network:
     torch.manual_seed(1)
     module = CNNF(tiny("vgg16", n_classes), iterations=2, step=0.5) if module is None else module
-    return Network("tiny", module.eval(), Preprocessing(**{"size": SIZE} | shown), "drawn")
+    return Network(module.eval(), Preprocessing(**{"size": SIZE} | shown), name="tiny", weights="drawn")
 
 
 @pytest.mark.parametrize("resize", [None, 40])

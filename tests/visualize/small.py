@@ -36,7 +36,7 @@ def layers(seed: int = 0, channels: int = 1) -> nn.Sequential:
 
 def network(module: nn.Module, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,)) -> Network:
     """``module`` as loading gives it, on images of SIDE x SIDE pixels; its range is [-1, 1] unless told otherwise."""
-    return Network("test", module, Preprocessing(SIDE, mean, std), "random")
+    return Network(module, Preprocessing(SIDE, mean, std), name="test", weights="random")
 
 
 def view(seed: int = 0, **feedback: object) -> View:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,29 @@ import xarray as xr
 from PIL import Image
 from scipy import stats
 
-from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, TESTS, WELCH, WILCOXON, holm
-from cnnf_brain.report import comparison as report
-from cnnf_brain.report.comparison_figure import _bars
-from cnnf_brain.report.comparison_names import WIDEST, short_names
+from cnnf_brain.compare import comparison as report
+from cnnf_brain.compare.comparison import Comparison
+from cnnf_brain.compare.show import _bars
+from cnnf_brain.compare.words import SHOWN, WIDEST, short_names
+from cnnf_brain.predictivity.statistics import PAIRED, PERMUTATION, RESAMPLED, TESTS, WELCH, WILCOXON, holm
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 
-OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None}
+OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, "select": None, "seed": 0}
 
-
-ORDER = (RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON)  # valid ones first
+ORDER = (RESAMPLED, PERMUTATION, WELCH, PAIRED, WILCOXON)  # valid ones first
 
 
 def run(**more: object) -> dict:
-    common = {"simulated": False, "options": OPTIONS, "accuracy": [], "notes": [], "command": "python -m cnnf_brain.compare"}
+    common = {"options": OPTIONS, "accuracy": [], "notes": [], "command": "python -m cnnf_brain.compare"}
+    common |= {"networks": [], "recordings": [], "configuration": {}}
     return {**common, **more}
+
+
+def written_to(folder: Path, rows: Sequence[Evaluation], **more: object) -> str:
+    """The files of a comparison of ``rows``; returns its printed table."""
+    made = Comparison(tuple(rows), run(**more))
+    made.write(folder)
+    return made.markdown()
 
 
 def scores(seed: int = 0, sites: int = 5, pooled: bool = False, ceiling: bool = False, splits: int = 10) -> Scores:
@@ -71,7 +80,7 @@ def cells(table: str) -> list[dict[str, str]]:
 
 
 def table(*evaluations: Evaluation, **more: object) -> str:
-    return report.table(report.summary(evaluations, run(**more)))
+    return Comparison(evaluations, run(**more)).markdown()
 
 
 # Numbers
@@ -83,7 +92,7 @@ def test_medians_by_hand():
     r = np.array([[0.1, 0.4, 0.2], [0.3, 0.6, 0.4], [0.5, 0.2, 0.9]])
     ceiling = np.array([0.5, 0.8, np.nan])
     one = evaluation(scores=Scores(r, np.array([0.9, 0.1, 0.7]), ceiling))
-    (entry,) = report.summary([one], run())["evaluations"]
+    (entry,) = Comparison((one,), run()).rows
     assert entry["median_r"] == pytest.approx(0.4)
     assert entry["brainscore_r"] == pytest.approx((0.2 + 0.4 + 0.5) / 3)
     assert entry["ceiling"] == pytest.approx(0.65)
@@ -114,7 +123,7 @@ def test_nan_and_infinity_become_null(tmp_path):
         evaluation("model", comparison=Difference(0.1, math.nan, math.nan, tests)),
         evaluation("model", "pool@1", scores=nothing, comparison=None),
     ]
-    printed = report.write(tmp_path, evaluations, run())
+    printed = written_to(tmp_path, evaluations)
     text = (tmp_path / "summary.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -136,7 +145,7 @@ def test_nan_and_infinity_become_null(tmp_path):
 
 def test_a_ceiling_of_zero_gives_no_ceiled_score():
     one = evaluation(scores=Scores(np.full((10, 2), 0.3), None, np.zeros(2)))
-    (entry,) = report.summary([one], run())["evaluations"]
+    (entry,) = Comparison((one,), run()).rows
     assert entry["ceiling"] == 0
     assert entry["r2/ceiling"] is None
 
@@ -147,7 +156,8 @@ def test_a_ceiling_of_zero_gives_no_ceiled_score():
 def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
     ps = [0.04, 0.001, 0.3, 0.02]
     rows = [evaluation("model", f"pool@{t}", comparison=comparison(p), region=f"R{t % 2}") for t, p in enumerate(ps)]
-    content = report.summary([evaluation(), *rows[:2], evaluation(region="R1"), *rows[2:]], run())
+    made = Comparison((evaluation(), *rows[:2], evaluation(region="R1"), *rows[2:]), run())
+    content = made.summary
     assert content["family_size"] == dict.fromkeys(ORDER, 4)
     models = [e for e in content["evaluations"] if e["role"] == "model"]
     for k in range(5):
@@ -155,15 +165,15 @@ def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
         assert [e["tests"][k]["p_holm"] for e in models] == pytest.approx(holm([p / (k + 1) for p in ps]).tolist())
     # Holm by hand for the first test: 4 x 0.001, 3 x 0.02, 2 x 0.04, 1 x 0.3
     assert [e["tests"][0]["p_holm"] for e in models] == pytest.approx([0.08, 0.004, 0.3, 0.06])
-    shown = cells(report.table(content))
+    shown = cells(made.markdown())
     assert [row["resampled t p"] for row in shown if row["resampled t p"]] == ["0.08", "0.004", "0.3", "0.06"]
 
 
 def test_a_test_that_a_row_lacks_is_not_in_its_family():
     short = Difference(0.1, 0.0, 0.2, comparison(0.5).tests[:2])
-    content = report.summary([evaluation("model", comparison=short), evaluation("model", "pool@1")], run())
-    assert content["family_size"] == {RESAMPLED: 2, SWAP: 2, WELCH: 1, PAIRED: 1, WILCOXON: 1}
-    assert cells(report.table(content))[0]["Welch p ⚠"] == ""
+    made = Comparison((evaluation("model", comparison=short), evaluation("model", "pool@1")), run())
+    assert made.summary["family_size"] == {RESAMPLED: 2, PERMUTATION: 2, WELCH: 1, PAIRED: 1, WILCOXON: 1}
+    assert cells(made.markdown())[0]["Welch p ⚠"] == ""
 
 
 # The table
@@ -173,12 +183,12 @@ def test_heads_are_short_and_explained():
     text = table(evaluation(), evaluation("model", "features.23@2"))
     assert list(cells(text)[0]) == [
         *("region", "recordings", "network", "weights", "layer", "it", "median r [95%]", "difference [95%]"),
-        *("resampled t p", "swap p", "Welch p ⚠"),
+        *("resampled t p", "permutation p", "Welch p ⚠"),
     ]
     assert cells(text)[1]["Welch p ⚠"] == "0.013; t(9.0) = 1.50", (
         "the paper prints t; its degrees of freedom say which test it is"
     )
-    for name in report.SHOWN:
+    for name in SHOWN:
         assert f"= {name}, {TESTS[name].why}" in text
     assert "Holm-adjusted over the 1 row of this table" in text
     assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 200
@@ -200,7 +210,7 @@ def test_untrained_feedback_is_said_in_the_row_and_below():
 
 def test_the_interval_of_a_difference_is_that_of_new_images():
     found = Difference(0.1, 0.02, 0.18, comparison(0.04).tests, 0.09, 0.11)
-    (entry,) = report.summary([evaluation("model", comparison=found)], run())["evaluations"]
+    (entry,) = Comparison((evaluation("model", comparison=found),), run()).rows
     assert entry["difference_interval"] == [0.02, 0.18]
     assert entry["difference_interval_over_sites"] == [0.09, 0.11]
     (row,) = cells(table(evaluation("model", comparison=found)))
@@ -245,7 +255,7 @@ def test_names_are_shortened_as_far_as_they_stay_apart():
 
 def test_the_whole_name_is_in_the_summary():
     long = "/a/b/" + "n" * 80
-    assert report.summary([evaluation(source=long)], run())["evaluations"][0]["source"] == long
+    assert Comparison((evaluation(source=long),), run()).rows[0]["source"] == long
 
 
 def test_notes_say_how_it_was_scored():
@@ -271,7 +281,7 @@ def test_excluded_sites_are_counted_once_for_all_rows_and_the_pool():
 
 def test_simulated_rows_are_labelled():
     rows = evaluation(simulated=True, source="simulated"), evaluation(simulated=True, source="pooled"), evaluation()
-    text = table(*rows, simulated=True)
+    text = table(*rows)
     assert [row["recordings"] for row in cells(text)] == ["simulated", "pooled (simulated)", "here"]
     assert "SIMULATED recordings" in text
     assert "SIMULATED" not in table(evaluation())
@@ -288,7 +298,7 @@ def written(tmp_path) -> Path:
         evaluation(region="IT", source="there", scores=scores(3, sites=8, splits=7)),
         evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
     ]
-    report.write(tmp_path, rows, run())
+    written_to(tmp_path, rows)
     return tmp_path
 
 
@@ -304,7 +314,7 @@ def test_site_wise_scores_agree_with_the_summary(written):
         start += e["sites"]
         for name in ("region", "source", "role", "network", "weights", "layer"):
             assert set(rows[name].values) == {e[name]}
-        assert list(rows.neuroid_id.values) == [f"site{i}" for i in range(e["sites"])]
+        assert list(rows.site.values) == [f"site{i}" for i in range(e["sites"])]
         assert np.median(np.nanmean(rows.r.values, axis=1)) == pytest.approx(e["median_r"])
         ceiling = rows.ceiling.values
         assert (np.isnan(ceiling).all() and e["ceiling"] is None) or np.median(ceiling) == pytest.approx(e["ceiling"])
@@ -326,7 +336,7 @@ def test_the_figure_is_there_with_its_words(written):
 
 
 def test_the_figure_of_simulated_recordings_says_so(tmp_path):
-    report.write(tmp_path, [evaluation(source="mine", simulated=True)], run(simulated=True))
+    written_to(tmp_path, [evaluation(source="mine", simulated=True)])
     text = (tmp_path / "figure.svg").read_text()
     assert ">SIMULATED recordings</text>" in text
     assert "mine (simulated)" in text
@@ -336,9 +346,8 @@ def test_bars_stand_at_the_medians(monkeypatch):
     from matplotlib.figure import Figure
 
     axis = Figure().subplots()
-    entries = report.summary(
-        [evaluation(scores=scores(1, ceiling=True)), evaluation("model", "pool@2", scores=scores(2))], run()
-    )["evaluations"]
+    both = (evaluation(scores=scores(1, ceiling=True)), evaluation("model", "pool@2", scores=scores(2)))
+    entries = Comparison(both, run()).rows
     _bars(axis, entries)
     assert [bar.get_height() for bar in axis.patches] == pytest.approx([e["median_r"] for e in entries])
     colours = [tuple(bar.get_facecolor()) for bar in axis.patches]
@@ -362,7 +371,7 @@ def test_all_files_are_as_named_and_the_same_the_next_time(written, tmp_path_fac
         evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
     ]
     again = tmp_path_factory.mktemp("again")
-    printed = report.write(again, rows, run())
+    printed = written_to(again, rows)
     for name in ("summary.json", "table.md", "figure.svg", "figure.png", "run.json"):
         assert (again / name).read_bytes() == before[name], name
     assert (again / "table.md").read_text() == f"# Neural predictivity\n\n{printed}\n"
@@ -374,5 +383,65 @@ def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path, monke
 
     monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
     with pytest.raises(OSError, match=r"cannot write .*scores.nc: NetCDF: HDF error; free space"):
-        report.write(tmp_path, [evaluation()], run())
+        written_to(tmp_path, [evaluation()])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_saved_comparison_is_loaded_as_it_was(written):
+    again = Comparison.load(written)
+    content = json.loads((written / "summary.json").read_text())
+    assert again.summary == content
+    assert np.array_equal(again.evaluations[2].scores.r, scores(3, sites=8, splits=7).r)
+    assert again.evaluations[0].scores.pooled is None
+    assert again.evaluations[1].site_ids == tuple(f"site{i}" for i in range(5))
+    assert again.page().answer == content["answer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "scores.nc").unlink(), "incomplete: no scores.nc"),
+        (lambda folder: (folder / "summary.json").unlink(), "incomplete: no summary.json"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json is damaged"),
+        (lambda folder: (folder / "summary.json").write_text("[]"), "holds a list, expected a JSON object"),
+        (
+            lambda folder: (folder / "summary.json").write_text('{"schema": 2, "evaluations": []}'),
+            "found form 2 of another kind",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_comparison_is_refused(written, change, message):
+    change(written)
+    with pytest.raises(ValueError, match=message):
+        Comparison.load(written)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        Comparison.load(tmp_path / "none")
+
+
+# The record in Python
+
+
+def test_the_data_frame_has_the_summary_s_numbers():
+    made = Comparison((evaluation(), evaluation("model", "pool@2", comparison=comparison(0.001))), run())
+    base, model = made.table().to_dict("records")
+    entry = made.rows[1]
+    assert (model["layer"], model["iteration"]) == ("pool", 2)
+    assert model["median_r"] == entry["median_r"]
+    assert [model["low"], model["high"]] == entry["median_r_interval"]
+    assert [model["difference_low"], model["difference_high"]] == entry["difference_interval"]
+    assert model[f"p: {WELCH}"] == next(t["p_holm"] for t in entry["tests"] if t["name"] == WELCH)
+    assert (base["role"], model["verdict"]) == ("baseline", "above")
+    assert math.isnan(base["difference"])
+
+
+def test_a_notebook_shows_the_table_and_the_answer():
+    made = Comparison((evaluation(network="<b>"), evaluation("model", comparison=comparison(0.001))), run())
+    assert "Yes: of 1 difference to the baseline" in made.answer
+    html = made._repr_html_()
+    assert "<table>" in html
+    assert "Yes: of 1 difference to the baseline" in html
+    assert "<b>" not in html
+    assert made.answer in repr(made)

@@ -24,13 +24,14 @@ from PIL import Image
 from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
-from cnnf_brain import activations, compare, evaluate, gram, networks
-from cnnf_brain.choice import choose
-from cnnf_brain.compare import Options, decide, main
+from cnnf_brain import activations, gram, networks
+from cnnf_brain.compare import __main__ as command
+from cnnf_brain.compare import comparison as report
+from cnnf_brain.compare.__main__ import Options, decide, main
+from cnnf_brain.compare.choice import choose
+from cnnf_brain.compare.layers import RegionAsked, asked_layers
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
-from cnnf_brain.report import PAGE
-from cnnf_brain.report import comparison as report
 from cnnf_brain.types import LayerAt
 
 COMPONENTS = 4
@@ -108,7 +109,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def test_all_files_are_there_and_nothing_else(finished):
-    assert sorted(os.listdir(finished.folder / "out")) == sorted((*report.FILES, PAGE))
+    assert sorted(os.listdir(finished.folder / "out")) == sorted(report.FILES)
 
 
 def test_the_first_line_says_what_was_taken(finished):
@@ -132,7 +133,7 @@ def test_rows_are_regions_baseline_first_then_iterations(finished):
 
 def test_the_summary_is_as_documented(finished):
     content = finished.summary()
-    documented = (Path(__file__).parents[1] / "docs" / "compare.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
     names = set(content) | {name for e in content["evaluations"] for name in e}
     names |= {name for e in content["evaluations"] for test in e.get("tests", []) for name in test}
     names |= set(json.loads((finished.folder / "out" / "run.json").read_text()))
@@ -155,7 +156,7 @@ def test_the_summary_is_as_documented(finished):
 
 
 def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.ndarray:
-    """(n_splits, n_neuroids) r: features of one direct call, scikit-learn's PLS run to convergence, numpy's r."""
+    """(n_splits, n_sites) r: features of one direct call, scikit-learn's PLS run to convergence, numpy's r."""
     recordings = read_assembly(path, region)
     n = len(recordings.images)
     from cnnf_brain.images import Preprocessing
@@ -211,8 +212,8 @@ def test_the_table_shows_the_summarys_numbers(finished):
             low, high = e["difference_interval"]
             assert cells["difference [95%]"] == f"{e['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
             tests = {t["name"]: t for t in e["tests"]}
-            assert [low, high] == tests["swap over images"]["interval"], "of new images, not of new sites"
-            assert cells["swap p"] == f"{tests['swap over images']['p_holm']:.2g}"
+            assert [low, high] == tests["permutation over images"]["interval"], "of new images, not of new sites"
+            assert cells["permutation p"] == f"{tests['swap over images']['p_holm']:.2g}"
             welch = tests["Welch over folds (the paper's)"]
             assert cells["Welch p ⚠"] == f"{welch['p_holm']:.2g}; t({welch['df']:.1f}) = {welch['statistic']:.2f}"
             assert not any("Wilcoxon" in name or "sites" in name for name in head), "they stand in summary.json"
@@ -449,7 +450,7 @@ def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
         assert not any("difference" in e for e in world.entries(more[0]))
         assert {e["role"] for e in world.entries(more[0])} <= {"model", "control"}
         assert "difference" not in rows_of((world.folder / more[0] / "table.md").read_text())[0]
-        assert "stands alone" in (world.folder / more[0] / PAGE).read_text()
+        assert "stands alone" in (world.folder / more[0] / "report.html").read_text()
 
 
 @pytest.mark.parametrize("words", [["--iterations", 0], ["--layers", "V4=pool2@0"], ["--weights", "CNN"]])
@@ -495,7 +496,7 @@ def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(worl
     head, *rows = rows_of(said)
     assert all("feedback untrained" in row[head.index("network")] for row in rows[1:])
     assert "FEEDBACK UNTRAINED" in said
-    assert "FEEDBACK UNTRAINED" in (world.folder / "out" / PAGE).read_text()
+    assert "FEEDBACK UNTRAINED" in (world.folder / "out" / "report.html").read_text()
 
 
 def test_more_iterations_than_were_trained_say_so(world, capsys):
@@ -620,15 +621,15 @@ def test_auto_decides_offline_within_five_seconds(offline):
     assert options.recordings == ("simulated",)
     assert options.model == ("small",)
     assert "auto fell to the simulated recordings: MajajHong2015.public is not in the cache and cannot be downloaded" in why
-    choice = compare.choose_networks(options)
-    assert compare.headline(options, choice, compare.check_words(options, choice), why).startswith(
+    choice = command.choose_networks(options)
+    assert command.headline(options, choice, command.asked(options, *choice.skeletons), why).startswith(
         "SIMULATED recordings simulated; model small CNN-F [shipped, Fashion-MNIST], feedback trained; "
         "baseline small CNN [shipped, Fashion-MNIST] (auto fell"
     )
 
 
 def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
-    monkeypatch.setattr(compare, "public_available", lambda: (True, "MajajHong2015.public is in the cache"))
+    monkeypatch.setattr(command, "public_available", lambda: (True, "MajajHong2015.public is in the cache"))
     start = time.monotonic()
     options, why = decide(Options())
     assert time.monotonic() - start < 5
@@ -638,7 +639,7 @@ def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
 
 @pytest.mark.parametrize("more", [{"model": ("alexnet",)}, {"weights": ("mine.safetensors",)}])
 def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeypatch, more):
-    monkeypatch.setattr(compare, "public_available", lambda: (True, "MajajHong2015.public can be downloaded (237 MB)"))
+    monkeypatch.setattr(command, "public_available", lambda: (True, "MajajHong2015.public can be downloaded (237 MB)"))
     options, why = decide(Options(**more))
     assert options.recordings == ("MajajHong2015.public",)
     assert options.model == more.get("model", ("vgg16",))
@@ -652,8 +653,8 @@ def test_the_card_names_the_architecture(monkeypatch):
 
 
 def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
-    monkeypatch.setattr(compare, "public_available", lambda: (True, "recordings here"))
-    monkeypatch.setattr(compare, "published_available", lambda arch, name: (True, f"{arch} {name} there"))
+    monkeypatch.setattr(command, "public_available", lambda: (True, "recordings here"))
+    monkeypatch.setattr(command, "published_available", lambda arch, name: (True, f"{arch} {name} there"))
     options, why = decide(Options(iterations=(0, 1)))
     assert (options.recordings, options.model) == (("MajajHong2015.public",), ("vgg16",))
     assert why == "auto: recordings here; vgg16 IMAGENET1K_V1 there"
@@ -661,7 +662,7 @@ def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
 
 @pytest.mark.parametrize("recordings", [("MajajHong2015.public",), ("IT=x.nc",), ("V4=simulated", "IT=x.nc")])
 def test_a_source_that_is_named_never_falls_back(monkeypatch, recordings):
-    monkeypatch.setattr(compare, "public_available", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(command, "public_available", lambda: pytest.fail("asked"))
     options, why = decide(Options(recordings=recordings))
     assert options.recordings == recordings
     assert options.model == ("vgg16",)
@@ -819,7 +820,7 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
     assert (entries[3]["difference"], entries[3]["tests"]) == (None, [])
     assert entries[1]["difference"] is not None
     assert "| undefined" in said.out
-    assert sorted(os.listdir(world.folder / "out")) == sorted((*report.FILES, PAGE))
+    assert sorted(os.listdir(world.folder / "out")) == sorted(report.FILES)
 
 
 # Disks and interruptions
@@ -851,8 +852,8 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(world
     def refuses(path):
         raise OSError(30, f"cannot write {path}: Read-only file system")
 
-    monkeypatch.setattr(compare.folders, "check_writable", refuses)
-    monkeypatch.setattr(compare, "load", lambda *a: pytest.fail("recordings were read"))
+    monkeypatch.setattr(command.results, "check_writable", refuses)
+    monkeypatch.setattr(command, "load", lambda *a: pytest.fail("recordings were read"))
     assert world.run() == 1
     assert "Read-only file system" in capsys.readouterr().err
 
@@ -896,20 +897,20 @@ def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(world.folder / "fresh"))
     assert world.run(*words) == 0
     assert world.summary() == first
-    probes = 12 * 6  # images: one probe before the work, one for each group of products that is missing
+    probes = 12 * 6  # images: one probe before the work, one for each group of Grams that is missing
     assert again <= sum(seen) - done + probes
 
 
 # Words for layers as layers of all networks
 
 
-def rows(asked: evaluate.RegionAsked) -> list[tuple[str, str, str]]:
+def rows(asked: RegionAsked) -> list[tuple[str, str, str]]:
     return [(row.role, str(row.at), str(row.against)) for one in asked.networks for row in one.rows]
 
 
 def test_without_a_number_all_iterations_that_the_model_runs():
     model, baseline = tiny.network(iterations=3), tiny.network(seed=1, iterations=0)
-    (asked,) = evaluate.asked_layers(["V4"], None, [model], baseline)
+    (asked,) = asked_layers({"V4": [""]}, [model], baseline)
     assert rows(asked) == [
         ("baseline", "relu1@0", "None"),
         ("control", "relu1@0", "relu1@0"),
@@ -918,16 +919,16 @@ def test_without_a_number_all_iterations_that_the_model_runs():
 
 
 def test_the_first_pass_stands_beside_an_iteration_that_is_asked_for():
-    (asked,) = evaluate.asked_layers(["V4=pool2@2"], None, [tiny.network()], tiny.network(seed=1, iterations=0))
+    (asked,) = asked_layers({"V4": ["pool2@2"]}, [tiny.network()], tiny.network(seed=1, iterations=0))
     assert rows(asked)[1:] == [("control", "pool2@0", "pool2@0"), ("model", "pool2@2", "pool2@0")]
 
 
 def test_a_network_is_never_compared_with_itself():
     model = tiny.network()
     for itself in (model, tiny.network(iterations=0)):  # the same weights
-        (asked,) = evaluate.asked_layers(["V4"], (0, 1), [model], itself)
+        (asked,) = asked_layers({"V4": ["@0", "@1"]}, [model], itself)
         assert rows(asked) == [("baseline", "relu1@0", "None"), ("model", "relu1@1", "relu1@0")]
-        (asked,) = evaluate.asked_layers(["V4"], (0,), [model], itself)
+        (asked,) = asked_layers({"V4": ["@0"]}, [model], itself)
         assert asked.baseline is None
         assert rows(asked) == [("model", "relu1@0", "None")]
 
@@ -942,7 +943,7 @@ def test_a_network_is_never_compared_with_itself():
     ],
 )
 def test_the_network_runs_as_many_iterations_as_are_asked_for(words, iterations, most):
-    choice = compare.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
+    choice = command.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
     (model,), baseline = choice.skeletons
     assert (model.iterations, baseline.iterations) == (most, 0)
 
@@ -959,7 +960,7 @@ def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifi
         safetensors.torch.save_file(content, path)
     whole, headless, changed = (networks.load_network("alexnet", path, iterations=0, image_size=64) for path in paths)
     for model, baseline, alone in ((headless, whole, True), (whole, headless, True), (changed, whole, False)):
-        (asked,) = evaluate.asked_layers(["IT"], (0,), [model], baseline)
+        (asked,) = asked_layers({"IT": ["@0"]}, [model], baseline)
         assert (asked.baseline is None) == alone
 
 
@@ -969,6 +970,6 @@ def test_a_baseline_of_the_same_architecture_sees_images_of_the_model_s_size(tmp
     with_card = cnnf_brain.alexnet(iterations=1)
     safetensors.torch.save_file(with_card.state_dict(), trained, {"card": json.dumps({"arch": "alexnet", "image_size": 64})})
     for baseline in (None, "alexnet"):
-        choice = choose(["alexnet"], [str(trained)], baseline=baseline, baseline_weights="none")
+        choice = choose([("alexnet", str(trained))], baseline=baseline, baseline_weights="none")
         assert choice.baseline.preprocessing_size == 64
-    assert choose(["alexnet"], [str(trained)], baseline="vgg16").baseline.preprocessing_size == 224
+    assert choose([("alexnet", str(trained))], baseline="vgg16").baseline.preprocessing_size == 224

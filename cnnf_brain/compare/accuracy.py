@@ -43,7 +43,7 @@ def check(networks: Iterable[Network | Plan], index: ImageIndex | None) -> None:
             check_classes(network, index)
 
 
-def of(network: Network, index: ImageIndex | None, batch_size: int) -> list[Accuracy]:
+def of(network: Network, index: ImageIndex | None, batch_size: int = 8) -> list[Accuracy]:
     """The accuracy of a network at each iteration that it runs; nothing where it is not known.
 
     A card's numbers are taken only where the network runs as it was trained, torchvision's at the image size that it states.

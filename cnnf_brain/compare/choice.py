@@ -11,7 +11,7 @@ from typing import Any
 from cnnf_brain import io
 from cnnf_brain.model.card import Card
 from cnnf_brain.model.weights import is_published
-from cnnf_brain.networks import RANDOM, TORCHVISION, Network, Plan, place, plan
+from cnnf_brain.networks import RANDOM, Network, Plan, place, plan
 
 ALONE = "none"  # in place of a baseline
 
@@ -43,8 +43,7 @@ class Choice:
 
 
 def choose(
-    specs: Sequence[str],
-    weights: Sequence[str] = (),
+    named: Sequence[tuple[str, str | None]],
     *,
     baseline: str | None = None,
     baseline_weights: str | None = None,
@@ -56,8 +55,8 @@ def choose(
 
     Parameters
     ----------
-    specs, weights
-        The models. One name with several weights, or as many of each; no weights: each model's own.
+    named
+        Name and weights of each model; weights None: the model's own.
     baseline
         A name; ``none``: without a baseline. By default the first model's network, under ``baseline_weights``, else those that its
         training started from by its card, else the published ones; for a network from a file of code its own first pass.
@@ -69,28 +68,32 @@ def choose(
     Raises
     ------
     ValueError
-        Numbers of names and weights that do not fit, unknown names, weights that training started from and that are not there.
+        Unknown names, a network that is named twice, weights that training started from and that are not there.
     """
     settings = dict(settings or {})
-    pairs = _paired(specs, weights)
-    models = tuple(plan(spec, name, iterations=iterations, feedback=feedback, **settings) for spec, name in pairs)
+    models = tuple(plan(spec, name, iterations=iterations, feedback=feedback, **settings) for spec, name in named)
     for one in models:
         if sum(one.origin == other.origin != "" for other in models) > 1:
             raise ValueError(f"model {one.spec} with weights {one.label} is named twice; name each network once")
-    first = models[0]
     if baseline == ALONE:
         if baseline_weights is not None:
             raise ValueError(f"baseline weights {baseline_weights} are given, and no baseline; leave one of them out")
         return Choice(models, None)
-    spec = baseline or first.spec
-    if baseline_weights is None and spec == first.spec:
-        if not first.has_feedback and not spec.startswith(TORCHVISION):
+    first = models[0]
+    if baseline in (None, first.spec) and baseline_weights is None:
+        if first.from_code:
             return Choice(models, None, itself=True)
         baseline_weights = starting_weights(first.card, first.label)
-    beside = plan(spec, baseline_weights, iterations=0, **settings)
-    if settings.get("image_size") is None and spec == first.spec and first.has_feedback and beside.card.image_size is None:
-        beside = replace(beside, image_size=first.preprocessing_size)  # both are compared at the size of the training
-    return Choice(models, beside)
+    return Choice(models, _beside(first, baseline or first.spec, baseline_weights, settings))
+
+
+def _beside(first: Plan, spec: str, weights: str | None, settings: Mapping[str, Any]) -> Plan:
+    """The baseline; of the first model's architecture it sees images of the model's size."""
+    made = plan(spec, weights, iterations=0, **settings)
+    alike = spec == first.spec and first.has_feedback
+    if alike and settings.get("image_size") is None and made.card.image_size is None:
+        return replace(made, image_size=first.preprocessing_size)
+    return made
 
 
 def starting_weights(card: Card, label: str) -> str | None:
@@ -109,20 +112,6 @@ def starting_weights(card: Card, label: str) -> str | None:
             f"weights {label}: by their card training started from {named}, which is another file now; {advice}"
         )
     return named
-
-
-def _paired(specs: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str | None]]:
-    if not specs:
-        raise ValueError("no model is named")
-    if not weights:
-        return [(spec, None) for spec in specs]
-    if len(specs) == 1:
-        return [(specs[0], name) for name in weights]
-    if len(specs) != len(weights):
-        raise ValueError(
-            f"{len(specs)} models and {len(weights)} weights; give one name for all weights, or as many of each"
-        )
-    return list(zip(specs, weights, strict=True))
 
 
 def _loaded(one: Plan, skeleton: Network, device: str) -> Network:

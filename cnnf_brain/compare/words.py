@@ -1,149 +1,25 @@
-"""Evaluations -> table, summary.json, site-wise NetCDF and the figure. The files' formats are in docs/compare.md."""
+"""The rows of a comparison in words: the table's cells, its notes, question, answer and caveats."""
 
 from __future__ import annotations
 
-import errno
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import xarray as xr
-from tabulate import tabulate
+from markupsafe import Markup, escape
 
-from cnnf_brain.io import atomic_path, plain, write_json, write_text
 from cnnf_brain.networks import BEYOND, CHANGED, UNTRAINED
-from cnnf_brain.predictivity.scores import FORMULAS, SMALL_FOLD, brainscore_ceiled, brainscore_r, median_r, site_r
-from cnnf_brain.predictivity.statistics import (
-    RESAMPLED,
-    SWAP,
-    TESTS,
-    WELCH,
-    bootstrap_median_difference,
-    holm,
-)
-from cnnf_brain.report.comparison_figure import draw
-from cnnf_brain.report.comparison_names import WIDEST, cut, layer_and_iteration, short_names
-from cnnf_brain.types import Evaluation
+from cnnf_brain.predictivity.scores import SMALL_FOLD
+from cnnf_brain.predictivity.statistics import LEVEL, PERMUTATION, RESAMPLED, TESTS, WELCH
+from cnnf_brain.report.runs import about_the_code, join
+from cnnf_brain.types import LayerAt
 
-SCHEMA = 2
-FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json")
-SHOWN = {RESAMPLED: "resampled t", SWAP: "swap", WELCH: "Welch"}  # tests in the table, valid ones first; the files have all
-
-
-def write(folder: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> str:
-    """All files of the report into ``folder`` (see ``folders.results``), each whole or not at all; returns the table."""
-    content = summary(evaluations, run)
-    printed = table(content)
-    write_json(folder / "run.json", run)
-    write_scores(folder / "scores.nc", evaluations, run)
-    text = f"# Neural predictivity\n\n{printed}\n"
-    write_text(folder / "table.md", text)
-    draw(folder, content)
-    write_json(folder / "summary.json", content)
-    return printed
-
-
-def summary(evaluations: Sequence[Evaluation], run: dict[str, Any]) -> dict[str, Any]:
-    """The content of summary.json: one entry for each evaluation, and the family of each test."""
-    adjusted = adjusted_p(evaluations)
-    return {
-        "schema": SCHEMA,
-        "simulated": run["simulated"],
-        "options": run["options"],
-        "accuracy": run["accuracy"],
-        "notes": run["notes"],
-        "family_size": {name: len(ps) for name, ps in adjusted.items()},
-        "evaluations": [_entry(i, e, adjusted) for i, e in enumerate(evaluations)],
-    }
-
-
-def adjusted_p(evaluations: Sequence[Evaluation]) -> dict[str, dict[int, float]]:
-    """Holm's p-values by test and row: the family is all region x layer x iteration rows of the run, for each test apart.
-
-    Pooled rows repeat the data of their sources and stand in the same family.
-    """
-    raw: dict[str, dict[int, float]] = {}
-    for i, e in enumerate(evaluations):
-        for test in e.comparison.tests if e.comparison else ():
-            if not math.isnan(test.p):
-                raw.setdefault(test.name, {})[i] = test.p
-    return {name: dict(zip(ps, map(float, holm(list(ps.values()))), strict=True)) for name, ps in raw.items()}
-
-
-def _entry(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict[str, Any]:
-    r = site_r(e.scores)
-    entry: dict[str, Any] = {
-        "region": e.region,
-        "source": e.source,
-        "simulated": e.simulated,
-        "role": e.role,
-        "network": e.network,
-        "weights": e.weights,
-        "feedback": e.feedback,
-        "layer": e.layer,
-        "chosen": e.chosen,
-        "images": e.n_images,
-        "sites": len(e.site_ids),
-        "excluded_sites": e.excluded,
-        "undefined_sites": int(np.isnan(r).sum()),
-        "sites_undefined_in_some_folds": int((e.scores.undefined_folds > 0).sum()),
-        "median_r": median_r(e.scores),
-        "median_r_interval": median_interval(r),
-        "median_r_pooled_predictions": None if e.scores.pooled is None else _median(e.scores.pooled),
-        "brainscore_r": brainscore_r(e.scores),
-        "ceiling": None if e.scores.ceiling is None else _median(e.scores.ceiling),
-    }
-    entry |= {name: None if e.scores.ceiling is None else brainscore_ceiled(e.scores, name) for name in FORMULAS}
-    if e.against:
-        entry |= _difference(i, e, adjusted)
-    return plain(entry)
-
-
-def _difference(i: int, e: Evaluation, adjusted: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """The part of an entry that compares it with the baseline."""
-    c = e.comparison
-    tests = [
-        {
-            "name": t.name,
-            "statistic": t.statistic,
-            "df": t.df,
-            "n": t.n,
-            "p": t.p,
-            "p_holm": adjusted.get(t.name, {}).get(i),
-            "interval": t.interval,
-            "question": TESTS[t.name].question,
-            "valid": TESTS[t.name].valid,
-        }
-        for t in (c.tests if c else ())
-    ]
-    return {
-        "baseline_layer": e.against,
-        "difference": c and c.difference,
-        "difference_interval": (c.low, c.high) if c else (None, None),
-        "difference_interval_over_sites": (c.sites_low, c.sites_high) if c else (None, None),
-        "tests": tests,
-    }
-
-
-def _median(values: np.ndarray) -> float:
-    defined = values[np.isfinite(values)]
-    return float(np.median(defined)) if len(defined) else math.nan
-
-
-def median_interval(r: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval, over sites, of the median of (n_neuroids,) values; NaN for fewer than two sites."""
-    if np.isfinite(r).sum() < 2:
-        return math.nan, math.nan
-    return bootstrap_median_difference(r[None], np.zeros_like(r)[None])
-
-
-def table(content: dict[str, Any]) -> str:
-    """The printed table (Markdown) of a summary, with its notes."""
-    head, rows, notes = cells(content)
-    return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *(f"- {note}" for note in notes)])
+WIDEST = 28  # letters of a name in the table
+FEW_SITES = 30
+SHOWN = {
+    RESAMPLED: "resampled t",
+    PERMUTATION: "permutation",
+    WELCH: "Welch",
+}  # in the table, valid ones first; the files have all
 
 
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
@@ -233,8 +109,8 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
     ]
     if tests:
         notes.append(
-            "difference: median over sites of the difference in r to the baseline; its 95% interval is that of the swap test and "
-            "speaks of new images (docs/statistics.md)."
+            "difference: median over sites of the difference in r to the baseline; its 95% interval is that of the permutation "
+            "test and speaks of new images (docs/statistics.md)."
         )
     notes += [*feedback_notes(content), *content["notes"]]
     if content["simulated"]:
@@ -305,52 +181,138 @@ def _about_sites(entries: Sequence[dict[str, Any]], sources: dict[str, str]) -> 
         more = " …" if len(left_out) > 5 else ""
         were = "site was" if len(left_out) == 1 else "sites were"
         notes.append(f"{len(left_out)} {were} excluded: {'; '.join(left_out[:5])}{more}.")
+    return notes + _undefined(entries)
+
+
+def question(entries: list[dict[str, Any]]) -> str:
+    """What was asked, from the rows."""
+    models, baselines = (
+        list(dict.fromkeys(f"{e['network']} [{e['weights']}]" for e in entries if e["role"] == role))
+        for role in ("model", "baseline")
+    )
+    regions = list(dict.fromkeys(e["region"] for e in entries))
+    simulated = "simulated " if any(e["simulated"] for e in entries) else ""
+    if not baselines or not models:
+        return f"How well do the features of {join(models or baselines)} predict {simulated}{join(regions)} sites?"
+    return (
+        f"Do the features of {join(models)} predict {simulated}{join(regions)} sites better than those of {join(baselines)}?"
+    )
+
+
+def answer(entries: Sequence[Mapping[str, Any]], *, simulated: bool) -> str:
+    """One sentence on the differences to the baseline, by the tests that are valid for new images."""
+    found = [e for e in entries if e["role"] == "model" and e.get("difference") is not None]
+    if not found:
+        return "No row has a difference to a baseline: the table stands alone."
+    verdicts = [e["verdict"] for e in found]
+    above, below, undecided = (verdicts.count(name) for name in ("above", "below", "undecided"))
+    if above:
+        word = "Yes" if above == len(found) else "In part"
+    else:
+        word = "No" if below else "Undecided"
+    low, high = (pick(found, key=lambda e: e["difference"]) for pick in (min, max))
+    valid = join([name for name in SHOWN if TESTS[name].valid])
+    ends = f"from {_difference(low)} to {_difference(high)}" if len(found) > 1 else _difference(low)
+    state = " (simulated sites)" if simulated else ""
+    return (
+        f"{word}{state}: of {len(found)} difference{'s' * (len(found) > 1)} to the baseline, {above} lie above and {below} below "
+        f"it by every valid test ({valid}; p < {LEVEL} after Holm's adjustment) and {undecided} are undecided; in median r {ends}."
+    )
+
+
+def _difference(e: Mapping[str, Any]) -> str:
+    return f"{e['difference']:+.3f} ({e['region']}, {e['layer']})"
+
+
+def caveats(summary: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What the comparison does not show."""
+    entries = summary["evaluations"]
+    found = [*_about_recordings(summary), *_about_networks(run)]
+    if any(not t["valid"] for e in entries for t in e.get("tests", [])):
+        found.append("Tests marked ⚠ do not answer whether new images would give the same result (docs/statistics.md).")
+    found.append("One set of weights for each network: how much another training run would differ is not measured here.")
+    return found + about_the_code(dict(run))
+
+
+def _about_recordings(summary: Mapping[str, Any]) -> list[str]:
+    entries, found = summary["evaluations"], []
+    if summary["simulated"]:
+        found.append("Simulated sites are computed, not recorded: nothing here says anything about a brain.")
+    if any(e["median_r_pooled_predictions"] is not None for e in entries):
+        fewest = min(e["images"] for e in entries)
+        found.append(
+            f"Too few images: a split tests on fewer than {SMALL_FOLD} (of {fewest}), so that r within a split is noisy."
+        )
+    small = sorted({f"{e['region']} of {e['source']} ({e['sites']})" for e in entries if e["sites"] < FEW_SITES})
+    if small:
+        found.append(f"Fewer than {FEW_SITES} sites: {'; '.join(small)}. Intervals over so few sites are rough.")
+    if all(e["ceiling"] is None for e in entries):
+        found.append("No ceiling: without repeats of the images, how much of a response could be predicted is not known.")
+    return found + _undefined(entries)
+
+
+def _about_networks(run: Mapping[str, Any]) -> list[str]:
+    found = []
+    headless = [network["name"] for network in run["networks"] if network["headless"]]
+    if headless:
+        found.append(f"{join(headless)}: weights without a classifier; feedback starts from the top feature map.")
+    sizes = sorted({network["image_size"] for network in run["networks"]})
+    if len(sizes) > 1:
+        found.append(f"The networks saw images of different sizes ({', '.join(map(str, sizes))} pixels).")
+    return found
+
+
+def _undefined(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sites without an r, in every split or in some."""
+    found = []
     undefined = max(e["undefined_sites"] for e in entries)
     if undefined:
-        notes.append(f"Up to {undefined} sites have no r in a row, since what is predicted for them is constant.")
+        found.append(f"Up to {undefined} sites have no r in a row, since what is predicted for them is constant.")
     some = max(e["sites_undefined_in_some_folds"] for e in entries)
     if some > undefined:
-        notes.append(
+        found.append(
             f"Up to {some} sites of a row are constant, or predicted as a constant, in some folds: their r is the mean over the "
             "others."
         )
-    return notes
+    return found
 
 
-def write_scores(path: Path, evaluations: Sequence[Evaluation], run: dict[str, Any]) -> None:
-    """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split."""
-    n_splits = max(e.scores.r.shape[0] for e in evaluations)
-    columns: dict[str, list[Any]] = {
-        k: []
-        for k in (
-            "region",
-            "source",
-            "simulated",
-            "role",
-            "network",
-            "weights",
-            "layer",
-            "neuroid_id",
-            "ceiling",
-            "pooled_r",
-        )
-    }
-    r = []
-    for e in evaluations:
-        n = len(e.site_ids)
-        for name in ("region", "source", "role", "network", "weights", "layer"):
-            columns[name] += [getattr(e, name)] * n
-        columns["simulated"] += [int(e.simulated)] * n
-        columns["neuroid_id"] += e.site_ids
-        for name, values in (("ceiling", e.scores.ceiling), ("pooled_r", e.scores.pooled)):
-            columns[name] += [math.nan] * n if values is None else values.tolist()
-        r.append(np.full((n, n_splits), np.nan))
-        r[-1][:, : e.scores.r.shape[0]] = e.scores.r.T
-    data = xr.Dataset({name: ("row", np.array(values)) for name, values in columns.items()})
-    data["r"] = (("row", "split"), np.concatenate(r))
-    data.attrs = {"schema": SCHEMA, "simulated": int(run["simulated"]), "options": json.dumps(run["options"])}
-    with atomic_path(path) as temporary:
-        try:
-            data.to_netcdf(temporary, engine="netcdf4")
-        except RuntimeError as error:  # how the NetCDF library says that the disk is full
-            raise OSError(errno.EIO, str(error)) from error
+def escaped(text: str) -> Markup:
+    """``text`` for HTML."""
+    return escape(text)
+
+
+def short_names(sources: Sequence[str]) -> dict[str, str]:
+    """Each source by the end of its path, as much of it as tells it from the others."""
+    distinct = list(dict.fromkeys(sources))
+    for depth in range(1, max(source.count("/") for source in distinct) + 2):
+        found = {source: cut("/".join(source.rstrip("/").split("/")[-depth:]), WIDEST * depth) for source in distinct}
+        if len(set(found.values())) == len(distinct):
+            return found
+    return {source: source for source in distinct}
+
+
+def network_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each row's ``network`` is called in a figure: its name, with its ``weights`` where one name has several."""
+    pairs = {(row["network"], row["weights"]) for row in rows}
+    several = len({network for network, _ in pairs}) < len(pairs)
+    return [f"{row['network']} [{row['weights']}]" if several else str(row["network"]) for row in rows]
+
+
+def weights_named(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which weights each network has, in a sentence."""
+    found = dict.fromkeys((row["network"], row["weights"]) for row in rows)
+    return "Weights: " + "; ".join(f"{network}: {weights}" for network, weights in found) + "."
+
+
+def cut(text: str, longest: int) -> str:
+    """``text``, its beginning left out where it is longer."""
+    return text if len(text) <= longest else "…" + text[1 - longest :]
+
+
+def layer_and_iteration(layer: str) -> tuple[str, str]:
+    """A layer's name and its iteration as the table shows them; no iteration where it was chosen on training folds."""
+    if "@" not in layer:
+        return layer, ""
+    at = LayerAt.parse(layer)
+    return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)

@@ -1,0 +1,183 @@
+"""Networks and recordings -> a Comparison: how well their features predict recorded sites, and how that differs from a baseline.
+
+The whole way: images -> activations -> Gram K -> predictions -> scores -> tests. The modules in this order: ``images``,
+``activations``, ``gram``, ``predictivity.crossval`` and ``.pls``, ``predictivity.scores``, ``predictivity.statistics``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cnnf_brain import results
+from cnnf_brain.activations import Probe
+from cnnf_brain.compare import accuracy
+from cnnf_brain.compare.comparison import Comparison
+from cnnf_brain.compare.evaluate import Progress, Scoring, check_features, check_scoring, evaluate_region
+from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region
+from cnnf_brain.io import array_hash
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.networks import Network
+from cnnf_brain.types import Evaluation, Recordings
+
+__all__ = ["Comparison", "Scoring", "compare"]
+
+
+def compare(
+    model: Network | Sequence[Network],
+    baseline: Network | None,
+    recordings: Recordings | Sequence[Recordings],
+    layers: Layers = None,
+    *,
+    baseline_layers: Layers = None,
+    scoring: Scoring | None = None,
+    progress: Progress = True,
+) -> Comparison:
+    """Score how well features predict recorded sites, layer by layer and iteration by iteration, against a baseline.
+
+    An interrupted call goes on, when it is repeated, from the features that it had written to the cache.
+
+    Parameters
+    ----------
+    model
+        One network or several (``Network``, ``load_network``).
+    baseline
+        The network to compare with; None: scores without a comparison. The model itself: its own first pass is the baseline.
+    recordings
+        Of one region or several; several of a region are scored apart and then pooled over their sites.
+    layers
+        A name (``"features.16@1"``: iteration 1; ``"features.16"``: every iteration that the model runs), a list of names, or a
+        dict of these by region. None, or the name ``""``: each network's own layer for the region (``Network.layers``).
+    baseline_layers
+        The baseline's layers in the same form, at iteration 0 where none is named. None: those of the same names, else its own for
+        the region.
+    scoring
+        Components, splits, seed, ...: see ``Scoring``.
+    progress
+        True: progress bars on stderr. False: none. A function ``(what, done, total)``: called after each batch of images.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        A layer or iteration that a network lacks, a region without a layer, recordings too small for the scoring, a network whose
+        rows do not belong to the images, features that are not finite.
+    OSError
+        Too little space for the features of one layer.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> import cnnf_brain as cb
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    >>> recordings = cb.Recordings.from_arrays(rng.standard_normal((40, 6)), images, region="V4")
+    >>> network = cb.Network(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), cb.Preprocessing(16))
+    >>> scoring = cb.Scoring(components=3)
+    >>> result = cb.compare(network, None, recordings, layers="1", scoring=scoring, progress=False)
+    >>> result.table()[["region", "layer", "sites"]].to_dict("records")
+    [{'region': 'V4', 'layer': '1', 'sites': 6}]
+    """
+    started, scoring = time.time(), scoring or Scoring()
+    models = [model] if isinstance(model, Network) else list(model)
+    sources = _by_region([recordings] if isinstance(recordings, Recordings) else list(recordings))
+    named = by_region(layers, list(sources))
+    theirs = None if baseline_layers is None else by_region(baseline_layers, list(named), "baseline layers")
+    asked = asked_layers(named, models, baseline, theirs)
+    used = [source for one in asked for source in sources[one.region]]
+    for source in used:
+        check_scoring(source, scoring)
+    probes = check_features(asked, used[0].images, scoring)
+    evaluations: list[Evaluation] = []
+    for one in asked:
+        evaluations += evaluate_region(one, sources[one.region], scoring, progress)
+    options = {**asdict(scoring), "layers": {one.region: _asked_names(one) for one in asked}}
+    run = _describe(probes, used, options) | {"seconds": round(time.time() - started, 1)}
+    return Comparison(tuple(evaluations), run)
+
+
+def _describe(
+    probes: Sequence[tuple[Network, Probe]], recordings: Sequence[Recordings], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What the run was, as plain values (``Comparison.run``)."""
+    networks = [network for network, _ in probes]
+    decides = {
+        "options": options,
+        "networks": [describe_network(network) for network in networks],
+        "recordings": [describe_recordings(source) for source in recordings],
+    }
+    return {
+        **decides,
+        "simulated": any(source.simulated for source in recordings),
+        "accuracy": [asdict(row) for network in networks for row in accuracy.of(network, None)],
+        "notes": [note for network, probe in probes for note in _notes(network, probe)],
+        **results.about_the_run(networks[0].device),
+        "configuration": decides,
+    }
+
+
+def _by_region(recordings: Sequence[Recordings]) -> dict[str, list[Recordings]]:
+    if not recordings:
+        raise ValueError("no recordings are given; give one Recordings or more")
+    found: dict[str, list[Recordings]] = {}
+    for one in recordings:
+        found.setdefault(one.region, []).append(one)
+    for region, of_region in found.items():
+        names = [one.source for one in of_region]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"region {region} has two recordings with the source {twice[0]!r}; give each a source of its own"
+            )
+    return found
+
+
+def _asked_names(asked: RegionAsked) -> list[str]:
+    return list(dict.fromkeys(str(row.at) for one in asked.models for row in one.rows))
+
+
+def describe_network(network: Network) -> dict[str, Any]:
+    """What it takes to tell the network again, as plain values."""
+    return {
+        "name": network.name,
+        "weights": network.weights,
+        "sha256": network.digest,
+        "image_size": network.preprocessing.size,
+        "headless": network.headless,
+        "feedback": network.feedback,
+        "settings": network.module.settings.as_dict() if isinstance(network.module, CNNF) else None,
+    }
+
+
+def describe_recordings(recordings: Recordings) -> dict[str, Any]:
+    """What it takes to tell the recordings again, as plain values."""
+    return {
+        "region": recordings.region,
+        "source": recordings.source,
+        "simulated": recordings.simulated,
+        "images": len(recordings.images),
+        "sites": recordings.responses.shape[1],
+        "excluded": list(recordings.excluded),
+        "images_sha256": recordings.images.digest(),
+        "responses_sha256": array_hash(recordings.responses),
+    }
+
+
+def _notes(network: Network, probe: Probe) -> list[str]:
+    """What a reader must know of a network beside the table."""
+    found = []
+    if network.headless:
+        found.append(
+            f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
+        )
+    for at, by in probe.growth.items():
+        found.append(
+            f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
+            "regression; matched norms (match_norm, match_layers) hold them"
+        )
+    return found

@@ -1,0 +1,232 @@
+"""Recordings and layers -> Evaluations: Grams, cross-validated predictions, scores, the difference to the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from cnnf_brain.activations import Probe, probe
+from cnnf_brain.compare.layers import BASELINE, MODEL, Asked, RegionAsked, Row
+from cnnf_brain.gram import Progress, layer_grams
+from cnnf_brain.networks import Network
+from cnnf_brain.predictivity.crossval import make_splits, select_nested
+from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
+from cnnf_brain.predictivity.scores import score_predictions
+from cnnf_brain.predictivity.statistics import compare_scores, pool_scores
+from cnnf_brain.types import Difference, Evaluation, Gram, Images, LayerAt, Predictions, Recordings, Scores, Split, option
+
+NESTED = "nested"
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How predictivity is scored.
+
+    Attributes
+    ----------
+    splits
+        ``"kfold"``: ten true folds, shuffled by ``seed``. ``"brainscore"``: Brain-Score's ten shuffle splits, stratified on the
+        object where objects are known.
+    components
+        Components of PLS.
+    per_site
+        One PLS model for each site (PLS1) in place of one for all sites.
+    pca
+        Keep this many principal components of the features first; None keeps all.
+    select
+        ``"nested"``: in each split take the layer and iteration that do best within the training images. None: score each.
+    seed
+        Of the folds, the ceiling's random halves and the tests' resamples.
+    batch_size
+        Images of a batch. It changes time and memory, and r by less than 1e-5.
+
+    Raises
+    ------
+    ValueError
+        An unknown word, numbers below 1, a seed that numpy does not take, a PCA that keeps fewer components than PLS has.
+    """
+
+    splits: str = option("kfold", "ten true folds, or Brain-Score's shuffle splits", choices=("kfold", "brainscore"))
+    components: int = option(25, "of PLS")
+    per_site: bool = option(False, "one PLS model per site (PLS1), as the paper words it")
+    pca: int | None = option(None, "keep N principal components of the features first", metavar="N")
+    select: str | None = option(None, "choose layer and iteration on training folds only", choices=(NESTED,))
+    seed: int = option(0, "of folds, random halves and resamples")
+    batch_size: int = option(8, "images of a batch")
+
+    def __post_init__(self) -> None:
+        if self.select not in (None, NESTED):
+            raise ValueError(f"select is {self.select!r}, expected {NESTED!r} or None")
+        for name in ("components", "pca", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**32 - 1")
+        if self.pca is not None and self.pca < self.components:
+            raise ValueError(
+                f"pca = {self.pca} keeps fewer components than the {self.components} of PLS; use fewer components"
+            )
+
+    @property
+    def nested(self) -> bool:
+        """Whether layer and iteration are chosen within the training images."""
+        return self.select == NESTED
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One layer scored on one source, with what the tests need."""
+
+    predictions: Predictions
+    scores: Scores
+    chosen: tuple[str, ...] = ()
+
+
+def check_scoring(recordings: Recordings, scoring: Scoring) -> tuple[Split, ...]:
+    """The splits of these recordings; a ValueError before long work where they do not allow the scoring."""
+    ids = recordings.images.ids
+    splits = make_splits(scoring.splits, ids, object_names=recordings.object_names, seed=scoring.seed)
+    trained = [len(split.train) for split in splits]
+    if scoring.nested:  # the choice is made by a cross-validation within the training images
+        trained = [len(np.setdiff1d(split.train, other.test)) for split, other in permutations(splits, 2)]
+    if scoring.components >= min(trained):
+        raise ValueError(
+            f"{recordings.source}: {scoring.components} components need more than {scoring.components} training images, "
+            f"a split {'within the training images ' if scoring.nested else ''}has {min(trained)}; use fewer components"
+        )
+    return splits
+
+
+def check_features(asked: Sequence[RegionAsked], images: Images, scoring: Scoring) -> list[tuple[Network, Probe]]:
+    """Show every network the first images (``activations.probe``); what was found of each.
+
+    A ValueError before long work where a network's rows cannot be scored, or a layer gives fewer features than components.
+    """
+    wanted: dict[int, tuple[Network, list[LayerAt]]] = {}
+    for one in (one for region in asked for one in region.networks):
+        wanted.setdefault(id(one.network), (one.network, []))[1].extend(one.layers)
+    found = [(network, probe(network, images, layers)) for network, layers in wanted.values()]
+    for network, seen in found:
+        for at, count in seen.counts.items():
+            if count < scoring.components:
+                raise ValueError(
+                    f"{network.name} {at}: {count} features are fewer than {scoring.components} components; use fewer components"
+                )
+    return found
+
+
+def evaluate_region(
+    asked: RegionAsked, sources: Sequence[Recordings], scoring: Scoring, progress: Progress = True
+) -> list[Evaluation]:
+    """Evaluations of one region: for each source the baseline's layers and the models', then all sources pooled."""
+    fitted = [[_fit_source(one, recordings, scoring, progress) for one in asked.networks] for recordings in sources]
+    groups = [([source], [of_source]) for source, of_source in zip(sources, fitted, strict=True)]
+    if len(sources) > 1:
+        groups.append((list(sources), fitted))
+    return [
+        _evaluation(asked.region, one, row, number, group, scoring)
+        for group in groups
+        for number, one in enumerate(asked.networks)
+        for row in _rows(one, scoring)
+    ]
+
+
+@dataclass(frozen=True)
+class _NamedRow:
+    """A row as it is named in results: layers as text, ``nested`` where they are chosen within training folds."""
+
+    role: str
+    layer: str
+    against: str
+
+
+def _rows(asked: Asked, scoring: Scoring) -> list[_NamedRow]:
+    if not scoring.nested:
+        return [_named(row) for row in asked.rows]
+    role = BASELINE if asked.rows[0].role == BASELINE else MODEL
+    return [_NamedRow(role, NESTED, NESTED if any(row.against for row in asked.rows) else "")]
+
+
+def _named(row: Row) -> _NamedRow:
+    return _NamedRow(row.role, str(row.at), "" if row.against is None else str(row.against))
+
+
+def _evaluation(
+    region: str,
+    asked: Asked,
+    row: _NamedRow,
+    number: int,
+    group: tuple[Sequence[Recordings], Sequence[Sequence[Mapping[str, Fitted]]]],
+    scoring: Scoring,
+) -> Evaluation:
+    """One row: the layers of network ``number`` over the sites of one source, or of several side by side."""
+    sources, fitted = group
+    network, first, several = asked.network, sources[0], len(sources) > 1
+    mine = [of_source[number][row.layer] for of_source in fitted]
+    comparison = None
+    if row.against:
+        bases = [of_source[0][row.against] for of_source in fitted]
+        comparison = _compare(mine, bases, [source.responses for source in sources], scoring.seed)
+    return Evaluation(
+        region=region,
+        source=POOLED if several else first.source,
+        simulated=any(source.simulated for source in sources),
+        role=row.role,
+        network=network.title,
+        weights=network.weights,
+        feedback=network.feedback,
+        layer=row.layer,
+        scores=pool_scores([one.scores for one in mine]),
+        site_ids=tuple(f"{s.source}/{i}" if several else i for s in sources for i in s.site_ids),
+        n_images=sum(len(source.images) for source in sources),
+        excluded=tuple(name for source in sources for name in source.excluded),
+        comparison=comparison,
+        chosen=() if several else mine[0].chosen,
+        against=row.against,
+    )
+
+
+def _compare(
+    mine: Sequence[Fitted], bases: Sequence[Fitted], responses: Sequence[np.ndarray], seed: int
+) -> Difference | None:
+    """The tests, or None where no site has an r of both (constant predictions)."""
+    pairs = list(zip(mine, bases, strict=True))
+    if not any(np.isfinite(one.scores.r - base.scores.r).any() for one, base in pairs):
+        return None
+    return compare_scores(
+        [(one.scores, base.scores) for one, base in pairs],
+        predictions=[(one.predictions, base.predictions) for one, base in pairs],
+        responses=responses,
+        seed=seed,
+    )
+
+
+def _fit_source(asked: Asked, recordings: Recordings, scoring: Scoring, progress: Progress) -> dict[str, Fitted]:
+    """Every layer of a network, scored on one source, by name."""
+    splits = check_scoring(recordings, scoring)
+    grams = layer_grams(asked.network, recordings.images, asked.layers, batch_size=scoring.batch_size, progress=progress)
+    return _fit_layers(grams, recordings, splits, scoring)
+
+
+def _fit_layers(
+    grams: Mapping[LayerAt, Gram], recordings: Recordings, splits: tuple[Split, ...], scoring: Scoring
+) -> dict[str, Fitted]:
+    responses = recordings.responses
+    ks = {at: truncate_gram(gram.values, scoring.pca) if scoring.pca else gram.values for at, gram in grams.items()}
+    chosen: tuple[str, ...] = ()
+    if scoring.nested:
+        predicted, best = select_nested(ks, responses, splits, scoring.components, per_site=scoring.per_site)
+        chosen, predictions = tuple(map(str, best)), {NESTED: predicted}
+    else:
+        n, alone = scoring.components, scoring.per_site
+        predictions = {str(at): cross_predict(k, responses, splits, n, per_site=alone) for at, k in ks.items()}
+    scores = {
+        name: score_predictions(one, responses, repeats=recordings.repeats, seed=scoring.seed)
+        for name, one in predictions.items()
+    }
+    return {name: Fitted(one, scores[name], chosen) for name, one in predictions.items()}

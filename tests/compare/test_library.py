@@ -1,0 +1,245 @@
+"""The whole way in Python: objects in, a Comparison out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import nn
+
+import cnnf_brain as cb
+from cnnf_brain import gram, networks
+from cnnf_brain.compare.__main__ import main
+
+N, SITES = 40, 5
+FEW = cb.Scoring(components=3)
+
+
+def pixels(seed: int = 0) -> np.ndarray:
+    return tiny.pictures(N, seed, size=16)
+
+
+def responses(images: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(N, SITES): linear in the images, with noise."""
+    rng = np.random.default_rng(seed)
+    flat = images.reshape(len(images), -1).astype(float)
+    signal = flat @ rng.standard_normal((flat.shape[1], SITES))
+    return signal / signal.std(axis=0) + 0.3 * rng.standard_normal((len(images), SITES))
+
+
+def recordings(region: str = "V4", seed: int = 0, source: str = "mine") -> cb.Recordings:
+    images = pixels(seed)
+    return cb.Recordings.from_arrays(responses(images, seed), images, region=region, source=source)
+
+
+def plain(seed: int = 0) -> cb.Network:
+    """A network in memory, without named layers."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 14 * 14, 10))
+    return cb.Network(module, cb.Preprocessing(16), name=f"plain{seed}")
+
+
+def recurrent() -> cb.Network:
+    return tiny.network(size=16)
+
+
+def scored(*args: Any, **more: Any) -> cb.Comparison:
+    return cb.compare(*args, **{"scoring": FEW, "progress": False, **more})
+
+
+def test_a_module_in_memory_against_another():
+    result = scored(recurrent(), plain(), recordings(), {"V4": ["pool2@0", "pool2@1"]}, baseline_layers={"V4": "1"})
+    rows = result.table()
+    assert list(rows["role"]) == ["baseline", "control", "model"]
+    assert list(rows["layer"]) == ["1", "pool2", "pool2"]
+    assert list(rows["iteration"]) == [0, 0, 1]
+    assert rows["median_r"].min() > 0
+    assert rows["difference"].notna().tolist() == [False, True, True]
+    assert result.answer in repr(result)
+
+
+def test_the_command_gives_the_same_numbers(tmp_path):
+    path = tiny.recordings(tmp_path / "v4", "V4", n_repeats=4)
+    (tmp_path / "nets.py").write_text(tiny.FILE)
+    model = cb.load_network(f"{tmp_path}/nets.py:feedback")
+    mine = scored(model, model, cb.load_recordings(str(path), region="V4"), scoring=cb.Scoring(components=4))
+    words = ["--layers", "V4", "--model", f"{tmp_path}/nets.py:feedback", "--recordings", str(path), "--components", "4"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    theirs = cb.Comparison.load(tmp_path / "out")
+    for one, other in zip(mine.rows, theirs.rows, strict=True):
+        assert {**one, "source": ""} == {**other, "source": ""}
+    assert mine.answer == theirs.answer
+
+
+def test_saved_and_loaded(tmp_path):
+    result = scored(recurrent(), plain(), recordings(), "pool2", baseline_layers="1")
+    assert result.save(tmp_path / "mine") == tmp_path / "mine"
+    again = cb.Comparison.load(tmp_path / "mine")
+    assert again.summary == result.summary == json.loads((tmp_path / "mine" / "summary.json").read_text())
+    assert again.table().equals(result.table())
+    result.save(tmp_path / "mine")  # the same question
+    other = scored(recurrent(), None, recordings(), "pool2")
+    with pytest.raises(ValueError, match="holds the results of another question"):
+        other.save(tmp_path / "mine")
+
+
+def test_the_figure_is_matplotlib_s():
+    from matplotlib.figure import Figure
+
+    figure = scored(plain(), None, recordings(), "1").plot()
+    assert isinstance(figure, Figure)
+    assert "median Pearson's r" in figure.axes[0].get_ylabel()
+
+
+def test_one_network_alone():
+    result = scored(plain(), None, recordings(), layers="1")
+    (row,) = result.rows
+    assert (row["role"], row["layer"]) == ("model", "1@0")
+    assert "difference" not in row
+    assert result.answer == "No row has a difference to a baseline: the table stands alone."
+
+
+def test_a_model_against_its_own_first_pass():
+    model = recurrent()
+    rows = scored(model, model, recordings(), "pool2").table()
+    assert list(zip(rows["role"], rows["iteration"], strict=True)) == [("baseline", 0), ("model", 1), ("model", 2)]
+
+
+def test_several_models_and_regions_and_recordings():
+    of = [recordings(), recordings("IT", 1), recordings("IT", 2, "other")]
+    result = scored([plain(1), plain(2)], plain(), of, {"V4": "1", "IT": ["1", "2"]})
+    rows = result.table()
+    assert list(dict.fromkeys(zip(rows["region"], rows["source"], strict=True))) == [
+        ("V4", "mine"),
+        ("IT", "mine"),
+        ("IT", "other"),
+        ("IT", "pooled"),
+    ]
+    assert set(rows["network"]) == {"plain0", "plain1", "plain2"}
+    assert len(rows) == 3 + 3 * 3 * 2
+    assert set(rows.loc[rows["source"] == "pooled", "sites"]) == {2 * SITES}
+    adjusted = rows.filter(like="p: ").loc[rows["role"] == "model"]
+    assert adjusted.notna().all(axis=None)
+
+
+def test_layers_of_the_network_where_none_are_named():
+    named = cb.Network(plain().module, cb.Preprocessing(16), layers={"V4": "1"})
+    assert scored(named, None, recordings()).rows[0]["layer"] == "1@0"
+    with pytest.raises(ValueError, match="plain0: no layer is known for region 'V4'; name one"):
+        scored(plain(), None, recordings())
+
+
+def test_images_as_paths_pil_images_and_arrays_are_the_same(tmp_path):
+    array = pixels()
+    pictures = [Image.fromarray(one) for one in array]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number:02}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    values = responses(array)
+    found = [
+        scored(plain(), None, cb.Recordings.from_arrays(values, images, region="V4"), "1").rows[0]["median_r"]
+        for images in (array, pictures, paths, [str(path) for path in paths])
+    ]
+    assert len(set(found)) == 1
+
+
+def test_progress_is_reported():
+    seen: list[tuple[str, int, int]] = []
+    scored(plain(), None, recordings(), "1", progress=lambda *now: seen.append(now))
+    assert [done for _, done, _ in seen] == list(range(8, N + 1, 8))
+    assert {(what, total) for what, _, total in seen} == {("plain0: 1@0", N)}
+
+
+def test_an_interrupted_comparison_goes_on():
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(plain(), None, recordings(), "1", progress=stop)
+    seen: list[int] = []
+    first = scored(plain(), None, recordings(), "1", progress=lambda what, done, total: seen.append(done))
+    assert seen == [24, 32, 40], "from the images that were done"
+    assert scored(plain(), None, recordings(), "1").rows == first.rows
+
+
+def test_nothing_is_computed_twice(monkeypatch):
+    first = scored(plain(), None, recordings(), "1")
+    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("computed again"))
+    assert scored(plain(), None, recordings(), "1").rows == first.rows
+
+
+def test_the_module_of_a_network_is_in_evaluation_mode():
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5), nn.ReLU())
+    assert cb.Network(module, cb.Preprocessing(16)).module.training is False
+    assert scored(cb.Network(module, cb.Preprocessing(16)), None, recordings(), "2").rows[0]["median_r"] is not None
+
+
+def test_a_card_decides_and_arguments_override():
+    small = cb.load_network("small")
+    assert (small.iterations, small.feedback) == (small.card.iterations, networks.TRAINED)
+    assert cb.load_network("small", iterations=1).iterations == 1
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no recordings": (lambda: scored(plain(), None, [], "1"), "no recordings are given"),
+    "an unknown layer": (lambda: scored(plain(), None, recordings(), "relu"), "layer 'relu' is not known"),
+    "an iteration that is not run": (lambda: scored(plain(), None, recordings(), "1@1"), "runs no feedback"),
+    "another region": (
+        lambda: scored(plain(), None, recordings(), {"IT": "1"}),
+        "named for region IT, but the regions are V4",
+    ),
+    "a baseline's layers and no baseline": (
+        lambda: scored(plain(), None, recordings(), "1", baseline_layers="1"),
+        "but there is no baseline",
+    ),
+    "too many components": (
+        lambda: scored(plain(), None, recordings(), "1", scoring=cb.Scoring(components=36)),
+        "36 components need more than 36 training images",
+    ),
+    "the same source twice": (
+        lambda: scored(plain(), None, [recordings(), recordings(seed=1)], "1"),
+        "two recordings with the source 'mine'",
+    ),
+    "the wrong size": (
+        lambda: scored(cb.Network(plain().module, cb.Preprocessing(20)), None, recordings(), "3"),
+        "cannot be run on images of shape",
+    ),
+    "an unknown choice": (lambda: cb.Scoring(select="best"), "select is 'best', expected 'nested' or None"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_arguments_are_told_before_long_work_and_without_flags(kind, monkeypatch):
+    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    call, message = BAD[kind]
+    with pytest.raises(ValueError, match=message) as told:
+        call()
+    assert "--" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((lambda x: x, cb.Preprocessing(16)), "the module is a function"), ((nn.ReLU(), 16), "preprocessing is a int")],
+)
+def test_a_network_of_other_things(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        cb.Network(*arguments)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()[0]).save(buffer, "PNG")
+    paths = [tmp_path / f"{number}.png" for number in range(N)]
+    for path in paths:
+        Path(path).write_bytes(buffer.getvalue())
+    paths[3].write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="image '3' cannot be decoded"):
+        scored(plain(), None, cb.Recordings.from_arrays(responses(pixels()), paths, region="V4"), "1")
