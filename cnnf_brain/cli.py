@@ -53,7 +53,8 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any, def
 
 def flag_of(field: Field[Any]) -> str:
     """The flag of a field."""
-    return "--" + field.metadata.get("flag", field.name).replace("_", "-")
+    name: str = field.metadata.get("flag", field.name)
+    return "--" + name.replace("_", "-")
 
 
 def given(args: argparse.Namespace, record: type) -> dict[str, Any]:

@@ -106,8 +106,9 @@ def read_netcdf(path: Path) -> xr.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
-            with xarray.open_dataset(path, engine="netcdf4") as file:
-                return file.load()
+            with xarray.open_dataset(path, engine="netcdf4") as file:  # type: ignore[no-untyped-call]
+                found: xr.Dataset = file.load()
+        return found
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as NetCDF ({error}); it may be damaged or incomplete") from error
 

@@ -15,8 +15,9 @@ from cnnf_brain import results
 from cnnf_brain.activations import Probe
 from cnnf_brain.compare import accuracy
 from cnnf_brain.compare.comparison import Comparison
-from cnnf_brain.compare.evaluate import Progress, Scoring, check_features, check_scoring, evaluate_region
+from cnnf_brain.compare.evaluate import Scoring, check_features, check_scoring, evaluate_region
 from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region
+from cnnf_brain.gram import Progress
 from cnnf_brain.io import array_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network

@@ -23,6 +23,7 @@ from cnnf_brain.compare.comparison import FILES, KIND, Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_scoring
 from cnnf_brain.compare.layers import RegionAsked, asked_layers
 from cnnf_brain.io import short_hash
+from cnnf_brain.model.card import SMALL, read_card
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
 from cnnf_brain.model.weights import is_published, published_available
 from cnnf_brain.networks import Network
@@ -168,10 +169,10 @@ def _default_model(options: Options) -> str:
     own = next((word for word in options.weights if word and word != networks.RANDOM), None)
     if own is None:
         all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
-        return networks.SMALL if all_simulated else "vgg16"
+        return SMALL if all_simulated else "vgg16"
     if is_published(own) or not Path(own).is_file():
         return "vgg16"
-    return networks.read_card(own).arch or "vgg16"
+    return read_card(own).arch or "vgg16"
 
 
 def choose_networks(options: Options) -> Choice:
