@@ -204,7 +204,7 @@ def prepare(args: argparse.Namespace, work: Path) -> tuple[Path, Path]:
         signal = (small - small.mean(axis=0)) / small.std() @ rng.standard_normal((small.shape[1], SITES))
         repeats = signal[:, :, None] + 5 * rng.standard_normal((*signal.shape, 4))
         objects = [f"object{number % OBJECTS}" for number in range(len(images))]
-        write_assembly(recordings, None, paths, region="V4", repeats=repeats, object_names=objects)
+        write_assembly(recordings, repeats, paths, region="V4", object_names=objects)
     return weights, recordings
 
 

@@ -11,8 +11,8 @@ from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.zoo import alexnet, from_torchvision, small_net, vgg16
 from cnnf_brain.networks import Network, load_network
 from cnnf_brain.predictivity.estimator import PLSRegression
-from cnnf_brain.recordings import load_recordings
-from cnnf_brain.types import LayerAt, Recordings
+from cnnf_brain.recordings import Recordings, load_recordings
+from cnnf_brain.types import LayerAt
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,10 @@
 """What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
-two configurations, and which sites are constant."""
+two configurations, labels of rows and columns, and which sites are constant."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         elif a != b:
             found.append(f"{name}: {a} there, {b} now")
     return found
+
+
+def labels_of(what: str, given: Sequence[Any] | np.ndarray, n: int, where: str) -> list[str]:
+    """``n`` labels as text. A ValueError for another number, for a single text, and for ids (``..._ids``) that are not unique."""
+    if isinstance(given, (str, bytes)):
+        raise ValueError(f"{where}: {what} are given as the single text {given!r}; expected a list of {n}, one for each")
+    labels = [str(label) for label in given]
+    if len(labels) != n:
+        raise ValueError(f"{where}: {len(labels)} {what} were given, expected {n}")
+    if what.endswith("_ids") and len(set(labels)) < n:
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        raise ValueError(f"{where}: {what} occur more than once: {', '.join(twice[:5])}")
+    return labels
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:

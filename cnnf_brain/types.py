@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from PIL import Image
+
+from cnnf_brain.checks import labels_of
 
 FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
 _LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
@@ -62,11 +67,10 @@ class ChangedImageError(ValueError):
 
 @dataclass(frozen=True)
 class Images:
-    """A list of encoded images, read one at a time.
+    """A list of encoded images, read one at a time; ``Images.of`` makes it.
 
-    ``ids`` are unique stimulus ids in order; ``read(i)`` gives the encoded bytes (JPEG, PNG, ...) of image i;
-    ``where`` names the folder, archive or generator in messages. Once ``hashes`` or ``digest`` was called, an image
-    whose bytes have changed since then is refused.
+    ``ids`` are unique and in order. ``read(i)`` gives the encoded bytes (JPEG, PNG, ...) of image i. ``where`` names the
+    folder, archive or generator in messages. After a call of ``hashes`` or ``digest``, an image that changes is refused.
     """
 
     ids: tuple[str, ...]
@@ -78,7 +82,54 @@ class Images:
         seen: set[str] = set()
         twice = sorted({i for i in self.ids if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
         if twice:
-            raise ValueError(f"{self.where}: stimulus ids occur more than once: {', '.join(twice[:5])}")
+            raise ValueError(f"{self.where}: image ids occur more than once: {', '.join(twice[:5])}")
+
+    @classmethod
+    def of(cls, images: Iterable[Any], ids: Sequence[Any] | np.ndarray | None = None, *, where: str = "images") -> Images:
+        """Images from files, from PIL images or from arrays of pixels.
+
+        Parameters
+        ----------
+        images : sequence, or (n, height, width, 3) uint8 array
+            Each image is a path, a PIL image or a (height, width, 3) uint8 array. Files are read when they are needed.
+            Pixels are kept in memory as PNG, without loss.
+        ids : sequence of str, optional
+            A unique id for each image. Default: the file's name without suffix, or ``image0``, ``image1``, ...
+        where : str
+            Names these images in messages.
+
+        Raises
+        ------
+        FileNotFoundError
+            Files are missing.
+        ValueError
+            An image of another form (it is named), ids that are too few, too many or not unique, or a single path.
+
+        Examples
+        --------
+        >>> pixels = np.zeros((2, 8, 6, 3), dtype=np.uint8)
+        >>> Images.of(pixels).ids
+        ('image0', 'image1')
+        >>> Images.of(pixels, ["cat", "dog"]).decode(1).size
+        (6, 8)
+        """
+        if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+            what = "PIL image" if isinstance(images, Image.Image) else f"path {str(images)!r}"
+            raise ValueError(
+                f"{where}: the image files are given as the single {what}; expected a list of paths, one for each image in the "
+                "order of the rows (for a folder list its files in that order)"
+            )
+        given = [Path(image) if isinstance(image, (str, os.PathLike)) else image for image in images]
+        paths = [image for image in given if isinstance(image, Path)]
+        absent = [str(path) for path in paths if not path.is_file()]
+        if absent:
+            raise FileNotFoundError(
+                f"{where}: {len(absent)} of {len(paths)} image files are missing: {', '.join(absent[:3])}"
+            )
+        names = [image.stem if isinstance(image, Path) else f"image{number}" for number, image in enumerate(given)]
+        names = names if ids is None else labels_of("image_ids", ids, len(given), where)
+        readers = [_reader(image, f"{where}: image {name!r}") for name, image in zip(names, given, strict=True)]
+        return cls(tuple(names), lambda index: readers[index](), where)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,7 +148,7 @@ class Images:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"{self.where}: image {self.ids[index]!r} cannot be decoded ({error}); "
-                "replace the file or leave the stimulus out"
+                "replace the file or leave the image out"
             ) from error
 
     def _check_hash(self, index: int, encoded: bytes) -> None:
@@ -123,63 +174,50 @@ class Images:
         return hashlib.sha256(b"".join(map(bytes.fromhex, self.hashes()))).hexdigest()
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """Responses of the sites of one region to images.
+def _reader(image: Any, name: str) -> Callable[[], bytes]:
+    """A function that gives the encoded bytes of a file, a PIL image or an array; ValueError for anything else."""
+    if isinstance(image, Path):
+        return image.read_bytes
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"{name} has mode {image.mode}; expected 8 bits per channel")
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{name} is of type {type(image).__name__}; expected a path, a PIL image or a uint8 array")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"{name} is an array of shape {image.shape} and type {image.dtype}; expected (height, width, 3) and uint8, "
+            "with values from 0 to 255"
+        )
+    encoded = _png(image)
+    return lambda: encoded
 
-    ``data`` is a Dataset with
 
-    - ``responses`` (stimulus, neuroid), float64: the mean over repeats;
-    - ``repeats`` (stimulus, neuroid, repetition), float64, optional: single presentations, NaN where there were fewer;
-    - coordinates ``stimulus_id`` (stimulus) and ``neuroid_id`` (neuroid); optional ``object_name`` (stimulus), on
-      which Brain-Score's splits are stratified, and ``subject`` (neuroid).
+def _png(pixels: np.ndarray) -> bytes:
+    """An uncompressed PNG: compressors differ from one build of zlib to the next, stored bytes do not."""
+    rows, columns, _ = pixels.shape
+    raw = b"".join(b"\0" + row.tobytes() for row in pixels)  # filter 0 before each row
+    blocks = [raw[start : start + 0xFFFF] for start in range(0, len(raw), 0xFFFF)]
+    last = [0] * (len(blocks) - 1) + [1]
+    body = b"\x78\x01"
+    for block, final in zip(blocks, last, strict=True):
+        body += struct.pack("<BHH", final, len(block), 0xFFFF - len(block)) + block
+    body += struct.pack(">I", zlib.adler32(raw))
 
-    Rows are in the order of ``images.ids``. ``source`` is what ``--recordings`` takes to get them again.
-    ``excluded`` names the sites left out, with the reason (constant, NaN).
-    """
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    source: str
-    region: str
-    data: xr.Dataset
-    images: Images
-    simulated: bool = False
-    excluded: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        ids = tuple(str(i) for i in self.data["stimulus_id"].values)
-        if ids != self.images.ids:
-            raise ValueError(
-                f"{self.source}: {len(ids)} stimuli in the responses and {len(self.images)} images do not have "
-                "the same ids in the same order"
-            )
-        if self.data["responses"].dims != ("stimulus", "neuroid"):
-            raise ValueError(
-                f"{self.source}: responses have dims {self.data['responses'].dims}, expected (stimulus, neuroid)"
-            )
-
-    @property
-    def responses(self) -> np.ndarray:
-        """(n_stimuli, n_neuroids) float64."""
-        return self.data["responses"].values
-
-    @property
-    def repeats(self) -> np.ndarray | None:
-        """(n_stimuli, n_neuroids, n_repetitions) float64 with NaN for missing presentations, or None."""
-        return self.data["repeats"].values if "repeats" in self.data else None
-
-    @property
-    def object_names(self) -> np.ndarray | None:
-        """(n_stimuli,) category of each stimulus, or None."""
-        return self.data["object_name"].values if "object_name" in self.data.coords else None
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 @dataclass(frozen=True)
 class Gram:
-    """K = X Xᵀ of one layer at one iteration over all stimuli; any constant may have been taken off each feature
+    """K = X Xᵀ of one layer at one iteration over all images; any constant may have been taken off each feature
     (PLS centres on the training rows of each fold, so that cancels)."""
 
     at: LayerAt
-    values: np.ndarray  # (n_stimuli, n_stimuli) float64
+    values: np.ndarray  # (n_images, n_images) float64
     n_features: int
 
 
@@ -195,7 +233,7 @@ class Split:
 class Predictions:
     """Held-out predictions of every split, for every number of components.
 
-    ``values[s]`` has shape (n_components, n_test of split s, n_neuroids); entry a uses a + 1 components.
+    ``values[s]`` has shape (n_components, n_test of split s, n_sites); entry a uses a + 1 components.
     ``ranks[s]`` is the number of components that the training rows of split s could carry (further ones add nothing).
     """
 
@@ -208,9 +246,9 @@ class Predictions:
 class Scores:
     """Site-wise predictivity of one layer.
 
-    ``r`` (n_splits, n_neuroids): Pearson's r on the held-out images; NaN where prediction or response is constant.
-    ``pooled`` (n_neuroids): r over the held-out predictions of all splits together, where folds are small; else None.
-    ``ceiling`` (n_neuroids): split-half reliability, Spearman-Brown corrected; None without repeats.
+    ``r`` (n_splits, n_sites): Pearson's r on the held-out images; NaN where prediction or response is constant.
+    ``pooled`` (n_sites): r over the held-out predictions of all splits together, where folds are small; else None.
+    ``ceiling`` (n_sites): split-half reliability, Spearman-Brown corrected; None without repeats.
     """
 
     r: np.ndarray
@@ -219,7 +257,7 @@ class Scores:
 
     @property
     def undefined_folds(self) -> np.ndarray:
-        """(n_neuroids,) number of splits in which a site has no r; they are left out of its mean."""
+        """(n_sites,) number of splits in which a site has no r; they are left out of its mean."""
         return np.isnan(self.r).sum(axis=0)
 
 

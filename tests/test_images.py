@@ -62,7 +62,7 @@ def test_a_damaged_image_is_named(kind):
     content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"not an image"}[kind]
     stimuli = Images(("good", "bad"), lambda i: (whole, content)[i], "a/folder")
     with pytest.raises(
-        ValueError, match=r"a/folder: image 'bad' cannot be decoded .*replace the file or leave the stimulus out"
+        ValueError, match=r"a/folder: image 'bad' cannot be decoded .*replace the file or leave the image out"
     ):
         stimuli.check()
 
@@ -75,7 +75,7 @@ def test_sixteen_bits_are_refused_since_pillow_would_clip_them():
 
 
 def test_ids_may_not_repeat():
-    with pytest.raises(ValueError, match=r"here: stimulus ids occur more than once: a, c"):
+    with pytest.raises(ValueError, match=r"here: image ids occur more than once: a, c"):
         Images(("a", "c", "b", "a", "c"), lambda i: b"", "here")
 
 

@@ -115,7 +115,7 @@ def test_imports_go_downwards_only():
     [
         ("cnnf_brain/io", "from .model import layers", "upwards"),
         ("cnnf_brain/model/layers", "from cnnf_brain.predictivity import pls", "strangers"),
-        ("cnnf_brain/model/layers", "from ..recordings.arrays import x", "strangers"),
+        ("cnnf_brain/model/layers", "from ..recordings.record import x", "strangers"),
         ("cnnf_brain/model/layers", "def f():\n    import cnnf_brain.compare", "upwards"),
         ("cnnf_brain/model/layers", "from cnnf_brain import vgg16", "upwards"),
         ("cnnf_brain/predictivity/__init__", "from .. import trainer", "upwards"),

@@ -185,7 +185,7 @@ def recordings(
     repeats = signal[..., None] + noise
     path = folder / (name or f"{region}.nc")
     if n_repeats:
-        return write_assembly(path, None, files, region=region, repeats=repeats)
+        return write_assembly(path, repeats, files, region=region)
     return write_assembly(path, repeats[..., 0], files, region=region)
 
 

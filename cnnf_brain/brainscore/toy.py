@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain.recordings.arrays import recordings_from_arrays
-from cnnf_brain.types import Images, Recordings
+from cnnf_brain.recordings import Recordings
+from cnnf_brain.types import Images
 
 try:
     from brainscore_core.supported_data_standards.brainio.assemblies import NeuronRecordingAssembly
@@ -38,7 +38,7 @@ def toy_benchmark(region: str, images: Images, folder: Path) -> Any:
     """
     data = np.random.default_rng(SEEDS[region]).standard_normal((len(images), SITES, REPEATS))
     data += data.mean(axis=2, keepdims=True)  # repeats that agree, which the ceiling is made of
-    recordings = recordings_from_arrays(None, images, region=region, source="simulated", repeats=data, simulated=True)
+    recordings = Recordings.from_arrays(data, images, region=region, source="simulated")
     metric = CrossRegressedCorrelation(
         regression=pls_regression(regression_kwargs={"n_components": COMPONENTS}),
         correlation=pearsonr_correlation(),
@@ -92,7 +92,7 @@ def assembly(recordings: Recordings, region: str, folder: Path) -> Any:
             coords={
                 **{name: ("presentation", values[stimulus]) for name, values in about.items()},
                 "repetition": ("presentation", repetition),
-                "neuroid_id": ("neuroid", recordings.data["neuroid_id"].values),
+                "neuroid_id": ("neuroid", list(recordings.site_ids)),
                 "region": ("neuroid", [region] * n_neuroids),
                 "time_bin_start": ("time_bin", [WINDOW[0]]),
                 "time_bin_end": ("time_bin", [WINDOW[1]]),

@@ -21,7 +21,8 @@ from cnnf_brain.gram import Progress
 from cnnf_brain.io import array_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.types import Evaluation, Recordings
+from cnnf_brain.recordings import Recordings
+from cnnf_brain.types import Evaluation
 
 __all__ = ["Comparison", "Scoring", "compare"]
 

@@ -27,8 +27,8 @@ from cnnf_brain.model.card import SMALL, read_card
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
 from cnnf_brain.model.weights import is_published, published_available
 from cnnf_brain.networks import Network
-from cnnf_brain.recordings import check_sources, load, public_available
-from cnnf_brain.types import Recordings, option
+from cnnf_brain.recordings import Recordings, check_sources, load, public_available
+from cnnf_brain.types import option
 
 PUBLIC = "MajajHong2015.public"
 SIMULATED = "simulated"

@@ -16,7 +16,8 @@ from cnnf_brain.predictivity.crossval import make_splits, select_nested
 from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores, pool_scores
-from cnnf_brain.types import Difference, Evaluation, Gram, Images, LayerAt, Predictions, Recordings, Scores, Split, option
+from cnnf_brain.recordings import Recordings
+from cnnf_brain.types import Difference, Evaluation, Gram, Images, LayerAt, Predictions, Scores, Split, option
 
 NESTED = "nested"
 POOLED = "pooled"

@@ -1,30 +1,35 @@
-"""The NetCDF form of recordings: written beside the images, read with the images checked.
+"""Recordings in a NetCDF file: written beside the images, read with the images checked.
 
-The form (``docs/your-recordings.md`` describes it) has the dimensions and names of `types.Recordings`, plus ``region``
-(neuroid), ``image_file`` and ``image_sha256`` (stimulus), and the attribute ``image_folder``, relative to the file itself.
+``docs/your-recordings.md`` describes the file. It has the dimension and coordinate names of Brain-Score's assemblies:
+``stimulus`` stands for images there, ``neuroid`` for sites.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
 
-from cnnf_brain.checks import unknown
-from cnnf_brain.io import atomic_path
-from cnnf_brain.recordings.arrays import Labels, dataset, images_from_files, labels_of, recordings_from_arrays
-from cnnf_brain.types import Images, Recordings
+from cnnf_brain.checks import labels_of, unknown
+from cnnf_brain.io import read_netcdf, write_netcdf
+from cnnf_brain.recordings.record import Labels, List, Recordings, checked_labels, checked_responses
+from cnnf_brain.types import Images
 
 FORMAT = "cnnf-brain assembly 1"
 NEEDED = {"stimulus_id": ("stimulus",), "image_file": ("stimulus",), "neuroid_id": ("neuroid",), "region": ("neuroid",)}
 DATA = {"responses": ("stimulus", "neuroid"), "repeats": ("stimulus", "neuroid", "repetition")}
 OPTIONAL = {"image_sha256": ("stimulus",)}
+LABELS = {  # name in Recordings.from_arrays -> name and dimension in the file
+    "image_ids": ("stimulus_id", "stimulus"),
+    "site_ids": ("neuroid_id", "neuroid"),
+    "object_names": ("object_name", "stimulus"),
+    "subjects": ("subject", "neuroid"),
+}
 
 
 class UncheckedImagesWarning(UserWarning):
@@ -36,61 +41,50 @@ def write_assembly(
     responses: Any,
     image_files: Sequence[str | Path],
     *,
-    region: str | Labels,
-    stimulus_ids: Labels | None = None,
-    site_ids: Labels | None = None,
+    region: str | List,
     repeats: Any = None,
-    object_names: Labels | None = None,
-    subjects: Labels | None = None,
+    **labels: Unpack[Labels],
 ) -> Path:
-    """Write recordings as one NetCDF file that `read_assembly` and ``--recordings`` take.
+    """Write recordings as one NetCDF file that ``read_assembly`` and ``load_recordings`` take.
 
-    The images stay where they are: the file holds their paths relative to itself, so move both together. It also holds
-    the SHA-256 of each, so that `read_assembly` notices an image that was replaced.
+    The images stay where they are. The file holds their paths relative to itself, so move both together. It also holds
+    the SHA-256 of each, so that ``read_assembly`` notices an image that was replaced.
 
     Parameters
     ----------
     path : path
         The file to write; its name ends in ``.nc``. It appears only when it is whole.
-    responses, repeats, site_ids, object_names, subjects
-        As in `recordings_from_arrays`.
+    responses, repeats, image_ids, site_ids, object_names, subjects
+        As in ``Recordings.from_arrays``.
     image_files : sequence of paths
         The image of each row of ``responses``. All are decoded once.
     region : str or sequence of str
         The region of all sites, or of each.
-    stimulus_ids : sequence of str, optional
-        Id of each row; the image's file name without suffix unless given.
 
     Raises
     ------
     ValueError
-        As `recordings_from_arrays`, for each region, and where an image cannot be decoded or a single text or path is
-        given in place of a list.
+        As ``Recordings.from_arrays``, for each region, and where an image cannot be decoded.
     OSError
-        Where an image is missing or the file cannot be written.
+        An image is missing or the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"{path}: the name of an assembly ends in .nc")
-    images = images_from_files(image_files, ids=stimulus_ids, where=str(path))
-    data = dataset(responses, repeats, len(images), str(path))
-    n_neuroids = data.sizes["neuroid"]
-    regions = labels_of("region", [region] * n_neuroids if isinstance(region, str) else region, n_neuroids, str(path))
-    names = [f"site{i}" for i in range(n_neuroids)] if site_ids is None else site_ids
-    coords = {
-        "stimulus_id": ("stimulus", images.ids),
-        "neuroid_id": ("neuroid", names),
-        "region": ("neuroid", regions),
-        "object_name": ("stimulus", object_names),
-        "subject": ("neuroid", subjects),
-    }
-    for name, (dim, labels) in coords.items():
-        if labels is not None:
-            texts = labels_of(f"{name}s", labels, data.sizes[dim], str(path), unique=name.endswith("_id"))
-            data = data.assign_coords({name: (dim, np.array(texts, object))})
+    images = Images.of(image_files, labels.get("image_ids"), where=str(path))
+    values, single = checked_responses(responses, repeats, len(images), str(path))
+    named = checked_labels({**labels, "image_ids": images.ids}, values.shape, str(path))
+    n_sites = values.shape[1]
+    regions = labels_of("regions", [region] * n_sites if isinstance(region, str) else region, n_sites, str(path))
     for one in dict.fromkeys(regions):
-        _from_dataset(data, images, one, str(path))
-    data = data.assign_coords(image_sha256=("stimulus", np.array(images.hashes(), object)))
+        sites = np.array([name == one for name in regions])
+        Recordings.from_arrays(values[:, sites], images, region=one, source=str(path), site_ids=named["site_ids"][sites])
+    data: Any = xr.Dataset({"responses": (DATA["responses"], values)})
+    if single is not None:
+        data["repeats"] = (DATA["repeats"], single)
+    texts: dict[tuple[str, str], Any] = {LABELS[name]: array for name, array in named.items()}
+    texts |= {("region", "neuroid"): regions, ("image_sha256", "stimulus"): images.hashes()}
+    data = data.assign_coords({name: (dim, np.array(array, object)) for (name, dim), array in texts.items()})
     images.check()
     _write(path, data, [Path(file) for file in image_files])
     return path
@@ -112,24 +106,36 @@ def read_assembly(path: str | Path, region: str) -> Recordings:
     """
     path = _one_file(Path(path))
     data = _read(path)
-    _check_region(data, region, str(path))
+    regions = [str(name) for name in data["region"].values]
+    if region not in regions:
+        raise unknown("region", region, list(dict.fromkeys(regions)), where=str(path))
     images = _images(data, path)
     _check_images(data, images, path)
-    return _from_dataset(data, images, region, str(path))
+    sites = data.isel(neuroid=[number for number, name in enumerate(regions) if name == region])
+    labels = {name: sites[there].values for name, (there, _) in LABELS.items() if there in sites.variables}
+    means, repeats = (sites[name].values if name in sites.variables else None for name in DATA)
+    return Recordings.from_arrays(
+        repeats if means is None else means,
+        images,
+        region=region,
+        repeats=None if means is None else repeats,
+        source=str(path),
+        **labels,
+    )
 
 
-def check_assembly(path: str | Path, region: str) -> None:
-    """What `read_assembly` refuses, as far as it shows without reading responses and images; the same errors."""
+def check_assembly(path: str | Path) -> tuple[str, ...]:
+    """The regions in such a file. The errors are those of ``read_assembly``, as far as they show without reading an image."""
     path = _one_file(Path(path))
-    data = _read(path, header=True)
-    _check_region(data, region, str(path))
+    data = _read(path)
     _images(data, path)
+    return tuple(dict.fromkeys(str(name) for name in data["region"].values))
 
 
 def _images(data: xr.Dataset, path: Path) -> Images:
     folder = Path(os.path.abspath(path.parent / str(data.attrs["image_folder"])))
     files = [folder / str(name) for name in data["image_file"].values]
-    return images_from_files(files, ids=[str(i) for i in data["stimulus_id"].values], where=str(path))
+    return Images.of(files, data["stimulus_id"].values, where=str(path))
 
 
 def _check_images(data: xr.Dataset, images: Images, path: Path) -> None:
@@ -152,34 +158,7 @@ def _check_images(data: xr.Dataset, images: Images, path: Path) -> None:
         )
 
 
-def _check_region(data: xr.Dataset, region: str, where: str) -> None:
-    regions = [str(name) for name in data["region"].values]
-    if region not in regions:
-        raise unknown("region", region, list(dict.fromkeys(regions)), where=where)
-
-
-def _from_dataset(data: xr.Dataset, images: Images, region: str, source: str) -> Recordings:
-    """The sites of one region of a dataset in the NetCDF form."""
-    regions = [str(name) for name in data["region"].values]
-    sites = data.isel(neuroid=np.flatnonzero(np.array(regions) == region))
-
-    def optional(name: str) -> Any:
-        return sites[name].values if name in sites.variables else None
-
-    return recordings_from_arrays(
-        optional("responses"),
-        images,
-        region=region,
-        stimulus_ids=sites["stimulus_id"].values,
-        site_ids=sites["neuroid_id"].values,
-        repeats=optional("repeats"),
-        object_names=optional("object_name"),
-        subjects=optional("subject"),
-        source=source,
-    )
-
-
-def _write(path: Path, data: xr.Dataset, files: list[Path]) -> None:
+def _write(path: Path, data: Any, files: list[Path]) -> None:
     """The NetCDF file, whole or not at all."""
     absolute = [os.path.abspath(file) for file in files]
     folder = os.path.commonpath([os.path.dirname(file) for file in absolute])
@@ -187,11 +166,7 @@ def _write(path: Path, data: xr.Dataset, files: list[Path]) -> None:
     here = Path(os.path.relpath(folder, os.path.abspath(path.parent))).as_posix()
     data = data.assign_coords(image_file=("stimulus", np.array(relative, object)))
     data = data.assign_attrs(format=FORMAT, image_folder=here)
-    with atomic_path(path) as temporary:
-        try:
-            data.to_netcdf(temporary, engine="netcdf4")
-        except RuntimeError as error:  # how the NetCDF library says that the disk is full
-            raise OSError(errno.EIO, str(error)) from error
+    write_netcdf(path, data)
 
 
 def _one_file(path: Path) -> Path:
@@ -206,16 +181,10 @@ def _one_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, header: bool = False) -> xr.Dataset:
-    """The file in memory, with all that the form asks for; with ``header`` without responses and repeats."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
-            with xr.open_dataset(path, engine="netcdf4") as file:
-                lacking = _lacking(file)
-                data = file.drop_vars([name for name in DATA if header and name in file.variables]).load()
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as NetCDF ({error}); it may be damaged or incomplete") from error
+def _read(path: Path) -> xr.Dataset:
+    """The file in memory, with all that the form asks for."""
+    data = read_netcdf(path)
+    lacking = _lacking(data)
     if lacking:
         raise ValueError(
             f"{path} is not in the form that write_assembly writes: it lacks {', '.join(lacking)} "

@@ -20,8 +20,8 @@ import pandas as pd
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.io import ask_sizes
-from cnnf_brain.recordings.arrays import images_from_files, recordings_from_arrays
-from cnnf_brain.types import Recordings
+from cnnf_brain.recordings.record import Recordings
+from cnnf_brain.types import Images
 
 NAME = "MajajHong2015.public"
 REGIONS = ("V4", "IT")
@@ -49,8 +49,7 @@ def load_majaj(region: str) -> Recordings:
     -------
     Recordings
         Responses in the unit of the assembly (70 to 170 ms, normalised by its authors); ``repeats`` padded with NaN,
-        one column for each value of Brain-Score's coordinate ``repetition``; ``object_name`` for stratified splits;
-        ``subject`` is the animal.
+        one column for each value of Brain-Score's coordinate ``repetition``; with ``object_names`` and ``subjects``.
 
     Raises
     ------
@@ -64,7 +63,7 @@ def load_majaj(region: str) -> Recordings:
     if region not in REGIONS:
         raise unknown("region", region, REGIONS, where=NAME)
     if not majaj_cached():
-        print(f"{NAME} is not in the cache: {majaj_available()[1]}", file=sys.stderr)
+        print(f"{NAME} is not in the cache: {public_available()[1]}", file=sys.stderr)
     return recordings_from_assembly(_load_dataset(), region)
 
 
@@ -90,15 +89,15 @@ def recordings_from_assembly(assembly: Any, region: str) -> Recordings:
     first = rows.drop_duplicates("stimulus_id").set_index("stimulus_id").loc[rows["stimulus_id"].cat.categories]
     paths = assembly.attrs["stimulus_set"].stimulus_paths
     animals = assembly["animal"].values if hasattr(assembly, "animal") else None
-    return recordings_from_arrays(
-        None,
-        images_from_files([paths[name] for name in first.index], ids=ids, where=NAME),
+    return Recordings.from_arrays(
+        repeats.swapaxes(1, 2),
+        Images.of([paths[name] for name in first.index], ids, where=NAME),
         region=region,
+        source=NAME,
+        image_ids=ids,
         site_ids=assembly["neuroid_id"].values,
-        repeats=repeats.swapaxes(1, 2),
         object_names=None if "object_name" not in rows else first["object_name"].to_numpy(),
         subjects=animals,
-        source=NAME,
     )
 
 
@@ -114,8 +113,8 @@ def check_installed() -> None:
         raise ImportError(f"{NAME} needs brainscore-vision, which is not installed: {_INSTALL}")
 
 
-def majaj_available() -> tuple[bool, str]:
-    """Whether the recordings can be had, and why or why not, within about two seconds.
+def public_available() -> tuple[bool, str]:
+    """Whether the public recordings of both V4 and IT can be had, and why or why not, within about two seconds.
 
     Nothing is downloaded. True where brainscore-vision is installed and the files are in its cache or their host
     answers; the text then gives the size that the host states.

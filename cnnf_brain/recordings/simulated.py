@@ -11,7 +11,7 @@ response over these images is
     ceiling_j = S_j / (S_j + N_j),    S_j = Var_k(rate_jk),    N_j = Mean_k(rate_jk) / R,
 
 the value that split halves with the Spearman-Brown correction estimate. The gain of each site is set so that its
-ceiling is a number drawn beforehand; it is kept as coordinate ``true_ceiling``.
+ceiling is a number drawn beforehand; it is kept in ``Recordings.true_ceilings``.
 
 Everything follows from one seed. Counts and pixels are integers drawn from rates and intensities, so that the last bit
 of a sum, which differs from machine to machine, does not reach them.
@@ -19,8 +19,6 @@ of a sum, which differs from machine to machine, does not reach them.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -28,11 +26,11 @@ from functools import lru_cache
 import numpy as np
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.recordings.arrays import recordings_from_arrays
-from cnnf_brain.types import Images, Recordings
+from cnnf_brain.recordings.record import Recordings
+from cnnf_brain.types import Images
 
 NAME = "simulated"
-N_NEUROIDS = {"V4": 88, "IT": 168}
+N_SITES = {"V4": 88, "IT": 168}
 N_REPEATS = 10
 
 _SEED = 20201025
@@ -63,39 +61,37 @@ _SHAPES: dict[str, Shape] = {
 def simulated(region: str) -> Recordings:
     """Simulated recordings of ``V4`` (88 sites) or ``IT`` (168 sites): 320 images, 10 repeats, the same every time.
 
-    Both regions have the same images (64 x 64 RGB, PNG). ``responses`` and ``repeats`` are spike counts;
-    ``object_name`` is the object; the coordinate ``true_ceiling`` (neuroid) is the reliability of the mean response.
+    Both regions have the same images (64 x 64 RGB, PNG). Responses and repeats are spike counts. ``object_names`` are the
+    objects, ``true_ceilings`` the reliability of the mean responses.
 
     Raises ValueError for another region.
     """
-    if region not in N_NEUROIDS:
-        raise unknown("region", region, N_NEUROIDS, where=NAME)
-    encoded, _, _, objects = _scenes()
+    if region not in N_SITES:
+        raise unknown("region", region, N_SITES, where=NAME)
+    pixels, _, objects = _scenes()
     counts, ceilings = _counts(region)
-    names = tuple(f"simulated-{index:03d}" for index in range(len(encoded)))
-    recordings = recordings_from_arrays(
-        None,
-        Images(names, encoded.__getitem__, f"{NAME} images"),
-        region=f"{NAME} {region}",
-        site_ids=[f"{NAME}-{region}-{site:03d}" for site in range(N_NEUROIDS[region])],
-        repeats=counts,
-        object_names=[list(_SHAPES)[number] for number in objects],
-        subjects=[NAME] * N_NEUROIDS[region],
+    ids = [f"{NAME}-{index:03d}" for index in range(len(pixels))]
+    recordings = Recordings.from_arrays(
+        counts,
+        Images.of(pixels, ids, where=f"{NAME} images"),
+        region=region,
         source=NAME,
-        simulated=True,
+        site_ids=[f"{NAME}-{region}-{site:03d}" for site in range(N_SITES[region])],
+        object_names=[list(_SHAPES)[number] for number in objects],
+        subjects=[NAME] * N_SITES[region],
     )
-    return replace(recordings, data=recordings.data.assign_coords(true_ceiling=("neuroid", ceilings)))
+    return replace(recordings, simulated=True, true_ceilings=ceilings)
 
 
 @lru_cache(maxsize=1)
-def _scenes() -> tuple[list[bytes], np.ndarray, np.ndarray, np.ndarray]:
-    """Encoded images, their pixels (n, 64, 64, 3) in uint8, objects' centres (n, 2) in pixels, objects' numbers."""
+def _scenes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (n, 64, 64, 3) in uint8, objects' centres (n, 2) in pixels, objects' numbers."""
     rng = np.random.default_rng([_SEED, 0])
     objects = rng.permutation(np.repeat(np.arange(len(_SHAPES)), _N_EACH))
     centres = rng.uniform(-13, 13, (len(objects), 2))
     shapes = list(_SHAPES.values())
     pixels = np.stack([_render(rng, shapes[number], centre) for number, centre in zip(objects, centres, strict=True)])
-    return [_png(image) for image in pixels], pixels, centres, objects
+    return pixels, centres, objects
 
 
 def _render(rng: np.random.Generator, shape: Shape, centre: np.ndarray) -> np.ndarray:
@@ -129,25 +125,11 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0.35, 0.6) + rng.uniform(0.06, 0.16) * (grey + 0.25 * colours)
 
 
-def _png(image: np.ndarray) -> bytes:
-    """An uncompressed PNG: compressors differ from one build of zlib to the next, stored bytes do not."""
-    rows, columns, _ = image.shape
-    raw = b"".join(b"\0" + row.tobytes() for row in image)  # filter 0 before each row
-    stored = b"\x78\x01\x01" + struct.pack("<HH", len(raw), 0xFFFF - len(raw)) + raw
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)  # 8 bit RGB
-    body = stored + struct.pack(">I", zlib.adler32(raw))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
 @lru_cache(maxsize=2)
 def _counts(region: str) -> tuple[np.ndarray, np.ndarray]:
-    """Spike counts (n_stimuli, n_neuroids, n_repeats) and true ceilings (n_neuroids)."""
-    rng = np.random.default_rng([_SEED, list(N_NEUROIDS).index(region) + 1])
-    drive = (_v4_drive if region == "V4" else _it_drive)(rng, N_NEUROIDS[region])
+    """Spike counts (n_images, n_sites, n_repeats) and true ceilings (n_sites)."""
+    rng = np.random.default_rng([_SEED, list(N_SITES).index(region) + 1])
+    drive = (_v4_drive if region == "V4" else _it_drive)(rng, N_SITES[region])
     ceilings = rng.uniform(*_CEILINGS, drive.shape[1])
     # S / (S + N) = ceiling for rate = gain * drive
     gain = ceilings / (1 - ceilings) * drive.mean(axis=0) / (N_REPEATS * drive.var(axis=0))
@@ -158,8 +140,8 @@ def _counts(region: str) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _energies() -> np.ndarray:
-    """Gabor energy of the images' luminance, (n_stimuli, n_channels, 8, 8); each channel has mean 1."""
-    luminance = _scenes()[1] @ np.array([0.3, 0.6, 0.1]) / 255
+    """Gabor energy of the images' luminance, (n_images, n_channels, 8, 8); each channel has mean 1."""
+    luminance = _scenes()[0] @ np.array([0.3, 0.6, 0.1]) / 255
     spectra = np.fft.fft2(luminance - luminance.mean(axis=(1, 2), keepdims=True))
     rows, columns = np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.fftfreq(_SIZE), indexing="ij")
     channels = []
@@ -175,7 +157,7 @@ def _energies() -> np.ndarray:
 
 
 def _pooled(rng: np.random.Generator, n: int, spread: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Energies in ``n`` Gaussian receptive fields, (n_stimuli, n_channels, n), and the fields' centres in pixels."""
+    """Energies in ``n`` Gaussian receptive fields, (n_images, n_channels, n), and the fields' centres in pixels."""
     centres = rng.uniform(-spread, spread, (n, 2))
     axis = np.arange(_CELLS) - (_CELLS - 1) / 2
     along = np.exp(-((axis - centres[..., None]) ** 2) / (2 * width**2))  # (n, 2, cells)
@@ -185,7 +167,7 @@ def _pooled(rng: np.random.Generator, n: int, spread: float, width: float) -> tu
 
 
 def _v4_drive(rng: np.random.Generator, n: int) -> np.ndarray:
-    """(n_stimuli, n): two preferred channels, their product, and one suppressing channel, over the local energy."""
+    """(n_images, n): two preferred channels, their product, and one suppressing channel, over the local energy."""
     pooled, _ = _pooled(rng, n, spread=2.0, width=1.0)
     surround = pooled.mean(axis=1)
     drive = np.empty_like(surround)
@@ -198,9 +180,9 @@ def _v4_drive(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _it_drive(rng: np.random.Generator, n: int) -> np.ndarray:
-    """(n_stimuli, n): products of pooled energies in a large field, and preferred categories where the object is near."""
+    """(n_images, n): products of pooled energies in a large field, and preferred categories where the object is near."""
     pooled, fields = _pooled(rng, n, spread=1.0, width=2.0)
-    _, _, centres, objects = _scenes()
+    _, centres, objects = _scenes()
     drive = np.empty((len(objects), n))
     for site in range(n):
         channels = rng.choice(pooled.shape[1], (3, 2), replace=False)

@@ -24,8 +24,8 @@ import numpy as np
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.io import cache_folder, download, download_size
-from cnnf_brain.recordings.arrays import recordings_from_arrays
-from cnnf_brain.types import Images, Recordings
+from cnnf_brain.recordings.record import Recordings
+from cnnf_brain.types import Images
 
 NAME = "V4_compact_models"
 REGION = "V4"
@@ -44,7 +44,7 @@ class Session(NamedTuple):
     """What the repository's table says of a session; ``n_images`` None where its files contradict each other."""
 
     animal: str
-    n_neuroids: int
+    n_sites: int
     n_images: int | None
 
 
@@ -92,7 +92,7 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
     Returns
     -------
     Recordings
-        Region V4; ``subject`` is the animal (WE, PE or RA) of the repository's sessions.
+        Region V4; ``subjects`` are the animals (WE, PE or RA) of the repository's sessions.
 
     Raises
     ------
@@ -116,17 +116,17 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
     else:
         top, source = _top(Path(folder)), f"{folder}:{chosen}"
     images = _read_images(top / _KINDS["images"].format(chosen))
-    averages, raw = (_read_array(top / _KINDS[kind].format(chosen), source) for kind in ("averages", "raw"))
-    known = SESSIONS.get(chosen)
-    n_sites = len(averages if averages is not None else raw)  # type: ignore[arg-type]
-    return recordings_from_arrays(
-        None if averages is None else averages.swapaxes(0, 1),
+    arrays = [_read_array(top / _KINDS[kind].format(chosen), source) for kind in ("averages", "raw")]
+    responses, *repeats = [array.swapaxes(0, 1) for array in arrays if array is not None]
+    n_sites, known = responses.shape[1], SESSIONS.get(chosen)
+    return Recordings.from_arrays(
+        responses,
         images,
         region=REGION,
-        site_ids=[f"{chosen}-{site}" for site in range(n_sites)],
-        repeats=None if raw is None else raw.swapaxes(0, 1),
-        subjects=None if known is None else [known.animal] * n_sites,
+        repeats=repeats[0] if repeats else None,
         source=source,
+        site_ids=[f"{chosen}-{site}" for site in range(n_sites)],
+        subjects=None if known is None else [known.animal] * n_sites,
     )
 
 
@@ -259,7 +259,7 @@ def _check_download(path: Path, kind: str, session: str) -> None:
         array = _read_array(path, f"{NAME}:{session}")
         assert array is not None
         found = {"sites": array.shape[0], "images": array.shape[1]}
-    expected = {"sites": known.n_neuroids, "images": known.n_images}
+    expected = {"sites": known.n_sites, "images": known.n_images}
     for what, number in found.items():
         if expected[what] not in (None, number):
             raise ValueError(f"session {session}: {kind} for {number} {what}, the repository's table says {expected[what]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,8 @@ from cnnf_brain.gram import layer_grams
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import brainscore_r, ceiled, score_predictions, site_r
-from cnnf_brain.recordings import load
-from cnnf_brain.types import Images, LayerAt, Recordings
+from cnnf_brain.recordings import Recordings, load
+from cnnf_brain.types import Images, LayerAt
 
 pytestmark = [
     pytest.mark.brainscore,
@@ -30,8 +31,18 @@ def part(recordings: Recordings) -> Recordings:
     images = Images(
         tuple(recordings.images.ids[i] for i in chosen), lambda i: recordings.images.read(int(chosen[i])), recordings.source
     )
-    data = recordings.data.isel(stimulus=chosen, neuroid=slice(N_SITES))
-    return Recordings(recordings.source, recordings.region, data, images, recordings.simulated)
+    assert recordings.repeats is not None
+    objects = recordings.object_names
+    return Recordings(
+        source=recordings.source,
+        region=recordings.region,
+        images=images,
+        responses=recordings.responses[chosen, :N_SITES],
+        site_ids=recordings.site_ids[:N_SITES],
+        repeats=recordings.repeats[chosen, :N_SITES],
+        object_names=None if objects is None else objects[chosen],
+        simulated=recordings.simulated,
+    )
 
 
 def real_or_simulated(region: str, real: bool, request) -> Recordings:
@@ -112,6 +123,6 @@ def test_recordings_without_repeats_have_no_ceiling(both, tmp_path):
     from cnnf_brain.brainscore.toy import assembly
 
     whole = part(load(["simulated"], ["V4"])["V4"][0])
-    bare = Recordings("bare", "V4", whole.data.drop_vars("repeats"), whole.images)
+    bare = replace(whole, source="bare", repeats=None)
     with pytest.raises(ValueError, match="bare: these recordings hold no repeats, which Brain-Score's ceiling is made of"):
         assembly(bare, "V4", tmp_path)

@@ -22,7 +22,7 @@ from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import brainscore_r, ceiled, median_r, score_predictions, site_r
-from cnnf_brain.recordings.arrays import recordings_from_arrays
+from cnnf_brain.recordings import Recordings
 from cnnf_brain.recordings.simulated import simulated
 from cnnf_brain.types import Images, LayerAt
 
@@ -123,7 +123,7 @@ def recordings():
     responses = signal + 1.5 * rng.standard_normal(signal.shape)
     assert whole.object_names is not None
     objects = whole.object_names[order]
-    return recordings_from_arrays(responses, images, region="V4", object_names=objects, source="test", simulated=True)
+    return Recordings.from_arrays(responses, images, region="V4", object_names=objects, source="test")
 
 
 @pytest.fixture(scope="module")

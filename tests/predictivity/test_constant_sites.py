@@ -10,7 +10,7 @@ from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import pearson, score_predictions
 from cnnf_brain.predictivity.swaps import standardised_folds
-from cnnf_brain.recordings import recordings_from_arrays
+from cnnf_brain.recordings import Recordings
 from cnnf_brain.types import Images, Split
 
 N = 60
@@ -33,7 +33,7 @@ def judged(responses: np.ndarray) -> dict[str, bool]:
     noise = [np.random.default_rng(2).standard_normal(responses.shape)]
     fold = standardised_folds([responses], noise, np.tile(responses[:, :1], 2), [Split(everyone, everyone)])[0]
     return {
-        "recordings": "site1 (constant)" in recordings_from_arrays(responses, images, region="IT").excluded,
+        "recordings": "site1 (constant)" in Recordings.from_arrays(responses, images, region="IT").excluded,
         "PLS": bool((first[:, 1] == responses[splits[0].train[0], 1]).all()),
         "r": bool(np.isnan(pearson(responses, noise[0])[1])),
         "swap": bool(np.isnan(fold.r_model[1])),

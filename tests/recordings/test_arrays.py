@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
-from cnnf_brain.recordings import (
-    UncheckedImagesWarning,
-    images_from_files,
-    load,
-    read_assembly,
-    recordings_from_arrays,
-    write_assembly,
-)
+from cnnf_brain.recordings import Recordings, UncheckedImagesWarning, load, read_assembly, write_assembly
 from cnnf_brain.recordings.assembly import _read
 from cnnf_brain.types import Images
 
@@ -24,20 +19,57 @@ def fake_images(n: int) -> Images:
     return Images(tuple(f"s{i}" for i in range(n)), lambda index: bytes([index]), "memory")
 
 
-def responses(n_stimuli: int = 6, n_neuroids: int = 4) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(n_stimuli, n_neuroids))
+def responses(n_images: int = 6, n_sites: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n_images, n_sites))
 
 
-def test_rows_follow_stimulus_ids_not_positions() -> None:
+def test_rows_follow_image_ids_not_positions() -> None:
     values = responses()
-    made = recordings_from_arrays(values, fake_images(6), region="IT", stimulus_ids=["s3", "s0", "s5", "s1", "s2", "s4"])
+    made = Recordings.from_arrays(values, fake_images(6), region="IT", image_ids=["s3", "s0", "s5", "s1", "s2", "s4"])
     assert [made.images.read(i) for i in range(6)] == [bytes([i]) for i in (3, 0, 5, 1, 2, 4)]
     np.testing.assert_array_equal(made.responses, values)
     assert made.images.ids == ("s3", "s0", "s5", "s1", "s2", "s4")
 
 
+@pytest.mark.parametrize("kind", ["paths", "PIL images", "array"])
+def test_images_in_memory_and_on_disk(kind: str, image_files: list[Path], repeats: np.ndarray, grey) -> None:
+    images: object = image_files
+    if kind != "paths":
+        pictures = [Image.open(file).convert("RGB") for file in image_files]
+        images = pictures if kind == "PIL images" else np.stack([np.asarray(picture) for picture in pictures])
+    made = Recordings.from_arrays(repeats, images, region="V4", image_ids=list("abcdefghijkl"))
+    assert "".join(made.images.ids) == "abcdefghijkl"
+    assert [grey(made.images.decode(i)) for i in range(12)] == [10 * i for i in range(12)]
+    bare = Recordings.from_arrays(repeats, images, region="V4")
+    assert bare.images.ids == tuple(f"{'picture' if kind == 'paths' else 'image'}{i}" for i in range(12))
+
+
+def test_what_a_notebook_shows() -> None:
+    values = responses()
+    values[:, 0] = 1
+    made = Recordings.from_arrays(values, fake_images(6), region="V4", source="mine")
+    assert repr(made) == "Recordings(mine: V4, 6 images, 3 sites, 1 sites excluded)"
+
+
+def test_a_record_that_does_not_fit_together() -> None:
+    made = Recordings.from_arrays(responses(), fake_images(6), region="V4", source="mine")
+    for change in (
+        {"responses": responses(5)},
+        {"site_ids": ("a",)},
+        {"repeats": responses()},
+        {"subjects": np.array(["x"])},
+    ):
+        with pytest.raises(ValueError, match=r"^mine: .* which does not fit 6 images and "):
+            replace(made, **change)
+
+
+def test_an_argument_that_does_not_exist() -> None:
+    with pytest.raises(TypeError, match=r"unexpected argument 'neuroid_ids'; the labels are image_ids, site_ids"):
+        Recordings.from_arrays(responses(), fake_images(6), region="V4", neuroid_ids=list("abcd"))  # type: ignore[call-arg]
+
+
 def test_mean_over_repeats_skips_missing_presentations(repeats: np.ndarray) -> None:
-    made = recordings_from_arrays(None, fake_images(12), region="V4", repeats=repeats, object_names=list("abcd") * 3)
+    made = Recordings.from_arrays(repeats, fake_images(12), region="V4", object_names=list("abcd") * 3)
     for stimulus in range(12):
         for site in range(5):
             there = [value for value in repeats[stimulus, site] if value == value]
@@ -52,39 +84,39 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
     values[:, 1] = 0.1
     values[2:4, 3] = np.nan
     values[0, 4] = np.inf
-    made = recordings_from_arrays(
+    made = Recordings.from_arrays(
         values, fake_images(6), region="V4", site_ids=list("abcde"), subjects=["x", "x", "y", "y", "y"]
     )
     assert made.excluded == (
         "b (constant)",
-        "d (NaN or infinite for 2 of 6 stimuli)",
-        "e (NaN or infinite for 1 of 6 stimuli)",
+        "d (NaN or infinite for 2 of 6 images)",
+        "e (NaN or infinite for 1 of 6 images)",
     )
     np.testing.assert_array_equal(made.responses, values[:, [0, 2]])
-    assert list(made.data["neuroid_id"].values) == ["a", "c"]
-    assert list(made.data["subject"].values) == ["x", "y"]
+    assert list(made.site_ids) == ["a", "c"]
+    assert list(made.subjects) == ["x", "y"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"responses": responses(5)}, "responses to 5 stimuli but 6 images; responses have one row for each image"),
+        ({"responses": responses(5)}, "responses to 5 images but 6 images; expected one row for each image"),
         ({"responses": responses(4, 6)}, "they seem to be transposed"),
-        ({"responses": responses()[0]}, r"responses have shape \(4,\), expected \(n_stimuli, n_neuroids\)"),
+        ({"responses": responses()[0]}, r"responses have shape \(4,\), expected \(n_images, n_sites\)"),
         ({"responses": np.zeros((6, 0))}, r"responses have shape \(6, 0\)"),
         ({"responses": responses().astype(str)}, "responses are not numbers"),
         ({"responses": responses().astype(complex)}, "expected real numbers"),
         ({"responses": np.ones((6, 2))}, r"no site is left, all 2 are constant or have NaN.*site0 \(constant\)"),
-        ({"responses": None}, "neither responses nor repeats"),
+        ({"responses": None}, "responses are not numbers"),
         ({"repeats": np.stack([responses(), responses() + 1], axis=2)}, "responses are not the mean over repeats"),
         ({"repeats": responses()[:, :3, None]}, r"repeats have shape \(6, 3, 1\)"),
-        ({"stimulus_ids": ["s0", "s0", "s1", "s2", "s3", "s4"]}, "stimulus_ids occur more than once: s0"),
-        ({"stimulus_ids": ["s0", "s1", "s2", "s3", "s4", "t"]}, "1 stimulus ids have no image in memory: t"),
-        ({"stimulus_ids": "s0s1s2"}, "stimulus_ids are given as the single text 's0s1s2'; expected a list of 6, one for"),
+        ({"image_ids": ["s0", "s0", "s1", "s2", "s3", "s4"]}, "image_ids occur more than once: s0"),
+        ({"image_ids": ["s0", "s1", "s2", "s3", "s4", "t"]}, "1 image ids have no image in memory: t"),
+        ({"image_ids": "s0s1s2"}, "image_ids are given as the single text 's0s1s2'; expected a list of 6, one for"),
         ({"site_ids": "abcd"}, "site_ids are given as the single text 'abcd'; expected a list of 4"),
         ({"object_names": "catdog"}, "object_names are given as the single text 'catdog'; expected a list of 6"),
         ({"subjects": "four"}, "subjects are given as the single text 'four'; expected a list of 4"),
-        ({"stimulus_ids": ["s0"]}, "1 stimulus_ids were given, expected 6"),
+        ({"image_ids": ["s0"]}, "1 image_ids were given, expected 6"),
         ({"site_ids": list("abca")}, "site_ids occur more than once: a"),
         ({"object_names": ["cat"] * 4}, "4 object_names were given, expected 6"),
         ({"subjects": ["cat"] * 6}, "6 subjects were given, expected 4"),
@@ -93,7 +125,7 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
 def test_bad_arrays(change: dict, message: str) -> None:
     given = {"responses": responses(), "images": fake_images(6), "region": "V4", "source": "mine"} | change
     with pytest.raises(ValueError, match=rf"^mine: .*{message}"):
-        recordings_from_arrays(given.pop("responses"), given.pop("images"), **given)
+        Recordings.from_arrays(given.pop("responses"), given.pop("images"), **given)
 
 
 def test_images_with_ids_that_occur_twice() -> None:
@@ -106,10 +138,9 @@ def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list
     regions = ["V4", "IT", "V4", "IT", "IT"]
     path = write_assembly(
         tmp_path / "out" / "mine.nc",
-        None,
+        repeats,
         image_files[::-1],
         region=regions,
-        repeats=repeats,
         site_ids=list("abcde"),
         object_names=objects,
         subjects=subjects,
@@ -119,13 +150,13 @@ def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list
     np.testing.assert_allclose(made.responses, np.nanmean(repeats, axis=2)[:, [1, 3, 4]], rtol=1e-12)
     assert made.region == "IT"
     assert made.source == str(path)
-    assert list(made.data["neuroid_id"].values) == ["b", "d", "e"]
-    assert list(made.data["subject"].values) == ["y", "x", "x"]
+    assert list(made.site_ids) == ["b", "d", "e"]
+    assert list(made.subjects) == ["y", "x", "x"]
     assert made.object_names is not None
     assert list(made.object_names) == objects
     assert made.images.ids == tuple(file.stem for file in image_files[::-1])
     assert [grey(made.images.decode(i)) for i in range(12)] == [10 * i for i in range(11, -1, -1)]
-    assert read_assembly(path.parent, "V4").data.sizes["neuroid"] == 2
+    assert len(read_assembly(path.parent, "V4").site_ids) == 2
     assert [file.name for file in path.parent.iterdir()] == ["mine.nc"]
 
 
@@ -194,13 +225,13 @@ def test_region_that_an_assembly_lacks(tmp_path: Path, image_files: list[Path]) 
 
 def test_nothing_is_written_from_bad_input(tmp_path: Path, image_files: list[Path]) -> None:
     path = tmp_path / "out" / "mine.nc"
-    with pytest.raises(ValueError, match=r"responses to 11 stimuli but 12 images"):
+    with pytest.raises(ValueError, match=r"responses to 11 images but 12 images"):
         write_assembly(path, responses(11), image_files, region="V4")
     with pytest.raises(ValueError, match=r"no site is left"):
         write_assembly(path, np.ones((12, 2)), image_files, region="V4")
     with pytest.raises(ValueError, match=r"more than once: picture0"):
         write_assembly(path, responses(12), [image_files[0], *image_files[:-1]], region="V4")
-    with pytest.raises(ValueError, match=r"3 region were given, expected 4"):
+    with pytest.raises(ValueError, match=r"3 regions were given, expected 4"):
         write_assembly(path, responses(12), image_files, region=["V4"] * 3)
     with pytest.raises(ValueError, match=r"ends in \.nc"):
         write_assembly(path.with_suffix(".h5"), responses(12), image_files, region="V4")
@@ -208,7 +239,7 @@ def test_nothing_is_written_from_bad_input(tmp_path: Path, image_files: list[Pat
     with pytest.raises(ValueError, match=r"image 'picture4' cannot be decoded"):
         write_assembly(path, responses(12), image_files, region="V4")
     with pytest.raises(FileNotFoundError, match=r"1 of 2 image files are missing"):
-        images_from_files([image_files[0], tmp_path / "none.png"], where="here")
+        Images.of([image_files[0], tmp_path / "none.png"], where="here")
     assert not path.parent.exists()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cnnf_brain import io
-from cnnf_brain.recordings import load_majaj, majaj, majaj_available, public_available
+from cnnf_brain.recordings import load_majaj, majaj, public_available
 
 OBJECTS = ["car", "apple", "face", "boat"]
 
@@ -85,8 +85,8 @@ def test_means_and_repeats_against_a_loop(loaded, assembly, grey) -> None:
             assert made.responses[row, column] == pytest.approx(sum(single.values()) / len(single), rel=1e-12)
             for k in range(4):
                 np.testing.assert_equal(made.repeats[row, column, k], single.get(k, np.nan))
-    assert list(made.data["neuroid_id"].values) == ["n0", "n2", "n4", "n6"]
-    assert list(made.data["subject"].values) == ["Tito", "Tito", "Tito", "Tito"]
+    assert list(made.site_ids) == ["n0", "n2", "n4", "n6"]
+    assert list(made.subjects) == ["Tito", "Tito", "Tito", "Tito"]
     number = {f"id{(7 * i) % 12:02d}": i for i in range(12)}
     assert made.object_names is not None
     for row, name in enumerate(made.images.ids):
@@ -145,7 +145,7 @@ def test_a_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
         raise Exception(["no credentials", "no route"])
 
     monkeypatch.setattr(brainscore_vision, "load_dataset", fail)
-    monkeypatch.setattr(majaj, "majaj_available", lambda: (False, "no answer"))
+    monkeypatch.setattr(majaj, "public_available", lambda: (False, "no answer"))
     with pytest.raises(OSError, match=r"could not be downloaded or read .*no route.*or name other recordings"):
         load_majaj("V4")
 
@@ -165,7 +165,7 @@ def test_available_says_how_large_a_download_is(installed: Path, server, monkeyp
     assert public_available() == (True, "MajajHong2015.public can be downloaded (4 MB)")
     assert all(line.startswith("HEAD") for line in server.asked)
     del server.files["stimulus_hvm-public.zip"]
-    there, why = majaj_available()
+    there, why = public_available()
     assert not there
     assert "cannot be downloaded (" in why
     assert "404" in why
@@ -177,16 +177,16 @@ def test_available_from_the_cache(installed: Path, monkeypatch: pytest.MonkeyPat
         assert not majaj.majaj_cached()
         (installed / sha1).mkdir(parents=True)
         (installed / sha1 / name).write_bytes(b"x")
-    assert majaj_available() == (True, "MajajHong2015.public is in the cache")
+    assert public_available() == (True, "MajajHong2015.public is in the cache")
 
 
 def test_offline_it_decides_in_time(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io, "download_size", lambda *_, **__: time.sleep(4))  # as a host look-up that hangs
     start = time.monotonic()
-    there, why = majaj_available()
+    there, why = public_available()
     assert time.monotonic() - start < 3
     assert not there
     assert "no answer from https://brainscore-storage" in why
     monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)
-    assert majaj_available()[0] is False
-    assert "not installed" in majaj_available()[1]
+    assert public_available()[0] is False
+    assert "not installed" in public_available()[1]

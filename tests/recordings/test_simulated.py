@@ -10,18 +10,18 @@ import pytest
 from cnnf_brain.recordings import simulated_recordings
 
 
-@pytest.mark.parametrize(("region", "n_neuroids"), [("V4", 88), ("IT", 168)])
-def test_shape_and_labels(region: str, n_neuroids: int) -> None:
+@pytest.mark.parametrize(("region", "n_sites"), [("V4", 88), ("IT", 168)])
+def test_shape_and_labels(region: str, n_sites: int) -> None:
     made = simulated_recordings(region)
     assert made.simulated
     assert made.source == "simulated"
-    assert made.region == f"simulated {region}"
+    assert made.region == region
     assert made.excluded == ()
     assert made.repeats is not None
-    assert made.repeats.shape == (320, n_neuroids, 10)
+    assert made.repeats.shape == (320, n_sites, 10)
     assert np.array_equal(made.repeats, np.floor(made.repeats))
     assert made.repeats.min() >= 0
-    assert all("simulated" in name for name in made.data["neuroid_id"].values)
+    assert all("simulated" in name for name in made.site_ids)
     assert made.object_names is not None
     _, counts = np.unique(made.object_names, return_counts=True)
     assert counts.tolist() == [40] * 8
@@ -50,7 +50,7 @@ def test_background_falls_as_one_over_f(region: str) -> None:
 def test_split_halves_find_the_true_ceiling(region: str) -> None:
     made = simulated_recordings(region)
     assert made.repeats is not None
-    true = made.data["true_ceiling"].values
+    true = made.true_ceilings
     assert true.min() >= 0.6
     assert true.max() <= 0.92
     rng = np.random.default_rng(1)

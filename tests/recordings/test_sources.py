@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnf_brain import recordings
 from cnnf_brain.recordings import (
+    Recordings,
     Source,
     UncheckedImagesWarning,
     assembly,
     check_sources,
     load,
+    load_recordings,
     majaj,
     parse_sources,
-    sources,
     v4_compact,
     write_assembly,
 )
@@ -26,7 +28,7 @@ BOTH = ["V4", "IT"]
 
 @pytest.fixture
 def it_file(tmp_path: Path, image_files: list[Path], repeats: np.ndarray) -> Path:
-    return write_assembly(tmp_path / "it.nc", None, image_files, region="IT", repeats=repeats)
+    return write_assembly(tmp_path / "it.nc", repeats, image_files, region="IT")
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,7 @@ def test_a_part_of_a_name_is_recognised(word: str) -> None:
 
 def test_no_message_speaks_of_flags() -> None:
     """The library is called from programs too; arguments have no dashes."""
-    folder = Path(sources.__file__).parents[1]
+    folder = Path(recordings.__file__).parents[1]
     for part in ("recordings", "predictivity"):
         for path in (folder / part).glob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -129,24 +131,20 @@ def test_what_is_wrong_with_sources_shows_without_reading_them(
     error,
     message: str,
 ) -> None:
-    monkeypatch.setattr(sources, "_load", lambda source: pytest.fail("recordings were read"))
+    monkeypatch.setattr(recordings, "_load", lambda source: pytest.fail("recordings were read"))
     word = word.replace("FOLDER", str(v4_folder)).replace("ITFILE", str(it_file))
     with pytest.raises(error, match=message):
         check_sources([word], ["V4"], session)
 
 
-def test_damaged_assemblies_show_without_reading_responses(
+def test_damaged_assemblies_show_before_images_are_read(
     it_file: Path, image_files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_load", lambda source: pytest.fail("recordings were read"))
+    monkeypatch.setattr(recordings, "_load", lambda source: pytest.fail("recordings were read"))
     assert check_sources([f"IT={it_file}", "V4=simulated"], BOTH) == [
         Source("V4", "simulated"),
         Source("IT", "assembly", it_file),
     ]
-    assert set(assembly._read(it_file, header=True).variables) == set(assembly._read(it_file).variables) - {
-        "repeats",
-        "responses",
-    }
     image_files[3].unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 12 image files are missing: .*picture3.png"):
         check_sources([str(it_file)], ["IT"])
@@ -168,12 +166,44 @@ def test_load_several_sources(v4_folder: Path, it_file: Path) -> None:
     assert list(made) == BOTH
     assert [one.source for one in made["V4"]] == [f"{v4_folder}:210620", f"{v4_folder}:mine"]
     assert [one.source for one in made["IT"]] == [str(it_file), "simulated"]
-    assert [one.region for one in made["IT"]] == ["IT", "simulated IT"]
+    assert [one.region for one in made["IT"]] == ["IT", "IT"]
     for region, all_of_it in made.items():
         for one in all_of_it:
             word = one.source
             again = load([word], [region])[region][0]
             np.testing.assert_array_equal(again.responses, one.responses)
+
+
+def test_load_recordings_gives_what_is_named(v4_folder: Path, it_file: Path, tmp_path: Path, image_files, repeats) -> None:
+    one = load_recordings(v4_folder, session="210620")
+    assert isinstance(one, Recordings)
+    assert (one.source, one.region) == (f"{v4_folder}:210620", "V4")
+    assert load_recordings(f"{v4_folder}:mine").source == f"{v4_folder}:mine"
+    several = load_recordings(str(v4_folder), session=["210620", "mine"])
+    assert [made.source for made in several] == [f"{v4_folder}:210620", f"{v4_folder}:mine"]
+    assert load_recordings(it_file).region == "IT"
+    assert [made.region for made in load_recordings("simulated")] == BOTH
+    assert load_recordings("simulated", region="IT").region == "IT"
+    write_assembly(tmp_path / "a=both.nc", repeats, image_files, region=["V1", "IT", "V1", "IT", "V1"])
+    assert [made.region for made in load_recordings(tmp_path / "a=both.nc")] == ["V1", "IT"]
+    assert load_recordings(tmp_path / "a=both.nc", region="V1").responses.shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "message"),
+    [
+        ("simulated", {"region": "V1"}, r"region 'V1' is not known in simulated.*Known: V4, IT"),
+        ("simulated", {"session": "210620"}, r"recordings 'simulated': session 210620 applies to V4_compact_models"),
+        ("V4_compact_models:1", {"session": "2"}, r"session 2 applies to V4_compact_models"),
+        ("V4_compact_models", {}, r"no session is named; it has 190923"),
+        ("V4_compact_models", {"session": "1"}, r"session '1' is not known"),
+        ("V4_compact_models", {"region": "IT", "session": "201025"}, r"region 'IT' is not known in V4_compact_models"),
+        ("auto", {}, r"'auto' stand alone"),
+    ],
+)
+def test_load_recordings_refuses(word: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recordings(word, **options)
 
 
 @pytest.mark.parametrize(

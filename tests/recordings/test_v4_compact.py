@@ -41,7 +41,7 @@ def test_a_session_with_repeats(v4_folder: Path, grey) -> None:
     assert made.region == "V4"
     assert made.source == f"{v4_folder}:190924"
     assert not made.simulated
-    assert set(made.data["subject"].values) == {"WE"}
+    assert set(made.subjects) == {"WE"}
     assert made.images.ids == tuple(f"image{i}" for i in range(1, 13))  # image10 after image9
     assert [round(grey(made.images.decode(i)), -1) for i in range(12)] == [10 * i for i in range(12)]
 
@@ -49,10 +49,10 @@ def test_a_session_with_repeats(v4_folder: Path, grey) -> None:
 def test_a_session_without_repeats_and_one_without_averages(v4_folder: Path) -> None:
     made = load_v4_compact(v4_folder / "data_V4_responses", "210620")
     assert made.repeats is None
-    assert set(made.data["subject"].values) == {"RA"}
+    assert set(made.subjects) == {"RA"}
     mine = load_v4_compact(v4_folder, "mine")
     assert mine.repeats is not None
-    assert "subject" not in mine.data.coords
+    assert mine.subjects is None
 
 
 def test_unknown_session_lists_those_of_the_folder(v4_folder: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_pickle_is_not_executed(v4_folder: Path, tmp_path: Path) -> None:
 def test_images_and_responses_that_differ_in_number(v4_folder: Path) -> None:
     path = v4_folder / "data_V4_responses/responses_repeat_averaged/responses_210620.npy"
     np.save(path, np.load(path)[:, :-1])
-    with pytest.raises(ValueError, match=r":210620: responses to 11 stimuli but 12 images"):
+    with pytest.raises(ValueError, match=r":210620: responses to 11 images but 12 images"):
         load_v4_compact(v4_folder, "210620")
 
 
@@ -139,7 +139,7 @@ def test_a_truncated_download_leaves_nothing(published, cache: Path, name: str) 
     assert Path(name).name not in [file.name for file in cache.rglob("*") if file.parent.name == name.split("/")[0]]
     assert not [file for file in written(cache) if file.startswith("tmp")]
     published.cut.clear()
-    assert load_v4_compact(None, "190924").data.sizes["neuroid"] == 25
+    assert load_v4_compact(None, "190924").responses.shape[1] == 25
 
 
 def test_a_download_that_is_not_there_or_not_what_was_published(published, cache: Path) -> None:
@@ -190,7 +190,7 @@ def test_the_real_sessions(shared: Path) -> None:
     lines = (folder / "data_V4_responses/readme.txt").read_text().splitlines()
     rows = [line.split() for line in lines if line[:6].isdigit()]
     assert {row[0]: (row[1], int(row[3])) for row in rows} == {
-        name: (session.animal, session.n_neuroids) for name, session in v4_compact.SESSIONS.items()
+        name: (session.animal, session.n_sites) for name, session in v4_compact.SESSIONS.items()
     }
     for row in rows:
         assert v4_compact.SESSIONS[row[0]].n_images in (None, int(row[5]))
@@ -212,4 +212,4 @@ def test_a_real_session_downloaded(shared: Path, server, cache: Path, monkeypatc
     made = load_v4_compact(None, "210325")
     assert made.repeats is not None
     assert made.repeats.shape == (640, 50, 10)
-    assert set(made.data["subject"].values) == {"PE"}
+    assert set(made.subjects) == {"PE"}

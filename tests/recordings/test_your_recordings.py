@@ -31,7 +31,7 @@ def test_the_page_runs(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert written.images.digest() == names["recordings"].images.digest()
     assert len(written.images) == 64
     assert written.excluded == ()
-    assert set(written.data["subject"].values) == {"1", "2"}
+    assert set(written.subjects) == {"1", "2"}
 
 
 def test_the_page_names_what_a_file_holds(tmp_path: Path, image_files: list[Path], repeats: np.ndarray) -> None:
@@ -41,7 +41,7 @@ def test_the_page_names_what_a_file_holds(tmp_path: Path, image_files: list[Path
     from cnnf_brain.recordings.assembly import _read
 
     path = write_assembly(
-        tmp_path / "all.nc", None, image_files, region="IT", repeats=repeats, object_names=["a"] * 12, subjects=["b"] * 5
+        tmp_path / "all.nc", repeats, image_files, region="IT", object_names=["a"] * 12, subjects=["b"] * 5
     )
     data: xr.Dataset = _read(path)
     rows = re.findall(r"^\| (attribute )?`(\w+)` \| (?:\(([\w, ]+)\))?", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
