@@ -243,3 +243,24 @@ def test_a_broken_image_is_named(tmp_path):
     paths[3].write_bytes(b"no picture")
     with pytest.raises(ValueError, match="image '3' cannot be decoded"):
         scored(plain(), None, cb.Recordings.from_arrays(responses(pixels()), paths, region="V4"), "1")
+
+
+def test_the_readme_s_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    block = text.split("## In Python")[1].split("```python")[1].split("```")[0]
+    small = {
+        '"vgg16", weights="trained.safetensors"': '"small"',
+        "Preprocessing(224)": "Preprocessing(28)",
+        "features.16": "pool2",
+    }
+    for given, here in small.items():
+        assert given in block
+        block = block.replace(given, here)
+    images = pixels()
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    module.add_module("layer2", nn.Conv2d(4, 4, 3))
+    scope = {"my_module": module, "images": images, "responses": responses(images)}
+    few = "recordings, scoring=cb.Scoring(components=3), progress=False, layers"
+    exec(block.replace("recordings, layers", few), scope)
+    assert cb.Comparison.load(tmp_path / "results" / "mine").summary == scope["result"].summary
