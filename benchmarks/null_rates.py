@@ -26,14 +26,14 @@ from scipy import stats
 
 from cnnf_brain.io import atomic_path
 from cnnf_brain.predictivity import statistics
+from cnnf_brain.predictivity.permutation import PERMUTATION, HeldOut, permutation_over_images
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import BOOTSTRAP, PAIRED, RESAMPLED, TESTS, WELCH, WILCOXON
-from cnnf_brain.predictivity.swaps import SWAP, swap_over_images
 from cnnf_brain.types import Predictions, Scores, Split
 
-PLAIN_SWAP = "swap over images, uncorrected"
-ROWS = (RESAMPLED, SWAP, PLAIN_SWAP, WELCH, PAIRED, WILCOXON, BOOTSTRAP)
+PLAIN_PERMUTATION = "permutation over images, uncorrected"
+ROWS = (RESAMPLED, PERMUTATION, PLAIN_PERMUTATION, WELCH, PAIRED, WILCOXON, BOOTSTRAP)
 LEVEL = 0.05
 RESAMPLES = 999
 
@@ -44,7 +44,7 @@ class Setting:
 
     title: str
     n_images: int = 160
-    n_neuroids: int = 30
+    n_sites: int = 30
     n_features: int = 80
     n_components: int = 15
     shuffle: bool = False  # ten random 90/10 splits, as Brain-Score, instead of ten folds
@@ -133,7 +133,7 @@ class Experiment:
 @dataclass(frozen=True)
 class DrawnImages:
     signal: np.ndarray
-    products: tuple[np.ndarray, np.ndarray]
+    grams: tuple[np.ndarray, np.ndarray]
     splits: tuple[Split, ...]
 
 
@@ -142,17 +142,17 @@ def draw(setting: Setting, rng: np.random.Generator) -> Experiment:
 
 
 def draw_images(setting: Setting, rng: np.random.Generator) -> DrawnImages:
-    """Signal, the products X Xᵀ of both networks, and splits."""
+    """Signal, the Grams X Xᵀ of both networks, and splits."""
     half = N_SIGNAL // 2
     size = np.tile(1 / np.sqrt(1 + np.arange(half) / 3), 2)
     signal = rng.standard_normal((setting.n_images, N_SIGNAL)) * size
     contrast = np.repeat([setting.contrast, 1 / setting.contrast], half)
-    products = []
+    grams = []
     for noise, factor in ((setting.model_noise, contrast), (setting.baseline_noise, contrast[::-1])):
         features = noise * rng.standard_normal((setting.n_images, setting.n_features))
         features[:, :N_SIGNAL] = features[:, :N_SIGNAL] * factor + signal
-        products.append(features @ features.T)
-    return DrawnImages(signal, (products[0], products[1]), draw_splits(setting, rng))
+        grams.append(features @ features.T)
+    return DrawnImages(signal, (grams[0], grams[1]), draw_splits(setting, rng))
 
 
 def draw_splits(setting: Setting, rng: np.random.Generator) -> tuple[Split, ...]:
@@ -170,39 +170,35 @@ def draw_sites(setting: Setting, images: DrawnImages, rng: np.random.Generator) 
     Where the networks differ in the halves of the signal, mirrored sites make the differences over sites symmetric
     around 0.
     """
-    readout = rng.standard_normal((N_SIGNAL, setting.n_neuroids // (2 if setting.mirrored else 1)))
+    readout = rng.standard_normal((N_SIGNAL, setting.n_sites // (2 if setting.mirrored else 1)))
     if setting.mirrored:
         readout = np.hstack([readout, np.roll(readout, N_SIGNAL // 2, axis=0)])
     clean = images.signal @ readout
     own, common = rng.standard_normal(clean.shape), rng.standard_normal((setting.n_images, 1))
     noise = np.sqrt(1 - setting.shared) * own + np.sqrt(setting.shared) * common
     responses = clean / clean.std(axis=0) + setting.site_noise * noise
-    model, baseline = (cross_predict(product, responses, images.splits, setting.n_components) for product in images.products)
+    model, baseline = (cross_predict(gram, responses, images.splits, setting.n_components) for gram in images.grams)
     scores = [score_predictions(one, responses) for one in (model, baseline)]
     return Experiment(scores[0], scores[1], (model, baseline), responses)
 
 
 def rejections(experiment: Experiment, seed: int) -> dict[str, bool]:
     comparison = statistics.compare_scores(
-        experiment.model,
-        experiment.baseline,
-        predictions=experiment.predictions,
-        responses=experiment.responses,
+        [(experiment.model, experiment.baseline)],
+        predictions=[experiment.predictions],
+        responses=[experiment.responses],
         n_resamples=RESAMPLES,
         seed=seed,
     )
     rejected = {test.name: test.p <= LEVEL for test in comparison.tests}
     model, baseline = ([values[-1] for values in one.values] for one in experiment.predictions)
-    plain = swap_over_images(
-        model,
-        baseline,
-        experiment.responses,
-        experiment.predictions[0].splits,
-        for_training=False,
-        n_resamples=RESAMPLES,
-        seed=seed,
-    )
-    return {**rejected, PLAIN_SWAP: plain.p <= LEVEL, BOOTSTRAP: not comparison.sites_low <= 0 <= comparison.sites_high}
+    held_out = HeldOut(model, baseline, experiment.responses, experiment.predictions[0].splits)
+    plain = permutation_over_images([held_out], for_training=False, n_resamples=RESAMPLES, seed=seed)
+    return {
+        **rejected,
+        PLAIN_PERMUTATION: plain.p <= LEVEL,
+        BOOTSTRAP: not comparison.sites_low <= 0 <= comparison.sites_high,
+    }
 
 
 def record_of(setting: Setting, n: int, counts: dict[str, int], r: list, differences: list) -> dict:

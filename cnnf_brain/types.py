@@ -22,6 +22,7 @@ from PIL import Image
 
 from cnnf_brain.checks import labels_of
 
+Array = np.ndarray[Any, Any]
 FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
 _LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
 
@@ -85,7 +86,7 @@ class Images:
             raise ValueError(f"{self.where}: image ids occur more than once: {', '.join(twice[:5])}")
 
     @classmethod
-    def of(cls, images: Iterable[Any], ids: Sequence[Any] | np.ndarray | None = None, *, where: str = "images") -> Images:
+    def of(cls, images: Iterable[Any], ids: Sequence[Any] | Array | None = None, *, where: str = "images") -> Images:
         """Images from files, from PIL images or from arrays of pixels.
 
         Parameters
@@ -193,7 +194,7 @@ def _reader(image: Any, name: str) -> Callable[[], bytes]:
     return lambda: encoded
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _png(pixels: Array) -> bytes:
     """An uncompressed PNG: compressors differ from one build of zlib to the next, stored bytes do not."""
     rows, columns, _ = pixels.shape
     raw = b"".join(b"\0" + row.tobytes() for row in pixels)  # filter 0 before each row
@@ -217,7 +218,7 @@ class Gram:
     (PLS centres on the training rows of each fold, so that cancels)."""
 
     at: LayerAt
-    values: np.ndarray  # (n_images, n_images) float64
+    values: Array  # (n_images, n_images) float64
     n_features: int
 
 
@@ -225,8 +226,8 @@ class Gram:
 class Split:
     """Row numbers of one cross-validation split."""
 
-    train: np.ndarray
-    test: np.ndarray
+    train: Array
+    test: Array
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Predictions:
     """
 
     splits: tuple[Split, ...]
-    values: tuple[np.ndarray, ...]
+    values: tuple[Array, ...]
     ranks: tuple[int, ...]
 
 
@@ -251,12 +252,12 @@ class Scores:
     ``ceiling`` (n_sites): split-half reliability, Spearman-Brown corrected; None without repeats.
     """
 
-    r: np.ndarray
-    pooled: np.ndarray | None
-    ceiling: np.ndarray | None
+    r: Array
+    pooled: Array | None
+    ceiling: Array | None
 
     @property
-    def undefined_folds(self) -> np.ndarray:
+    def undefined_folds(self) -> Array:
         """(n_sites,) number of splits in which a site has no r; they are left out of its mean."""
         return np.isnan(self.r).sum(axis=0)
 
@@ -280,7 +281,7 @@ class Difference:
     """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
 
     ``difference`` is the median over sites of the per-site difference in r (model minus baseline). ``low`` and
-    ``high`` are its 95% interval for new images, of the swap test: the one to read. ``sites_low`` and ``sites_high``
+    ``high`` are its 95% interval for new images, of the permutation test: the one to read. ``sites_low`` and ``sites_high``
     are the bootstrap interval for new sites with these very images, NaN for a single site: it is no interval for new
     images. ``tests`` begin with those that are valid for new images.
     """

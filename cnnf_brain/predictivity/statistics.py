@@ -10,21 +10,23 @@ Every test asks one of two questions:
 ``TESTS`` says which test answers which question, and whether it holds its level; ``docs/statistics.md`` has the
 rejection rates measured by ``benchmarks/null_rates.py``.
 
-Arrays ``r_model``, ``r_baseline`` are (n_splits, n_neuroids), as ``Scores.r``. Where either is NaN, that site and
+Arrays ``r_model``, ``r_baseline`` are (n_splits, n_sites), as ``Scores.r``. Where either is NaN, that site and
 fold is left out of both; a site or fold with nothing left is left out altogether.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from cnnf_brain.predictivity.permutation import CHUNK, PERMUTATION, HeldOut, permutation_over_images
 from cnnf_brain.predictivity.scores import pearson
-from cnnf_brain.predictivity.swaps import CHUNK, SWAP, swap_over_images
-from cnnf_brain.types import Difference, Predictions, Scores, Split, TestResult
+from cnnf_brain.types import Array, Difference, Predictions, Scores, Split, TestResult
+
+LEVEL = 0.05  # below it a p-value after Holm's adjustment decides
 
 WELCH = "Welch over folds (the paper's)"
 RESAMPLED = "corrected resampled t over folds"
@@ -45,7 +47,7 @@ class About:
 SITES = "sites share the images' noise: not independent for new images, and through PLS2 not quite for new sites"
 TESTS: dict[str, About] = {  # in the order in which results stand: valid ones, the paper's, those over sites
     RESAMPLED: About("new images", True, "adds n_test / n_train to 1 / n_splits for the shared training images"),
-    SWAP: About("new images", True, "images are its units; widened for the training images' share of the variance"),
+    PERMUTATION: About("new images", True, "images are its units; widened for the training images' share of the variance"),
     WELCH: About("new images", False, "folds share training images, and both networks see the same images"),
     PAIRED: About("new sites", False, SITES),
     WILCOXON: About("new sites", False, SITES),
@@ -53,7 +55,7 @@ TESTS: dict[str, About] = {  # in the order in which results stand: valid ones, 
 }
 
 
-def welch_over_folds(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
+def welch_over_folds(r_model: Array, r_baseline: Array) -> TestResult:
     """Welch's two-sided t test between the per-fold medians over sites: the test of the paper.
 
     t = (mean m - mean b) / sqrt(v_m + v_b), v = var / n_splits, with the degrees of freedom of Welch (1947),
@@ -72,7 +74,7 @@ def welch_over_folds(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
     return _t_test(WELCH, float(m.mean() - b.mean()), float(np.sqrt(v_m + v_b)), float(df), n)
 
 
-def corrected_resampled_t(r_model: np.ndarray, r_baseline: np.ndarray, n_test: float, n_train: float) -> TestResult:
+def corrected_resampled_t(r_model: Array, r_baseline: Array, n_test: float, n_train: float) -> TestResult:
     """Corrected resampled t test, paired over folds, of the per-fold median difference over sites.
 
     t = mean(d) / sqrt((1 / J + n_test / n_train) var(d)) with J - 1 degrees of freedom (Nadeau & Bengio 2003, eq. 9):
@@ -80,7 +82,7 @@ def corrected_resampled_t(r_model: np.ndarray, r_baseline: np.ndarray, n_test: f
 
     Parameters
     ----------
-    r_model, r_baseline : (n_splits, n_neuroids) arrays
+    r_model, r_baseline : (n_splits, n_sites) arrays
     n_test, n_train : float
         Number of images of one split (the mean, where splits differ).
 
@@ -98,8 +100,8 @@ def corrected_resampled_t(r_model: np.ndarray, r_baseline: np.ndarray, n_test: f
     return _t_test(RESAMPLED, float(d.mean()), float(error), n - 1.0, n)
 
 
-def paired_t_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
-    """Paired t test over sites, of each site's difference in the mean r over folds; df = n_neuroids - 1.
+def paired_t_over_sites(r_model: Array, r_baseline: Array) -> TestResult:
+    """Paired t test over sites, of each site's difference in the mean r over folds; df = n_sites - 1.
 
     Raises ValueError for shapes that do not match, and fewer than two sites.
     """
@@ -108,7 +110,7 @@ def paired_t_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResu
     return _t_test(PAIRED, float(d.mean()), float(d.std(ddof=1) / np.sqrt(n)), n - 1.0, n)
 
 
-def wilcoxon_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResult:
+def wilcoxon_over_sites(r_model: Array, r_baseline: Array) -> TestResult:
     """Wilcoxon's signed-rank test over sites, of each site's difference in the mean r over folds, two-sided.
 
     The statistic is the smaller rank sum. Sites without any difference are left out (Wilcoxon 1945); p = 1 where
@@ -124,8 +126,8 @@ def wilcoxon_over_sites(r_model: np.ndarray, r_baseline: np.ndarray) -> TestResu
 
 
 def bootstrap_median_difference(
-    r_model: np.ndarray,
-    r_baseline: np.ndarray,
+    r_model: Array,
+    r_baseline: Array,
     *,
     level: float = 0.95,
     n_resamples: int = 10_000,
@@ -158,7 +160,7 @@ def bootstrap_median_difference(
     return float(low), float(high)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float]) -> Array:
     """Holm's (1979) adjusted p-values of a family of tests, in the given order.
 
     The k-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j = 1 ... k: rejecting where it is at
@@ -174,32 +176,76 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
+def adjusted_p(differences: Sequence[Difference | None]) -> list[dict[str, float]]:
+    """Holm's p-values by test, for each difference. The family of a test is all differences; None and NaN stay outside.
+
+    Pooled rows repeat the data of their sources and stand in the same family.
+    """
+    families: dict[str, dict[int, float]] = {}
+    for row, one in enumerate(differences):
+        for test in one.tests if one else ():
+            if not np.isnan(test.p):
+                families.setdefault(test.name, {})[row] = test.p
+    adjusted: list[dict[str, float]] = [{} for _ in differences]
+    for name, family in families.items():
+        for row, p in zip(family, holm(list(family.values())), strict=True):
+            adjusted[row][name] = float(p)
+    return adjusted
+
+
+def verdict(difference: Difference, adjusted: Mapping[str, float]) -> int:
+    """1 or -1 where every test that is valid for new images finds the difference above or below 0 (``adjusted_p``), else 0."""
+    valid = [adjusted.get(test.name, np.nan) for test in difference.tests if TESTS[test.name].valid]
+    if not valid or not all(p < LEVEL for p in valid):
+        return 0
+    return (difference.difference > 0) - (difference.difference < 0)
+
+
+def pool_scores(parts: Sequence[Scores]) -> Scores:
+    """Scores of several sources as one over all their sites; ceilings and pooled r only where every source has them."""
+
+    def beside(name: str) -> Array | None:
+        given = [values for part in parts if (values := getattr(part, name)) is not None]
+        return np.concatenate(given) if len(given) == len(parts) else None
+
+    counts = sorted({len(part.r) for part in parts})
+    if len(counts) > 1:
+        raise ValueError(
+            f"sources with {' and '.join(map(str, counts))} splits cannot be pooled; use the same splits for all"
+        )
+    return Scores(np.concatenate([part.r for part in parts], axis=1), beside("pooled"), beside("ceiling"))
+
+
 def compare_scores(
-    model: Scores,
-    baseline: Scores,
+    pairs: Sequence[tuple[Scores, Scores]],
     *,
-    predictions: tuple[Predictions, Predictions],
-    responses: np.ndarray,
+    predictions: Sequence[tuple[Predictions, Predictions]],
+    responses: Sequence[Array],
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """The difference model minus baseline over the same sites and splits: estimate, interval, all tests.
+    """The difference model minus baseline over all sites of one or several sources: estimate, intervals, all tests.
+
+    Fold s of the tests over folds is fold s of every source together. Sites and images of different sources are taken to
+    be independent.
 
     Parameters
     ----------
-    model, baseline : Scores
-    predictions : (Predictions, Predictions)
-        Of model and baseline, over the same splits; the last entry (the most components) is what was scored.
-    responses : (n_stimuli, n_neuroids) array
+    pairs : sequence of (Scores, Scores)
+        Of model and baseline, over the same sites and splits, for each source; every source with the same number of splits.
+    predictions : sequence of (Predictions, Predictions)
+        In the same order; the last entry of each (the most components) is what was scored.
+    responses : sequence of (n_images, n_sites) arrays
+        In the same order.
     n_resamples, seed : int
-        Of the bootstrap and the swaps; the same seed gives the same result.
+        Of the bootstrap and the permutations; the same seed gives the same result.
 
     Returns
     -------
     Difference
-        ``low`` and ``high`` are the interval of the swap test, ``sites_low`` and ``sites_high`` that of the bootstrap
-        over sites. Tests over sites are left out where there is one site (``sites_low`` and ``sites_high`` are NaN
-        then), tests over folds where there is one split. ``TESTS`` says of each what it is about, and gives their
+        ``low`` and ``high`` are the interval of the permutation test, ``sites_low`` and ``sites_high`` that of the
+        bootstrap over sites. Tests over sites are left out where there is one site (``sites_low`` and ``sites_high`` are
+        NaN then), tests over folds where there is one split. ``TESTS`` says of each what it is about, and gives their
         order. Identical scores give a difference of 0 and p = 1.
 
     Raises
@@ -207,65 +253,60 @@ def compare_scores(
     ValueError
         Sites or splits that differ, predictions that do not give the scores, no site defined in both.
     """
-    r_model, r_baseline = _pair(model.r, baseline.r)
-    splits = _same_splits(*predictions)
-    left_out = ~np.isfinite(model.r - baseline.r)
-    last = []
-    for name, scores, one in zip(("model", "baseline"), (model, baseline), predictions, strict=True):
-        held_out = [values[-1] for values in one.values]
-        _check_scored(name, scores, held_out, responses, splits)
-        last.append([np.where(out, np.nan, p) for out, p in zip(left_out, held_out, strict=True)])
-    swap = swap_over_images(last[0], last[1], responses, splits, n_resamples=n_resamples, seed=seed)
-    return comparison_of(r_model, r_baseline, splits, swap, n_resamples=n_resamples, seed=seed)
-
-
-def comparison_of(
-    r_model: np.ndarray, r_baseline: np.ndarray, splits: Sequence[Split], swap: TestResult, *, n_resamples: int, seed: int
-) -> Difference:
-    """The estimate, both intervals and all tests that the numbers of splits and sites allow, given the swap test.
-
-    Parameters
-    ----------
-    r_model, r_baseline : (n_splits, n_neuroids) arrays
-    splits : sequence of Split
-        Their mean numbers of test and training images go into the corrected resampled t.
-    swap : TestResult
-        Of ``swap_over_images`` for the same networks; its interval is the one for new images.
-    n_resamples, seed : int
-        Of the bootstrap over sites.
-    """
-    model, baseline = _pair(r_model, r_baseline)
-    tests, sites = [swap], (float("nan"), float("nan"))
+    for one, other in pairs:
+        _check_shapes(one.r, other.r)
+    model, baseline = _pair(*(pool_scores([pair[i] for pair in pairs]).r for i in (0, 1)))
+    sources = [_held_out(*one) for one in zip(pairs, predictions, responses, strict=True)]
+    permuted = permutation_over_images(sources, n_resamples=n_resamples, seed=seed)
+    tests, over_sites = [permuted], (float("nan"), float("nan"))
     if len(model) > 1:
-        n_test, n_train = np.mean([(len(split.test), len(split.train)) for split in splits], axis=0)
+        sizes = [(len(split.test), len(split.train)) for source in sources for split in source.splits]
+        n_test, n_train = np.mean(sizes, axis=0)
         tests += [corrected_resampled_t(model, baseline, n_test, n_train), welch_over_folds(model, baseline)]
     if model.shape[1] > 1:
         tests += [paired_t_over_sites(model, baseline), wilcoxon_over_sites(model, baseline)]
-        sites = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
+        over_sites = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
     tests.sort(key=lambda test: list(TESTS).index(test.name))
-    assert swap.interval is not None
+    assert permuted.interval is not None
     difference = float(np.median(_site_differences(model, baseline)))
-    return Difference(difference, *swap.interval, tuple(tests), *sites)
+    return Difference(difference, *permuted.interval, tuple(tests), *over_sites)
 
 
-def _pair(r_model: np.ndarray, r_baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both (n_splits, n_neuroids), NaN where either is; folds and sites without any value are dropped."""
-    model, baseline = np.asarray(r_model, dtype=float), np.asarray(r_baseline, dtype=float)
+def _held_out(pair: tuple[Scores, Scores], predictions: tuple[Predictions, Predictions], responses: Array) -> HeldOut:
+    """What was scored of one source, without the sites and folds that lack an r of either network."""
+    splits = _same_splits(*predictions)
+    left_out = ~np.isfinite(pair[0].r - pair[1].r)
+    last = []
+    for name, scores, one in zip(("model", "baseline"), pair, predictions, strict=True):
+        held_out = [values[-1] for values in one.values]
+        _check_scored(name, scores, held_out, responses, splits)
+        last.append([np.where(out, np.nan, p) for out, p in zip(left_out, held_out, strict=True)])
+    return HeldOut(last[0], last[1], responses, splits)
+
+
+def _check_shapes(model: Array, baseline: Array) -> None:
     if model.ndim != 2 or model.shape != baseline.shape:
         raise ValueError(
-            f"r of model {model.shape} and baseline {baseline.shape} must both be (n_splits, n_neuroids), over the "
+            f"r of model {model.shape} and baseline {baseline.shape} must both be (n_splits, n_sites), over the "
             "same splits and sites"
         )
+
+
+def _pair(r_model: Array, r_baseline: Array) -> tuple[Array, Array]:
+    """Both (n_splits, n_sites), NaN where either is; folds and sites without any value are dropped."""
+    model, baseline = np.asarray(r_model, dtype=float), np.asarray(r_baseline, dtype=float)
+    _check_shapes(model, baseline)
     defined = np.isfinite(model) & np.isfinite(baseline)
     if not defined.any():
-        raise ValueError(f"none of {model.shape[1]} sites has a defined r for both networks in any split")
+        raise ValueError(f"none of the {model.shape[1]} sites has an r of both networks in any split")
     kept = np.ix_(defined.any(axis=1), defined.any(axis=0))
     return np.where(defined, model, np.nan)[kept], np.where(defined, baseline, np.nan)[kept]
 
 
-def _site_differences(model: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """(n_neuroids,) mean over folds of the difference in r."""
-    return np.nanmean(model - baseline, axis=0)
+def _site_differences(model: Array, baseline: Array) -> Array:
+    """(n_sites,) mean over folds of the difference in r."""
+    found: Array = np.nanmean(model - baseline, axis=0)
+    return found
 
 
 def _enough(n: int, units: str) -> int:
@@ -303,9 +344,7 @@ def _same_splits(model: Predictions, baseline: Predictions) -> tuple[Split, ...]
     return model.splits
 
 
-def _check_scored(
-    name: str, scores: Scores, held_out: Sequence[np.ndarray], responses: np.ndarray, splits: Sequence[Split]
-) -> None:
+def _check_scored(name: str, scores: Scores, held_out: Sequence[Array], responses: Array, splits: Sequence[Split]) -> None:
     """Scores and predictions must belong together, else the tests would speak of different things."""
     r = np.array([pearson(p, responses[split.test]) for p, split in zip(held_out, splits, strict=True)])
     if r.shape != scores.r.shape:

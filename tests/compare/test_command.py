@@ -213,7 +213,7 @@ def test_the_table_shows_the_summarys_numbers(finished):
             assert cells["difference [95%]"] == f"{e['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
             tests = {t["name"]: t for t in e["tests"]}
             assert [low, high] == tests["permutation over images"]["interval"], "of new images, not of new sites"
-            assert cells["permutation p"] == f"{tests['swap over images']['p_holm']:.2g}"
+            assert cells["permutation p"] == f"{tests['permutation over images']['p_holm']:.2g}"
             welch = tests["Welch over folds (the paper's)"]
             assert cells["Welch p ⚠"] == f"{welch['p_holm']:.2g}; t({welch['df']:.1f}) = {welch['statistic']:.2f}"
             assert not any("Wilcoxon" in name or "sites" in name for name in head), "they stand in summary.json"

@@ -1,4 +1,4 @@
-"""One definition of a constant site, for recordings, PLS, r and the swap test alike."""
+"""One definition of a constant site, for recordings, PLS, r and the permutation test alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 from cnnf_brain.checks import is_constant
 from cnnf_brain.predictivity.crossval import make_splits
+from cnnf_brain.predictivity.permutation import HeldOut, standardised_folds
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import pearson, score_predictions
-from cnnf_brain.predictivity.swaps import standardised_folds
 from cnnf_brain.recordings import Recordings
 from cnnf_brain.types import Images, Split
 
@@ -31,19 +31,20 @@ def judged(responses: np.ndarray) -> dict[str, bool]:
     splits = make_splits("kfold", images.ids)
     first = cross_predict(features @ features.T, responses, splits, 3).values[0][-1]
     noise = [np.random.default_rng(2).standard_normal(responses.shape)]
-    fold = standardised_folds([responses], noise, np.tile(responses[:, :1], 2), [Split(everyone, everyone)])[0]
+    held_out = HeldOut([responses], noise, np.tile(responses[:, :1], 2), [Split(everyone, everyone)])
+    fold = standardised_folds(held_out)[0]
     return {
         "recordings": "site1 (constant)" in Recordings.from_arrays(responses, images, region="IT").excluded,
         "PLS": bool((first[:, 1] == responses[splits[0].train[0], 1]).all()),
         "r": bool(np.isnan(pearson(responses, noise[0])[1])),
-        "swap": bool(np.isnan(fold.r_model[1])),
+        "permutation": bool(np.isnan(fold.r_model[1])),
     }
 
 
 @pytest.mark.parametrize("offset", [1.0, -3e5, 2e-9])
 @pytest.mark.parametrize(("size", "constant"), [(0.0, True), (1e-15, True), (1e-14, True), (5e-13, True), (1e-11, False)])
 def test_all_places_agree(size: float, offset: float, constant: bool) -> None:
-    assert judged(varying(size, offset)) == dict.fromkeys(("recordings", "PLS", "r", "swap"), constant)
+    assert judged(varying(size, offset)) == dict.fromkeys(("recordings", "PLS", "r", "permutation"), constant)
 
 
 def test_healthy_sites_are_judged_as_by_each_former_definition() -> None:

@@ -1,4 +1,4 @@
-"""Several sources pooled over their sites: one source changes nothing, several are their sites side by side."""
+"""Several sources pooled over their sites: their sites stand side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnnf_brain.predictivity.pooling import compare_pooled, pool_scores
+from cnnf_brain.predictivity import permutation
+from cnnf_brain.predictivity.permutation import PERMUTATION, HeldOut, permutation_over_images, widening
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import (
     PAIRED,
@@ -15,8 +16,8 @@ from cnnf_brain.predictivity.statistics import (
     WILCOXON,
     bootstrap_median_difference,
     compare_scores,
+    pool_scores,
 )
-from cnnf_brain.predictivity.swaps import SWAP, widening
 from cnnf_brain.types import Predictions, Scores, Split
 
 
@@ -45,7 +46,7 @@ class Source:
 
 
 def pooled(*sources: Source, **options: int):
-    return compare_pooled(
+    return compare_scores(
         [s.pair for s in sources],
         predictions=[s.predictions for s in sources],
         responses=[s.responses for s in sources],
@@ -74,12 +75,6 @@ def test_what_one_source_lacks_the_pool_lacks():
     assert found.ceiling is None
 
 
-def test_one_source_gives_what_compare_scores_gives():
-    one = Source(100, 7, seed=0, better=0.3)
-    alone = compare_scores(*one.pair, predictions=one.predictions, responses=one.responses, n_resamples=400)
-    assert pooled(one) == alone
-
-
 def test_tests_over_folds_and_sites_are_scipys_on_all_sites():
     sources = Source(60, 5, seed=1, better=0.2), Source(100, 8, seed=2, better=0.2)
     found = pooled(*sources)
@@ -94,38 +89,34 @@ def test_tests_over_folds_and_sites_are_scipys_on_all_sites():
     folded = np.median(model - baseline, axis=1)
     t = folded.mean() / np.sqrt((1 / 10 + 1 / 9) * folded.var(ddof=1))
     assert tests[RESAMPLED].statistic == pytest.approx(t, rel=1e-9)
-    assert tests[SWAP].statistic == pytest.approx(found.difference, abs=1e-12)
-    assert tests[SWAP].n == 160
-    assert (found.low, found.high) == tests[SWAP].interval
+    assert tests[PERMUTATION].statistic == pytest.approx(found.difference, abs=1e-12)
+    assert tests[PERMUTATION].n == 160
+    assert (found.low, found.high) == tests[PERMUTATION].interval
     assert (found.sites_low, found.sites_high) == bootstrap_median_difference(model, baseline, n_resamples=400)
-    assert [test.name for test in found.tests] == [RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON]
+    assert [test.name for test in found.tests] == [RESAMPLED, PERMUTATION, WELCH, PAIRED, WILCOXON]
 
 
-def test_the_swap_test_of_the_pool_agrees_with_that_of_one_experiment_with_twice_the_sites():
+def test_the_permutation_test_of_the_pool_agrees_with_that_of_one_experiment_with_twice_the_sites():
     # Independent images for each half of the sites: the spread of the median falls by about sqrt(2).
     both = pooled(Source(200, 20, seed=3), Source(200, 20, seed=4), n_resamples=2000)
-    alone = [by_name(pooled(Source(200, 20, seed=seed), n_resamples=2000))[SWAP].interval for seed in (3, 4)]
-    width = np.ptp(by_name(both)[SWAP].interval)
+    alone = [by_name(pooled(Source(200, 20, seed=seed), n_resamples=2000))[PERMUTATION].interval for seed in (3, 4)]
+    width = np.ptp(by_name(both)[PERMUTATION].interval)
     mean_width = np.mean([np.ptp(interval) for interval in alone])
     assert width / mean_width == pytest.approx(1 / np.sqrt(2), rel=0.15)
 
 
-def test_a_small_source_does_not_narrow_the_swap_test(monkeypatch):
+def test_a_small_source_does_not_narrow_the_permutation_test(monkeypatch):
     # Each source alone is widened by sqrt(1 + 1 / 0.9): pooling it with a larger one brings no training images.
+    monkeypatch.setattr(permutation, "_between_sites", lambda d, e: 0.0)
     sources = Source(300, 6, seed=5), Source(30, 6, seed=6)
-    factors = []
-
-    def spy(*args, widen_by, **options):
-        factors.append(widen_by)
-        return original(*args, widen_by=widen_by, **options)
-
-    from cnnf_brain.predictivity import pooling
-
-    original = pooling.swap_over_images
-    monkeypatch.setattr(pooling, "swap_over_images", spy)
-    pooled(*sources)
-    assert factors == [pytest.approx(np.sqrt(1 + 1 / 0.9), rel=1e-9)]
-    assert factors[0] == pytest.approx(max(widening(s.splits, len(s.responses)) for s in sources))
+    held_out = [HeldOut(*([v[-1] for v in p.values] for p in s.predictions), s.responses, s.splits) for s in sources]
+    plain, widened = (
+        permutation_over_images(held_out, for_training=training, n_resamples=400).interval for training in (False, True)
+    )
+    assert plain is not None
+    assert widened is not None
+    assert np.ptp(widened) / np.ptp(plain) == pytest.approx(np.sqrt(1 + 1 / 0.9), rel=1e-9)
+    assert max(widening(s.splits, len(s.responses)) for s in sources) == pytest.approx(np.sqrt(1 + 1 / 0.9), rel=1e-9)
 
 
 def test_a_clear_difference_is_found_and_its_sign_is_right():
@@ -146,7 +137,7 @@ def test_identical_networks_give_no_difference_and_p_1():
 def test_the_same_seed_gives_the_same():
     sources = Source(60, 5, seed=11), Source(40, 4, seed=12)
     assert pooled(*sources, seed=3) == pooled(*sources, seed=3)
-    assert by_name(pooled(*sources, seed=3))[SWAP] != by_name(pooled(*sources, seed=4))[SWAP]
+    assert by_name(pooled(*sources, seed=3))[PERMUTATION] != by_name(pooled(*sources, seed=4))[PERMUTATION]
 
 
 def test_a_site_without_r_is_left_out_of_everything():
@@ -167,12 +158,12 @@ def test_tests_over_sites_need_two_sites():
     for values in two.predictions[1].values:
         values[...] = 0.0
     found = pooled(one, two)
-    assert set(by_name(found)) == {WELCH, RESAMPLED, SWAP}
+    assert set(by_name(found)) == {WELCH, RESAMPLED, PERMUTATION}
     assert np.isnan([found.sites_low, found.sites_high]).all()
     assert found.low < found.difference < found.high
     for values in one.predictions[1].values:
         values[...] = 0.0
-    with pytest.raises(ValueError, match="none of the 2 sites of all sources has an r"):
+    with pytest.raises(ValueError, match="none of the 2 sites has an r of both"):
         pooled(one, two)
 
 

@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 
 from cnnf_brain.predictivity import statistics
-from cnnf_brain.predictivity.statistics import RESAMPLED, SWAP, TESTS, WELCH
-from cnnf_brain.predictivity.swaps import standardised_folds, swap_over_images
-from cnnf_brain.types import Predictions, Scores, Split
+from cnnf_brain.predictivity.permutation import PERMUTATION, HeldOut, permutation_over_images, standardised_folds
+from cnnf_brain.predictivity.statistics import RESAMPLED, TESTS, WELCH
+from cnnf_brain.types import Difference, Predictions, Scores, Split, TestResult
 
 RNG = np.random.default_rng(0)
 R_MODEL, R_BASELINE = RNG.normal(0.5, 0.1, (10, 7)), RNG.normal(0.45, 0.1, (10, 7))
@@ -47,9 +47,17 @@ def r_of(predictions, responses, splits):
 def compared(model, baseline, responses, splits, **options):
     r = [Scores(r_of(p, responses, splits), None, None) for p in (model, baseline)]
     two = [Predictions(splits, tuple(p[None] for p in one), (1,) * len(splits)) for one in (model, baseline)]
-    return statistics.compare_scores(
-        *r, predictions=(two[0], two[1]), responses=responses, **{"n_resamples": 500, **options}
-    )
+    return compare_one(r, two, responses, **{"n_resamples": 500, **options})
+
+
+def compare_one(scores, predictions, responses, **options):
+    """compare_scores of a single source."""
+    return statistics.compare_scores([tuple(scores)], predictions=[tuple(predictions)], responses=[responses], **options)
+
+
+def permuted(model, baseline, responses, splits, **options):
+    """permutation_over_images of a single source."""
+    return permutation_over_images([HeldOut(model, baseline, responses, splits)], **options)
 
 
 class TestOverFolds:
@@ -168,13 +176,13 @@ class TestOverSites:
             statistics.bootstrap_median_difference(R_MODEL, R_BASELINE, level=95)
 
 
-def literal_swaps(model, baseline, responses, splits, n):
-    """(2^n, n_neuroids) mean over splits of the difference in r, every swap of n images written out."""
+def literal_permutations(model, baseline, responses, splits, n):
+    """(2^n, n_sites) mean over splits of the difference in r, every permutation of n images written out."""
     scale = [[(p - p.mean(0)) / p.std(0) for p in one] for one in (model, baseline)]
     differences = []
-    for swap in itertools.product([False, True], repeat=n):
+    for coins in itertools.product([False, True], repeat=n):
         exchanged = [
-            [np.where(np.array(swap)[s.test, None], q, p) for p, q, s in zip(*pair, splits, strict=True)]
+            [np.where(np.array(coins)[s.test, None], q, p) for p, q, s in zip(*pair, splits, strict=True)]
             for pair in (scale, scale[::-1])
         ]
         a, b = (r_of(one, responses, splits) for one in exchanged)
@@ -182,7 +190,7 @@ def literal_swaps(model, baseline, responses, splits, n):
     return np.array(differences)
 
 
-class TestSwaps:
+class TestPermutation:
     # Two folds; and two overlapping test sets: images 2 and 3 are tested twice, 8 and 9 never.
     OVERLAPPING = (Split(np.arange(4, 10), np.arange(4)), Split(np.r_[0, 1, 6:10], np.arange(2, 6)))
     CASES = ((folds_of(8, 2), 8, 8 / 4), (OVERLAPPING, 10, 1 / (12 / 8**2) / 6))  # splits, n, n_eff / n_train
@@ -197,19 +205,19 @@ class TestSwaps:
         return noisy[0], [7 + 3 * p for p in noisy[1]], responses  # another scale
 
     @pytest.mark.parametrize(("splits", "n", "share"), CASES)
-    def test_sums_equal_literal_swaps(self, splits, n, share):
+    def test_sums_equal_literal_permutations(self, splits, n, share):
         model, baseline, responses = self.draw(splits, n)
-        swaps = np.array(list(itertools.product([0.0, 1.0], repeat=n)))
-        folds = standardised_folds(model, baseline, responses, splits)
-        fast = np.mean([fold.difference(swaps) for fold in folds], axis=0)
-        np.testing.assert_allclose(fast, literal_swaps(model, baseline, responses, splits, n), atol=1e-12)
+        coins = np.array(list(itertools.product([0.0, 1.0], repeat=n)))
+        folds = standardised_folds(HeldOut(model, baseline, responses, splits))
+        fast = np.mean([fold.difference(coins) for fold in folds], axis=0)
+        np.testing.assert_allclose(fast, literal_permutations(model, baseline, responses, splits, n), atol=1e-12)
 
     @pytest.mark.parametrize(("splits", "n", "share"), CASES)
     @pytest.mark.parametrize("for_training", [True, False])
     def test_p_and_interval_by_enumeration(self, splits, n, share, for_training):
         model, baseline, responses = self.draw(splits, n)
-        result = swap_over_images(model, baseline, responses, splits, for_training=for_training, n_resamples=40_000)
-        e = literal_swaps(model, baseline, responses, splits, n)
+        result = permuted(model, baseline, responses, splits, for_training=for_training, n_resamples=40_000)
+        e = literal_permutations(model, baseline, responses, splits, n)
         d = e[0]
         if for_training:
             shrinking = np.sqrt(max(0, 1 - np.mean(np.var(e, axis=1)) / np.var(d)))
@@ -225,23 +233,23 @@ class TestSwaps:
         assert half[0] <= result.statistic - result.interval[0] <= half[1]
         assert half[0] <= result.interval[1] - result.statistic <= half[1]
 
-    def test_plain_swap_is_exact_where_predictions_are_exchangeable(self):
+    def test_the_plain_test_is_exact_where_predictions_are_exchangeable(self):
         """Predictions that are not fitted at all: test images are the only source of chance."""
-        p = [swap_over_images(*held_out(seed=s), for_training=False, n_resamples=99).p for s in range(300)]
+        p = [permuted(*held_out(seed=s), for_training=False, n_resamples=99).p for s in range(300)]
         assert stats.kstest(p, "uniform").pvalue > 0.001
 
-    def test_swap_is_symmetric_seeded_and_blind_to_scale(self):
+    def test_it_is_symmetric_seeded_and_blind_to_scale(self):
         model, baseline, responses, splits = held_out(difference=0.3)
-        result = swap_over_images(model, baseline, responses, splits, n_resamples=300, seed=1)
-        mirrored = swap_over_images(baseline, model, responses, splits, n_resamples=300, seed=1)
-        scaled = swap_over_images(model, [9 + 0.01 * p for p in baseline], responses, splits, n_resamples=300, seed=1)
+        result = permuted(model, baseline, responses, splits, n_resamples=300, seed=1)
+        mirrored = permuted(baseline, model, responses, splits, n_resamples=300, seed=1)
+        scaled = permuted(model, [9 + 0.01 * p for p in baseline], responses, splits, n_resamples=300, seed=1)
         assert mirrored.statistic == -result.statistic
         assert mirrored.p == scaled.p == result.p
-        assert result == swap_over_images(model, baseline, responses, splits, n_resamples=300, seed=1)
+        assert result == permuted(model, baseline, responses, splits, n_resamples=300, seed=1)
 
     def test_p_is_at_least_one_over_one_more_than_the_resamples(self):
         model, baseline, responses, splits = held_out(n=200, difference=30)
-        assert swap_over_images(model, baseline, responses, splits, n_resamples=99).p == 1 / 100
+        assert permuted(model, baseline, responses, splits, n_resamples=99).p == 1 / 100
 
     def test_a_site_that_is_undefined_in_a_fold_counts_in_the_others(self):
         model, baseline, responses, splits = held_out(difference=0.5)
@@ -250,21 +258,21 @@ class TestSwaps:
         baseline[3][:, 0] = 0.3
         d = r[0] - r[1]
         d[1, 2] = d[3, 0] = np.nan
-        result = swap_over_images(model, baseline, responses, splits, n_resamples=10)
+        result = permuted(model, baseline, responses, splits, n_resamples=10)
         assert result.statistic == pytest.approx(np.median(np.nanmean(d, axis=0)), abs=1e-12)
 
     def test_wrong_shapes_say_what_was_expected(self):
         model, baseline, responses, splits = held_out()
-        with pytest.raises(ValueError, match=r"split 0: .*\(10, 4\).*expected \(n_test, n_neuroids\) = \(10, 5\)"):
-            swap_over_images([p[:, :4] for p in model], baseline, responses, splits)
+        with pytest.raises(ValueError, match=r"split 0: .*\(10, 4\).*expected \(n_test, n_sites\) = \(10, 5\)"):
+            permuted([p[:, :4] for p in model], baseline, responses, splits)
         with pytest.raises(ValueError, match="one per split"):
-            swap_over_images(model[:-1], baseline, responses, splits)
+            permuted(model[:-1], baseline, responses, splits)
         with pytest.raises(ValueError, match="a row for every test image"):
-            swap_over_images(model, baseline, responses[:10], splits)
+            permuted(model, baseline, responses[:10], splits)
         with pytest.raises(ValueError, match="n_resamples must be at least 1"):
-            swap_over_images(model, baseline, responses, splits, n_resamples=0)
+            permuted(model, baseline, responses, splits, n_resamples=0)
         with pytest.raises(ValueError, match="no site has"):
-            swap_over_images([0 * p for p in model], baseline, responses, splits)
+            permuted([0 * p for p in model], baseline, responses, splits)
 
 
 class TestHolm:
@@ -295,20 +303,20 @@ class TestCompare:
             statistics.bootstrap_median_difference(model, baseline, n_resamples=500), abs=1e-12
         )
         by_name = {test.name: test for test in comparison.tests}
-        assert (comparison.low, comparison.high) == by_name[SWAP].interval
+        assert (comparison.low, comparison.high) == by_name[PERMUTATION].interval
         assert comparison.low + comparison.high == pytest.approx(2 * comparison.difference, abs=1e-12)
         assert set(by_name) == set(TESTS) - {statistics.BOOTSTRAP}
         d = np.median(model - baseline, axis=1)
         t = d.mean() / np.sqrt((1 / 5 + 12 / 48) * d.var(ddof=1))
         assert by_name[RESAMPLED].statistic == pytest.approx(t, rel=1e-9)
-        assert by_name[SWAP].statistic == pytest.approx(comparison.difference, abs=1e-12)
+        assert by_name[PERMUTATION].statistic == pytest.approx(comparison.difference, abs=1e-12)
 
     def test_the_tests_that_are_valid_for_new_images_stand_first(self):
         names = [test.name for test in compared(*held_out(difference=0.4)).tests]
-        assert names == [RESAMPLED, SWAP, WELCH, statistics.PAIRED, statistics.WILCOXON]
+        assert names == [RESAMPLED, PERMUTATION, WELCH, statistics.PAIRED, statistics.WILCOXON]
         assert [TESTS[name].valid for name in names] == [True, True, False, False, False]
 
-    def test_the_interval_excludes_0_where_the_swap_test_rejects(self):
+    def test_the_interval_excludes_0_where_the_permutation_test_rejects(self):
         """Equally good networks whose errors are shared by all sites: the interval over sites excludes 0 far more often."""
         decided = []
         for seed in range(40):
@@ -317,10 +325,10 @@ class TestCompare:
             responses = common + 0.5 * rng.normal(size=(60, 12))
             predictions = [[(responses + noise)[s.test] for s in splits] for noise in (error, other)]
             found = compared(*predictions, responses, splits)
-            p = next(test.p for test in found.tests if test.name == SWAP)
+            p = next(test.p for test in found.tests if test.name == PERMUTATION)
             decided.append((p < 0.05, not found.low <= 0 <= found.high, not found.sites_low <= 0 <= found.sites_high))
-        swap, images, sites = np.transpose(decided)
-        assert (images == swap).all()
+        permutation, images, sites = np.transpose(decided)
+        assert (images == permutation).all()
         assert images.sum() <= stats.binom.ppf(0.999, 40, 0.05) < sites.sum()
 
     def test_identical_networks(self):
@@ -332,7 +340,7 @@ class TestCompare:
 
     def test_one_site_leaves_out_the_tests_over_sites(self):
         comparison = compared(*held_out(q=1, n=60, difference=1.0))
-        assert [test.name for test in comparison.tests] == [RESAMPLED, SWAP, WELCH]
+        assert [test.name for test in comparison.tests] == [RESAMPLED, PERMUTATION, WELCH]
         assert np.isnan([comparison.sites_low, comparison.sites_high]).all()
         assert comparison.low < comparison.difference < comparison.high
         assert comparison.difference > 0
@@ -340,7 +348,7 @@ class TestCompare:
     def test_one_split_leaves_out_the_tests_over_folds(self):
         model, baseline, responses, splits = held_out()
         comparison = compared(model[:1], baseline[:1], responses, splits[:1])
-        assert {test.name for test in comparison.tests} == {SWAP, statistics.PAIRED, statistics.WILCOXON}
+        assert {test.name for test in comparison.tests} == {PERMUTATION, statistics.PAIRED, statistics.WILCOXON}
 
     def test_nan_leaves_a_site_out_of_both(self):
         """A site that is constant under one network: as if neither had it."""
@@ -356,7 +364,7 @@ class TestCompare:
             one[2], p[:, 2] = np.nan, 1.0
         two = [Predictions(splits, tuple(p[None] for p in one), (1,) * 4) for one in (model, baseline)]
         scores = [Scores(one, None, None) for one in r]
-        result = statistics.compare_scores(*scores, predictions=(two[0], two[1]), responses=responses, n_resamples=500)
+        result = compare_one(scores, two, responses, n_resamples=500)
         assert result.difference == pytest.approx(without.difference, abs=1e-12)
         for test, same in zip(result.tests, without.tests, strict=True):
             assert test.p == pytest.approx(same.p, rel=1e-6)
@@ -366,26 +374,57 @@ class TestCompare:
         scores = [Scores(r_of(p, responses, splits), None, None) for p in (model, baseline)]
         two = [Predictions(splits, tuple(p[None] for p in one), (1,) * 4) for one in (model, baseline)]
         with pytest.raises(ValueError, match="model's scores differ from its predictions"):
-            statistics.compare_scores(*scores, predictions=(two[1], two[0]), responses=responses)
+            compare_one(scores, two[::-1], responses)
         with pytest.raises(ValueError, match="different splits"):
-            statistics.compare_scores(
-                *scores, predictions=(two[0], replace(two[1], splits=folds_of(40, 4, seed=1))), responses=responses
-            )
+            compare_one(scores, (two[0], replace(two[1], splits=folds_of(40, 4, seed=1))), responses)
         with pytest.raises(ValueError, match=r"\(4, 5\) and baseline \(4, 4\)"):
-            statistics.compare_scores(
-                scores[0], Scores(scores[1].r[:, :4], None, None), predictions=(two[0], two[1]), responses=responses
-            )
-        with pytest.raises(ValueError, match="none of 5 sites has a defined r"):
-            statistics.compare_scores(
-                scores[0], Scores(np.full((4, 5), np.nan), None, None), predictions=(two[0], two[1]), responses=responses
-            )
+            compare_one((scores[0], Scores(scores[1].r[:, :4], None, None)), two, responses)
+        with pytest.raises(ValueError, match="none of the 5 sites has an r of both"):
+            compare_one((scores[0], Scores(np.full((4, 5), np.nan), None, None)), two, responses)
 
     def test_the_last_number_of_components_is_what_was_scored(self):
         model, baseline, responses, splits = held_out()
         scores = [Scores(r_of(p, responses, splits), None, None) for p in (model, baseline)]
         two = [Predictions(splits, tuple(np.stack([0 * p, p]) for p in one), (2,) * 4) for one in (model, baseline)]
-        result = statistics.compare_scores(*scores, predictions=(two[0], two[1]), responses=responses, n_resamples=100)
+        result = compare_one(scores, two, responses, n_resamples=100)
         assert result == compared(model, baseline, responses, splits, n_resamples=100)
+
+
+class TestHolmAndVerdict:
+    def difference(self, ps: dict[str, float], size: float = 0.1) -> Difference:
+        return Difference(size, 0.0, 0.2, tuple(TestResult(name, 1.0, p, 10) for name, p in ps.items()))
+
+    def test_each_test_is_a_family_over_all_differences(self):
+        rows = [
+            self.difference({RESAMPLED: 0.01, WELCH: 0.4}),
+            None,
+            self.difference({RESAMPLED: 0.04, WELCH: float("nan")}),
+            self.difference({RESAMPLED: 0.03}),
+        ]
+        adjusted = statistics.adjusted_p(rows)
+        assert adjusted == [
+            {RESAMPLED: pytest.approx(0.03), WELCH: 0.4},
+            {},
+            {RESAMPLED: pytest.approx(0.06)},
+            {RESAMPLED: pytest.approx(0.06)},
+        ]
+
+    @pytest.mark.parametrize(
+        ("adjusted", "size", "expected"),
+        [
+            ({RESAMPLED: 0.04, PERMUTATION: 0.04, WELCH: 0.9}, 0.1, 1),
+            ({RESAMPLED: 0.04, PERMUTATION: 0.04}, -0.1, -1),
+            ({RESAMPLED: 0.05, PERMUTATION: 0.04, WELCH: 0.001}, 0.1, 0),
+            ({PERMUTATION: 0.04}, 0.1, 0),  # the other valid test has no p
+            ({}, 0.1, 0),
+        ],
+    )
+    def test_every_valid_test_decides_after_holm(self, adjusted, size, expected):
+        difference = self.difference({RESAMPLED: 0.001, PERMUTATION: 0.001, WELCH: 0.001}, size)
+        assert statistics.verdict(difference, adjusted) == expected
+
+    def test_without_a_valid_test_nothing_is_decided(self):
+        assert statistics.verdict(self.difference({WELCH: 0.001}), {WELCH: 0.001}) == 0
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +448,7 @@ class TestLevels:
         for name, about in TESTS.items():
             if about.valid:
                 assert counts[name] <= stats.binom.ppf(0.999, 150, 0.05), name
-        for name in (null_rates.PLAIN_SWAP, statistics.PAIRED, statistics.BOOTSTRAP):
+        for name in (null_rates.PLAIN_PERMUTATION, statistics.PAIRED, statistics.BOOTSTRAP):
             assert null_rates.exceeds(counts[name], 150), name
 
     def test_the_docs_show_the_committed_rates_and_no_valid_test_exceeds_its_level(self, null_rates):

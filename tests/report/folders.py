@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain.predictivity.statistics import PAIRED, RESAMPLED, SWAP, WELCH, WILCOXON
 from cnnf_brain.compare import Comparison
+from cnnf_brain.predictivity.statistics import PAIRED, PERMUTATION, RESAMPLED, WELCH, WILCOXON
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 from cnnf_brain.visualize.write import chart, claim, finish, write_csv
 
@@ -23,7 +23,7 @@ def evaluation(
 ) -> Evaluation:
     """Every site and split with about the given r; every test with the given p."""
     scores = Scores(np.full((10, sites), r) + 0.01 * np.arange(sites), None, more.pop("ceiling", None))
-    tests = tuple(TestResult(name, 1.5, p, 10, df=9.0) for name in (RESAMPLED, SWAP, WELCH, PAIRED, WILCOXON))
+    tests = tuple(TestResult(name, 1.5, p, 10, df=9.0) for name in (RESAMPLED, PERMUTATION, WELCH, PAIRED, WILCOXON))
     difference = more.pop("difference", 0.01)
     return Evaluation(
         region="V4",

@@ -1,0 +1,188 @@
+"""The paired permutation test of a difference in predictivity, with images as its units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnnf_brain.predictivity.scores import standardised
+from cnnf_brain.types import Array, Split, TestResult
+
+PERMUTATION = "permutation over images"
+CHUNK = 512  # resamples at a time, which bounds the memory
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out predictions of two networks for the sites of one source.
+
+    ``model`` and ``baseline`` hold an array (n_test of split s, n_sites) for each of ``splits``; a column that is NaN or
+    constant leaves out that site there. ``responses`` is (n_images, n_sites).
+    """
+
+    model: Sequence[Array]
+    baseline: Sequence[Array]
+    responses: Array
+    splits: Sequence[Split]
+
+
+def permutation_over_images(
+    sources: Sequence[HeldOut], *, for_training: bool = True, n_resamples: int = 10_000, seed: int = 0
+) -> TestResult:
+    """Paired permutation test of the median over sites of the per-site difference in r, with images as units.
+
+    For each image a coin decides whether the two networks' held-out predictions of it are exchanged, for all sites of its
+    source and all splits that test it (sites share an image's noise). Then r is computed anew for each site and fold.
+
+    - Predictions are standardised within fold and site first. r does not depend on their scale, but a mixture of
+      predictions of different scales would. After standardising, the differences e of the permuted networks vary
+      to first order as r itself does over test images (the sum of its squared influence differences).
+    - e knows test images alone, not that other training images would have given other fits. ``for_training``
+      multiplies it by sqrt(1 + n_eff / n_train), after Nadeau & Bengio (2003): n_eff = 1 / Σ w², where w is the
+      weight of an image in the mean over all splits' test images (ten true folds: n_eff = n). Of several sources the
+      largest factor is taken: pooling brings no images that would have trained another source's fits.
+    - Permuting makes all sites alike, but sites need not share one difference d for their median to be zero, and the
+      median of unlike sites varies more. So e is laid over the sites' own differences, shrunk to the spread that
+      chance does not explain: λ (d - median(d)), λ² = 1 - var(e) / var(d), at least 0 (variances over sites).
+    - p = (1 + #{|median of a resample| >= |median(d)|}) / (1 + n_resamples), medians over sites.
+
+    The second and third point are approximations; docs/statistics.md has the rates measured with them. Without them
+    (``for_training=False``) it is the plain permutation test of these fitted predictors, which rejects too often as
+    a test of the networks.
+
+    Parameters
+    ----------
+    sources : sequence of HeldOut
+        One or several; images and sites of different sources are independent.
+    for_training : bool
+    n_resamples, seed : int
+
+    Returns
+    -------
+    TestResult
+        ``statistic`` is the median difference in r, ``n`` the number of images tested, ``interval`` the statistic
+        plus and minus the 95% quantile of a resample's statistic (so it excludes 0 where p < 0.05, but for ties).
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, no site defined in both networks, no resamples.
+    """
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    prepared = [_Source(source) for source in sources]
+    d = np.concatenate([source.differences for source in prepared])
+    if not len(d):
+        raise ValueError("no site has predictions and responses that vary within a fold for both networks")
+    e = np.empty((n_resamples, len(d)))
+    rows = np.cumsum([len(source.responses) for source in sources])
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_resamples, CHUNK):
+        some = e[start : start + CHUNK]
+        exchanged = np.split(rng.integers(0, 2, (len(some), rows[-1])).astype(float), rows[:-1], axis=1)
+        some[:] = np.hstack([source.permuted(coins) for source, coins in zip(prepared, exchanged, strict=True)])
+    if for_training:
+        factor = max(widening(source.splits, len(source.responses)) for source in sources)
+        e = factor * e + _between_sites(d, e)
+    deviations = np.median(e, axis=1)
+    observed = float(np.median(d))
+    beyond = np.sum(np.abs(deviations) >= abs(observed) - 1e-12)  # a tie by rounding counts against the difference
+    half = float(np.quantile(np.abs(deviations), 0.95))
+    p = float(1 + beyond) / (1 + n_resamples)
+    n_images = sum(len(np.unique(np.concatenate([split.test for split in source.splits]))) for source in sources)
+    return TestResult(PERMUTATION, observed, p, n_images, interval=(observed - half, observed + half))
+
+
+class _Source:
+    """The folds of one source, over the sites that are defined in any of them."""
+
+    def __init__(self, source: HeldOut) -> None:
+        self.folds = standardised_folds(source)
+        differences = np.array([fold.r_model - fold.r_baseline for fold in self.folds])
+        self.sites = np.isfinite(differences).any(axis=0)
+        self.differences: Array = np.nanmean(differences[:, self.sites], axis=0)
+        self.counts = np.isfinite(differences).sum(axis=0)[self.sites]  # folds of each site
+
+    def permuted(self, exchanged: Array) -> Array:
+        """(n_resamples, n_sites) mean over folds of the difference in r, with images exchanged where ``exchanged`` is 1."""
+        found: Array = np.sum([fold.difference(exchanged)[:, self.sites] for fold in self.folds], axis=0) / self.counts
+        return found
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold's predictions and responses, each column of mean 0 and norm 1 (zero where it is left out)."""
+
+    test: Array
+    model: Array
+    baseline: Array
+    responses: Array
+    r_model: Array  # (n_sites,), NaN where left out
+    r_baseline: Array
+
+    def difference(self, exchanged: Array) -> Array:
+        """(n_resamples, n_sites) r of model minus baseline, with images exchanged where ``exchanged`` is 1.
+
+        The sums of p, p² and p y that r needs are linear in ``exchanged``, so each is one matrix product for all.
+        """
+        exchanged = exchanged[:, self.test]
+        change = self.baseline - self.model
+        total = exchanged @ change  # sums over images; they start from 0, the squares from 1
+        squares = exchanged @ (self.baseline**2 - self.model**2)
+        products = exchanged @ (change * self.responses)
+        mean_part = total**2 / len(self.test)
+        r = np.nan_to_num(self.r_model) + products, np.nan_to_num(self.r_baseline) - products
+        return _over_root(r[0], 1 + squares - mean_part) - _over_root(r[1], 1 - squares - mean_part)
+
+
+def _over_root(covariance: Array, variance: Array) -> Array:
+    """r, and 0 where a mixture of predictions happens to be constant."""
+    fine = variance > 1e-12
+    return np.where(fine, covariance / np.sqrt(np.where(fine, variance, 1.0)), 0.0)
+
+
+def standardised_folds(source: HeldOut) -> list[Fold]:
+    """Both networks' held-out predictions and the responses, fold by fold; ValueError where shapes do not match."""
+    responses, splits = np.asarray(source.responses, dtype=float), source.splits
+    if responses.ndim != 2 or any(split.test.max() >= len(responses) for split in splits):
+        raise ValueError(
+            f"responses have shape {responses.shape}; expected (n_images, n_sites) with a row for every test image"
+        )
+    if not len(source.model) == len(source.baseline) == len(splits) > 0:
+        raise ValueError(
+            f"{len(source.model)} and {len(source.baseline)} arrays of predictions for {len(splits)} splits; expected one "
+            "per split"
+        )
+    folds = []
+    for number, (a, b, split) in enumerate(zip(source.model, source.baseline, splits, strict=True)):
+        expected = (len(split.test), responses.shape[1])
+        if np.shape(a) != expected or np.shape(b) != expected:
+            raise ValueError(
+                f"split {number}: predictions have shapes {np.shape(a)} and {np.shape(b)}, expected (n_test, n_sites) = "
+                f"{expected}"
+            )
+        z_a, z_b, y = (standardised(np.asarray(p, dtype=float)) for p in (a, b, responses[split.test]))
+        r_a, r_b = (z_a * y).sum(axis=0), (z_b * y).sum(axis=0)
+        out = np.isnan(r_a + r_b)
+        z_a, z_b, y = (np.where(out, 0.0, z) for z in (z_a, z_b, y))
+        folds.append(Fold(split.test, z_a, z_b, y, np.where(out, np.nan, r_a), np.where(out, np.nan, r_b)))
+    return folds
+
+
+def _between_sites(d: Array, e: Array) -> Array:
+    """(n_sites,) the sites' differences around their median, shrunk as ``permutation_over_images`` says."""
+    spread = d.var()
+    kept = np.sqrt(max(0.0, 1 - e.var(axis=1).mean() / spread)) if spread > 0 else 0.0
+    found: Array = kept * (d - np.median(d))
+    return found
+
+
+def widening(splits: Sequence[Split], n: int) -> float:
+    """sqrt(1 + n_eff / n_train) of a source of n images, see ``permutation_over_images``."""
+    weights = np.zeros(n)
+    for split in splits:
+        weights[split.test] += 1 / len(split.test) / len(splits)
+    n_train = np.mean([len(split.train) for split in splits])
+    return float(np.sqrt(1 + 1 / np.sum(weights**2) / n_train))
