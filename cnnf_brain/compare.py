@@ -23,9 +23,8 @@ from cnnf_brain.activations import Probe
 from cnnf_brain.choice import Choice, choose
 from cnnf_brain.evaluate import RegionAsked, Scoring
 from cnnf_brain.io import array_hash, short_hash
-from cnnf_brain.model.card import read_card
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import is_published, published_available
+from cnnf_brain.model.weights import is_published, published_available, read_card
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
 from cnnf_brain.recordings import check_sources, load, public_available

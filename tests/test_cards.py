@@ -24,7 +24,7 @@ import cnnf_brain
 from cnnf_brain import CNNF, choice, compare
 from cnnf_brain.activations import features
 from cnnf_brain.model import zoo
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
 from cnnf_brain.trainer import card as card_files
 from cnnf_brain.trainer import small, start

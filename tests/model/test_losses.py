@@ -12,7 +12,7 @@ from oracles.feedback import literal, recur
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, LayerAt
-from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.state import feedback_losses
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -76,7 +76,7 @@ def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_wind
                         assert 0 <= at[image, c, i, j] < 100
                         total -= F.log_softmax(scores, 0)[0].item()
         elements += 3 * 25
-        g, z = state.feedback[3], model.rules[3].bits(state.latents[3])
+        g, z = state.feedback[3], model.feedback_layers[3].bits(state.latents[3])
         odds = b_relu.view(1, -1, 1, 1) * g
         total -= torch.distributions.Bernoulli(logits=odds).log_prob(z.to(odds.dtype)).sum().item()
         elements += g[0].numel()

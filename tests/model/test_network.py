@@ -178,9 +178,9 @@ def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
         h = (state.target.flatten(1) - made).norm(dim=1) / made.norm(dim=1)
         wrong, gates = torch.zeros(len(x), dtype=x.dtype), 0
         for i, f in state.gate_inputs.items():
-            g, rule = state.feedback[i], model.rules[i]
-            if isinstance(rule.module, nn.ReLU):
-                best, now = ((f * g > 0) | ((g == 0) & (f > 0))), rule.bits(state.latents[i])
+            g, layer = state.feedback[i], model.feedback_layers[i]
+            if isinstance(layer.module, nn.ReLU):
+                best, now = ((f * g > 0) | ((g == 0) & (f > 0))), layer.bits(state.latents[i])
             else:
                 top, low = (nn.functional.max_pool2d(s * f, 2, return_indices=True)[1] for s in (1, -1))
                 best, now = torch.where(g >= 0, top, low), state.latents[i]

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain import CNNF
-from cnnf_brain.model import recompute
-from cnnf_brain.model.recompute import recomputed
+from cnnf_brain.model import cnnf
+from cnnf_brain.model.cnnf import recomputed
 
 
 def network(iterations: int = 3, **options) -> CNNF:
@@ -68,7 +68,7 @@ def held(run, monkeypatch) -> int:
         note(inputs)
         return checkpoint(function, *inputs, **options)
 
-    monkeypatch.setattr(recompute, "checkpoint", noted)
+    monkeypatch.setattr(cnnf, "checkpoint", noted)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = run()
     assert result.logits.requires_grad
