@@ -96,8 +96,8 @@ SMALL = {
 def trained_small(request, tmp_path, idx_folder, monkeypatch) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
     seen = note_outputs(monkeypatch, lambda card: small_images())
-    words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64",
-             "--device", "cpu", "--output", str(tmp_path / "run"), *SMALL[request.param]]  # fmt: skip
+    words = ["--dataset", "fashion", "--model", "cnnf", "--epochs", "1", "--batch-size", "64", "--device", "cpu"]
+    words += ["--data", str(idx_folder), "--output", str(tmp_path / "run"), *SMALL[request.param]]
     assert mnist.main(words) == 0
     return tmp_path / "run", seen[0]
 

@@ -203,8 +203,9 @@ class Pooled(torch.autograd.Function):
     """Max pooling over windows that share no element; its gradient lies in memory as the map does, which PyTorch's does not."""
 
     @staticmethod
-    def forward(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-                ceil_mode: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+    ) -> tuple[Tensor, Tensor]:
         return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
 
     @staticmethod

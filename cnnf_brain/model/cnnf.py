@@ -298,8 +298,8 @@ def kept_of(asked: Mapping[LayerAt, int], n: int, gates: bool, spare: bool) -> l
     keep = []
     spare = spare and not any(at.feedback for at in asked)
     for t in range(n + 1):
-        now = [(at.feedback, i) for at, i in asked.items() if at.iteration == t]
-        maps, feedback = (frozenset(i for from_above, i in now if from_above == which) for which in (False, True))
+        maps = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t))
+        feedback = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t, feedback=True))
         keep.append(Kept(maps, feedback, gates, gates or t < n or bool(feedback), spare))
     return keep
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 from copy import deepcopy
+from importlib import import_module
 
 import pytest
 import torch
@@ -220,3 +222,10 @@ def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it():
             result.layers[LayerAt("3.0", 12)][i], alone.layers[LayerAt("3.0", t)][0], rtol=1e-9, atol=1e-12
         )
     assert torch.equal(model.unroll(x[2:3]).iterations_run, expected[2:3])
+
+
+@pytest.mark.parametrize("module", ["cnnf", "layers", "settings", "state", "zoo"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(import_module(f"cnnf_brain.model.{module}"))
+    assert found.attempted
+    assert not found.failed

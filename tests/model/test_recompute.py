@@ -14,9 +14,9 @@ from cnnf_brain.model.cnnf import recomputed
 
 def network(iterations: int = 3, **options) -> CNNF:
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU(),
-              nn.MaxPool2d(3, 2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(6 * 4 * 4, 7))  # fmt: skip
-    return CNNF(nn.Sequential(*layers), iterations=iterations, **options).double()
+    below = (nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU())
+    above = (nn.MaxPool2d(3, 2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(6 * 4 * 4, 7))
+    return CNNF(nn.Sequential(*below, *above), iterations=iterations, **options).double()
 
 
 def objective(result) -> torch.Tensor:
