@@ -5,9 +5,10 @@ In Python: ``compare(model, baseline, recordings, layers)``. On the command line
 
 from cnnf_brain.compare import Comparison, Scoring, compare
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.cnnf import CNNF, FeedbackResult
+from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.model.state import FeedbackResult
 from cnnf_brain.model.zoo import alexnet, from_torchvision, small_net, vgg16
 from cnnf_brain.networks import Network, load_network
 from cnnf_brain.predictivity.estimator import PLSRegression

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cnnf_brain import images
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.cnnf import CNNF, FeedbackResult
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.state import FeedbackResult
 from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt
 

@@ -20,10 +20,10 @@ from cnnf_brain.identity import Unidentifiable, network_identity, weights_digest
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model import zoo
-from cnnf_brain.model.card import SETTINGS, SMALL, Card, read_card
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import checked_iterations
+from cnnf_brain.model.weights import SETTINGS, SMALL, Card, read_card
 from cnnf_brain.model.zoo import ARCHITECTURES, from_torchvision, small_net
 from cnnf_brain.user_code import call
 

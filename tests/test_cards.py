@@ -24,7 +24,7 @@ import cnnf_brain
 from cnnf_brain import CNNF, choice, compare
 from cnnf_brain.activations import features
 from cnnf_brain.model import zoo
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
 from cnnf_brain.trainer import card as card_files
 from cnnf_brain.trainer import small, start
@@ -96,8 +96,8 @@ SMALL = {
 def trained_small(request, tmp_path, idx_folder, monkeypatch) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
     seen = note_outputs(monkeypatch, lambda card: small_images())
-    words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64",
-             "--device", "cpu", "--output", str(tmp_path / "run"), *SMALL[request.param]]  # fmt: skip
+    words = ["--dataset", "fashion", "--model", "cnnf", "--epochs", "1", "--batch-size", "64", "--device", "cpu"]
+    words += ["--data", str(idx_folder), "--output", str(tmp_path / "run"), *SMALL[request.param]]
     assert mnist.main(words) == 0
     return tmp_path / "run", seen[0]
 

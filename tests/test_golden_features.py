@@ -22,7 +22,7 @@ from torch import nn
 from cnnf_brain import CNNF, FeatureNorm
 from cnnf_brain.activations import features
 from cnnf_brain.images import Preprocessing, batches
-from cnnf_brain.model.layers import RULES
+from cnnf_brain.model.layers import FEEDBACK_LAYERS
 from cnnf_brain.networks import Network
 from cnnf_brain.types import FEATURES_VERSION, Images, LayerAt
 
@@ -137,7 +137,7 @@ def test_features_are_those_of_their_version():
 
 
 def test_every_kind_of_layer_is_in_it():
-    assert {type(module) for module in layers()} == set(RULES)
+    assert {type(module) for module in layers()} == set(FEEDBACK_LAYERS)
 
 
 @pytest.mark.parametrize("what", ["a layer", "the preprocessing", "the recurrence", "the decoding", "the grey path"])

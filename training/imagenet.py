@@ -69,9 +69,8 @@ from cnnf_brain import results
 from cnnf_brain.datasets.image_batches import TooManyBadImages
 from cnnf_brain.datasets.image_index import ImageIndex, index_images, index_validation
 from cnnf_brain.io import sha256, write_json
-from cnnf_brain.model.card import Card, read_card
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import is_published, published_file
+from cnnf_brain.model.weights import Card, is_published, published_file, read_card
 from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.networks import place, plan
 from cnnf_brain.report import page

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from cnnf_brain.attacks.gradient import Logits, Threat
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.layers import MaxPool, ReLU, Rule
-from cnnf_brain.model.state import State
+from cnnf_brain.model.layers import FeedbackLayer, MaxPool, ReLU
 from cnnf_brain.networks import Network
 
 NAMES = ("first_pass", "end_to_end", "every_iteration", "smoothed", "transfer")
@@ -132,7 +131,7 @@ class SmoothGates(CNNF):
         self.training = model.training
 
     @property
-    def rules(self) -> list[Rule]:
+    def feedback_layers(self) -> list[FeedbackLayer]:
         """The layers in order, gates replaced."""
         temperature = getattr(self, "temperature", TEMPERATURE)  # asked for once before it is set
         return [
@@ -141,13 +140,12 @@ class SmoothGates(CNNF):
             else SmoothMaxPool(rule, temperature)
             if isinstance(rule, MaxPool)
             else rule
-            for rule in super().rules
+            for rule in super().feedback_layers
         ]
 
-    def generate(self, state: State, wanted: set[int], *, everything: bool = False, spare: bool = False) -> None:
-        """The feedback pass, whose maps at gates keep their gradient."""
-        super().generate(state, wanted, everything=True)
-        state.guides = {i: state.feedback[i] for i in state.guides}
+    def _guide(self, g: Tensor) -> Tensor:
+        """Feedback maps at gates keep their gradient."""
+        return g
 
 
 def openness(guide: Tensor, temperature: float) -> Tensor:

@@ -20,8 +20,8 @@ from cnnf_brain.brainscore.time_bins import default_bins
 from cnnf_brain.brainscore.wrapper import LOGITS, check_name
 from cnnf_brain.checks import unknown
 from cnnf_brain.model import weights as weight_files
-from cnnf_brain.model.card import Card, read_card
 from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.networks import PUBLISHED, SMALL, Network, load_network, shipped_weights
 from cnnf_brain.types import LayerAt

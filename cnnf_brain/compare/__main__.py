@@ -23,9 +23,8 @@ from cnnf_brain.compare.comparison import FILES, KIND, Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_scoring
 from cnnf_brain.compare.layers import RegionAsked, asked_layers
 from cnnf_brain.io import short_hash
-from cnnf_brain.model.card import SMALL, read_card
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
-from cnnf_brain.model.weights import is_published, published_available
+from cnnf_brain.model.weights import SMALL, is_published, published_available, read_card
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings, check_sources, load, public_available
 from cnnf_brain.types import option

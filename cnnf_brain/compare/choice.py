@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnf_brain import io
-from cnnf_brain.model.card import Card
-from cnnf_brain.model.weights import is_published
+from cnnf_brain.model.weights import Card, is_published
 from cnnf_brain.networks import RANDOM, Network, Plan, place, plan
 
 ALONE = "none"  # in place of a baseline

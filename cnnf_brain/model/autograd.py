@@ -1,8 +1,8 @@
-"""Maps over images whose gradients are written by hand: fewer passes over memory, and less held, than autograd's own."""
+"""Maps whose gradients are written by hand, and signs in bits: fewer passes over memory, and less held, than autograd's own."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class Convolved(torch.autograd.Function):
         ctx.bias = None if bias is None else bias.shape
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
@@ -68,7 +68,7 @@ class Spread(torch.autograd.Function):
         ctx.save_for_backward(g, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         g, weight = ctx.saved_tensors
         to_g = to_weight = None
         if ctx.needs_input_grad[0]:
@@ -101,7 +101,7 @@ class Normalised(torch.autograd.Function):
         ctx.bias = bias.shape
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, inverse = ctx.saved_tensors
         g = g.contiguous(memory_format=layout(x))
         if torch.is_grad_enabled():  # for gradients of gradients
@@ -129,7 +129,7 @@ class Matched(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         x, wish, norm = ctx.saved_tensors
         norm = image_norm(x) if torch.is_grad_enabled() else norm  # for gradients of gradients
         along = inner(g, x).to(norm.dtype) / norm
@@ -141,14 +141,20 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> image by image, (B, 1, ...); both are read as they lie in memory where they lie alike."""
     if layout(a) == torch.channels_last:
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).view(-1, *[1] * (a.dim() - 1))
+    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return product.view(-1, *[1] * (a.dim() - 1))
 
 
 def image_norm(x: Tensor) -> Tensor:
     """The L2 norm of each image of ``x`` (B, ...), (B, 1, ...), in float32 or better and never quite zero."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True, dtype=dtype)
     return norm.clamp_min(torch.finfo(dtype).tiny ** 0.5)
+
+
+def to_norm(x: Tensor, wish: Tensor) -> Tensor:
+    """``x`` scaled image by image to the norm ``wish`` (B, 1, ...)."""
+    return Matched.apply(x, wish, image_norm(x.detach()))  # type: ignore[no-any-return]
 
 
 class Gated(torch.autograd.Function):
@@ -163,7 +169,7 @@ class Gated(torch.autograd.Function):
         ctx.save_for_backward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return masked(grad, ctx.saved_tensors[0]), None
 
 
@@ -176,7 +182,7 @@ class PooledBySign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, sign: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
         turned = x.clone()  # in the memory format of x
-        windows = turned.unflatten(-1, (-1, kernel[1])).unflatten(-3, (-1, kernel[0]))
+        windows = torch.unflatten(torch.unflatten(turned, -1, (-1, kernel[1])), -3, (-1, kernel[0]))
         windows.mul_(sign[..., :, None, :, None])
         top, at = F.max_pool2d(turned, kernel, kernel, return_indices=True)
         return top * sign, at
@@ -188,7 +194,7 @@ class PooledBySign(torch.autograd.Function):
         ctx.kernel, ctx.size = inputs[2], inputs[0].shape
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:
         (at,) = ctx.saved_tensors
         return unpooled(g, at, ctx.kernel, ctx.kernel, (0, 0), list(ctx.size[-2:])), None, None
 
@@ -197,8 +203,9 @@ class Pooled(torch.autograd.Function):
     """Max pooling over windows that share no element; its gradient lies in memory as the map does, which PyTorch's does not."""
 
     @staticmethod
-    def forward(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-                ceil_mode: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
+    ) -> tuple[Tensor, Tensor]:
         return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
 
     @staticmethod
@@ -209,7 +216,7 @@ class Pooled(torch.autograd.Function):
         ctx.size = x.shape[-2:]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
         (at,), (kernel, stride, padding) = ctx.saved_tensors, ctx.windows
         return unpooled(g, at, kernel, stride, padding, list(ctx.size)), None, None, None, None
 
@@ -230,17 +237,56 @@ class Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, keep: Tensor) -> Tensor:
-        return torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
+        passed: Tensor = torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
+        return passed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return masked(grad, ctx.saved_tensors[0]), None
 
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
     """See Masked."""
-    return Masked.apply(x, keep)  # type: ignore[no-any-return]
+    passed: Tensor = Masked.apply(x, keep)
+    return passed
+
+
+BITS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Bits(NamedTuple):
+    """A map of yes and no, in a bit an element."""
+
+    bits: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+    layout: torch.memory_format
+
+
+def packed(yes: Tensor, dtype: torch.dtype) -> Bits:
+    """The boolean map ``yes`` in bits; ``dtype`` is that of the map that it stands for."""
+    padded = F.pad(yes.flatten().to(torch.uint8), (0, -yes.numel() % 8)).view(-1, 8)
+    bits = (padded * torch.tensor(BITS, dtype=torch.uint8, device=yes.device)).sum(1, dtype=torch.uint8)
+    return Bits(bits, yes.shape, dtype, layout(yes))
+
+
+def unpacked(value: Bits) -> Tensor:
+    """The boolean map of ``packed``."""
+    yes = value.bits[:, None].bitwise_and(torch.tensor(BITS, dtype=torch.uint8, device=value.bits.device)) != 0
+    return yes.flatten()[: value.shape.numel()].view(value.shape).contiguous(memory_format=value.layout)
+
+
+class SignsAlone(dict[int, Any]):
+    """Feedback maps by layer of which the signs alone are kept, in bits; other values, put in from a mapping, stay as they are."""
+
+    def __setitem__(self, i: int, g: Tensor) -> None:
+        super().__setitem__(i, packed(~torch.signbit(g), g.dtype))
+
+    def get(self, i: int, default: Any = None) -> Any:
+        """1 and -1 in place of a feedback map, which is all that a pass reads of it."""
+        value = super().get(i, default)
+        return unpacked(value).to(value.dtype).mul_(2).sub_(1) if isinstance(value, Bits) else value

@@ -1,42 +1,40 @@
 """CNN-F: the CNN's own weights, transposed, run backwards as a generative model (Huang et al. 2020, Algorithm 1).
 
-One recurrence loop with explicit state; nothing is kept on modules between calls.
+``CNNF.states`` is the one recurrence; nothing is kept on modules between calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.autograd import Matched, image_norm
-from cnnf_brain.model.consistency import Consistency, self_consistency
-from cnnf_brain.model.layers import Conv, Linear, Rule, plan
+from cnnf_brain.model.autograd import Bits, Matched, SignsAlone, image_norm, packed, to_norm, unpacked
+from cnnf_brain.model.layers import FeedbackLayer, ReLU, plan
 from cnnf_brain.model.settings import INPUT, SETTINGS, FeedbackSettings, checked_iterations
-from cnnf_brain.model.state import State
+from cnnf_brain.model.state import ConsistencyWatch, FeedbackResult, State
 from cnnf_brain.types import LayerAt
 
 
-@dataclass
-class FeedbackResult:
-    """What ``CNNF.unroll`` returns; N is the number of iterations, B the batch.
+class Kept(NamedTuple):
+    """What a pass leaves in its State.
 
-    ``logits`` (N+1, B, K): the top output at every iteration (of a headless network its top feature map).
-    ``layers``: the maps asked for. ``reconstruction`` (N+1, B, ...): entry t is what feedback generated for iteration t
-    (norm matched, before the step), entry 0 the target features h of the first pass. ``states``: one State per iteration.
-    ``iterations_run`` (B,): where stopping is on, the last iteration that each image ran.
+    ``maps``, ``feedback``: numbers of the layers whose outputs and feedback maps are asked for. ``gates``: f and g of every gate,
+    and the norms of f(l). ``generate``: whether there is a feedback pass. ``spare``: maps that are not kept may be overwritten.
     """
 
-    logits: Tensor
-    layers: dict[LayerAt, Tensor]
-    reconstruction: Tensor | None = None
-    consistency: Consistency | None = None
-    states: tuple[State, ...] | None = None
-    iterations_run: Tensor | None = None
+    maps: frozenset[int] = frozenset()
+    feedback: frozenset[int] = frozenset()
+    gates: bool = False
+    generate: bool = True
+    spare: bool = False
+
+
+PLAIN = Kept()
 
 
 class CNNF(nn.Module):
@@ -48,8 +46,8 @@ class CNNF(nn.Module):
     Parameters
     ----------
     network
-        ``nn.Sequential`` (nested ones too) of the layers in ``cnnf_brain.model.layers.RULES``. Its modules become those of
-        the CNNF under the same names: the state dict is the CNN's.
+        ``nn.Sequential`` (nested ones too) of the layers in ``cnnf_brain.model.layers.FEEDBACK_LAYERS``. Its modules become those
+        of the CNNF under the same names: the state dict is the CNN's.
     settings
         How feedback runs, see ``FeedbackSettings``.
     **changes
@@ -58,9 +56,21 @@ class CNNF(nn.Module):
     Raises
     ------
     TypeError
-        The network is no ``nn.Sequential``, or holds a layer without a feedback rule.
+        The network is no ``nn.Sequential``.
     ValueError
-        A setting that is unknown or outside of its range.
+        A layer without a feedback rule; a setting that is unknown or outside of its range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 10))
+    >>> model = CNNF(network, iterations=2, match_norm=True)
+    >>> x = torch.zeros(5, 1, 8, 8)
+    >>> model(x).shape
+    torch.Size([5, 10])
+    >>> torch.equal(model(x, iterations=0), network(x))
+    True
     """
 
     iterations: int
@@ -91,14 +101,14 @@ class CNNF(nn.Module):
             raise ValueError(f"target {self.target!r} is the last layer; nothing above it could reconstruct it")
 
     @property
-    def rules(self) -> list[Rule]:
+    def feedback_layers(self) -> list[FeedbackLayer]:
         """The layers in order, as they are now: one that was replaced (a new classifier, say) counts at once."""
         return plan(self, printed=self.ada_relu == "printed")
 
     @property
     def layer_names(self) -> list[str]:
         """Names of all layers in order, as LayerAt takes them."""
-        return [rule.name for rule in self.rules]
+        return [layer.name for layer in self.feedback_layers]
 
     @property
     def settings(self) -> FeedbackSettings:
@@ -156,60 +166,73 @@ class CNNF(nn.Module):
             Definition 2.1, see ``Consistency``.
         return_states
             Everything that the losses of Table 1 need.
+
+        Raises
+        ------
+        ValueError
+            A layer or an iteration that the network does not run.
         """
         n = self.iterations if iterations is None else checked_iterations(iterations)
-        kept = tuple(at if isinstance(at, LayerAt) else LayerAt.parse(at) for at in return_layers)
-        for at in kept:
+        ats = [at if isinstance(at, LayerAt) else LayerAt.parse(at) for at in return_layers]
+        for at in ats:
             self.check_layer(at, n)
-        wanted = [(at, self.index(at.layer)) for at in kept]
-        whole = return_consistency or return_states or self.tolerance is not None  # every gate's f and g are needed
-        spare = not (whole or torch.is_grad_enabled() or any(at.feedback for at in kept))
-        clean, maps = self.below_target(x, {i for _, i in wanted})
-        h, before = clean, None
-        guides: dict[int, Tensor] = {}  # not dict[int, Tensor](): torch.compile cannot trace that
+        asked = {at: self.index(at.layer) for at in ats}
+        watch = ConsistencyWatch(self.feedback_layers, self.tolerance)
+        watched = return_consistency or self.tolerance is not None
+        gates = watched or return_states
+        keep = kept_of(asked, n, gates, spare=not (gates or torch.is_grad_enabled()))
+        states = self.states(x, keep, watch=watch if watched else None)
+        result = FeedbackResult.of(states, asked, reconstruction=return_reconstruction, keep=return_states)
+        result.consistency = watch.consistency() if return_consistency else None
+        result.iterations_run = watch.iterations_run() if self.tolerance is not None else None
+        return result
+
+    def states(
+        self,
+        x: Tensor,
+        keep: Sequence[Kept] | None = None,
+        *,
+        passes: CNNF | Checkpointed | None = None,
+        watch: Callable[[State], Tensor | None] | None = None,
+    ) -> Iterator[State]:
+        """The recurrence: a State for each iteration 0..N. Its maps are freed once the caller drops it.
+
+        Parameters
+        ----------
+        x
+            (B, C, H, W).
+        keep
+            What each iteration leaves in its state, N+1 of them; by default everything, for the network's own N.
+        passes
+            Who runs the passes; by default the network itself.
+        watch
+            Is shown each state, and says which images (B,) take the next step; None: all. The others keep their target and guides,
+            and so their whole state.
+        """
+        keep = [Kept(gates=True)] * (self.iterations + 1) if keep is None else keep
+        clean, maps = self.below_target(x, keep[0].maps)
+        h = clean
+        given: dict[int, Tensor] = {}  # not dict[int, Tensor](): torch.compile cannot trace that
         sizes: dict[int, Tensor] = {}
-        active = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        logits, states, reconstructions, residuals, ran = [], [], [clean], [], []
-        layers: dict[LayerAt, Tensor] = {}
-        for t in range(n + 1):
-            now = [(at, i) for at, i in wanted if at.iteration == t]
-            generate = whole or t < n or any(at.feedback for at, _ in now)
-            asked = {i for at, i in now if not at.feedback}
-            state = self.sweep(h, guides, asked, sizes=sizes, gates=generate, inputs=whole, spare=spare)
+        for t, kept in enumerate(keep):
+            state = (passes or self).sweep(h, given, sizes, kept)
             if t == 0:
                 state.maps.update(maps)
-            if generate:
-                self.generate(state, {i for at, i in now if at.feedback}, everything=whole, spare=spare)
-                reconstruction = self.matched(state.generated, clean)
-            logits.append(state.output)
-            layers.update({at: (state.feedback if at.feedback else state.maps)[i] for at, i in now})
-            if return_states:
-                states.append(state)
-            if return_consistency or self.tolerance is not None:
-                residuals.append(self_consistency(self.rules, state, before, reconstruction))
-            if self.tolerance is not None:
-                ran.append(active)
-                active = active & (residuals[-1].worst() > self.tolerance)
-            if t < n:
-                if return_reconstruction:
-                    reconstructions.append(reconstruction)
-                h, guides = self.step_towards(h, reconstruction, guides, state, active)
-            before = state.output
-            del state  # its maps need not lie beside those of the next pass
-        return FeedbackResult(
-            logits=torch.stack(logits),
-            layers=layers,
-            reconstruction=torch.stack(reconstructions) if return_reconstruction else None,
-            consistency=Consistency.stack(residuals) if return_consistency else None,
-            states=tuple(states) if return_states else None,
-            iterations_run=torch.stack(ran).sum(0) - 1 if ran else None,
-        )
+            if kept.generate:
+                (passes or self).generate(state, clean, kept)
+            active = watch(state) if watch else None
+            yield state
+            if t + 1 < len(keep):
+                assert state.reconstruction is not None
+                h, given = following(state, self.step_towards(h, state.reconstruction), active)
+                sizes = sizes or (state.norms if self.match_layers else {})
+            del state
 
-    def below_target(self, x: Tensor, wanted: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def below_target(self, x: Tensor, wanted: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """The target features h of the first pass, and the maps asked for up to the target."""
         maps = {-1: x} if -1 in wanted else {}
-        for i, rule in enumerate(self.rules[: self.start]):
-            x, _ = rule.forward(x, None)
+        for i, layer in enumerate(self.feedback_layers[: self.start]):
+            x, _ = layer.forward(x, None)
             if i in wanted:
                 maps[i] = x
         return x, maps
@@ -217,93 +240,140 @@ class CNNF(nn.Module):
     def sweep(
         self,
         h: Tensor,
-        guides: Mapping[int, Tensor],
-        wanted: set[int],
-        *,
-        sizes: dict[int, Tensor] | None = None,
-        gates: bool = True,
-        inputs: bool = False,
-        spare: bool = False,
+        given: Mapping[int, Tensor] | None = None,
+        sizes: Mapping[int, Tensor] | None = None,
+        keep: Kept = PLAIN,
     ) -> State:
-        """One feedforward pass from the target on; gates follow ``guides`` (none in the first pass).
-
-        ``wanted``: layers whose outputs are kept; ``gates``, ``inputs``: whether z and f of the gates are; ``spare``:
-        whether ``guides``, and maps that are not kept, may be overwritten; ``sizes``: by layer the norms to which layers are
-        matched, noted where there is none yet.
-        """
-        state = State(h, h, {}, {}, {}, {})
-        if self.start - 1 in wanted:
+        """The feedforward pass from the target on; for ``given`` and ``sizes`` see State."""
+        state = State(h, h, given or {}, sizes or {})
+        if self.start - 1 in keep.maps:
             state.maps[self.start - 1] = h
-        x, rules = h, self.rules
-        norm: Tensor | None = None  # of the last convolution's or matrix's output, up to the gate above it
-        for i, rule in enumerate(rules[self.start :], self.start):
+        x, own = h, False  # whether x is a map of its own, which nobody else sees
+        for i, layer in list(enumerate(self.feedback_layers))[self.start :]:
             state.inputs[i] = x.shape
-            if inputs and rule.is_gate:
+            if keep.gates and layer.is_gate:
                 state.gate_inputs[i] = x
-                if norm is not None:
-                    state.output_norms[i] = norm
-                norm = None
-            # what a convolution or a matrix made is a map of its own, no view of another
-            made = i > self.start and isinstance(rules[i - 1], Conv | Linear) and i - 1 not in wanted
-            x, z = rule.forward(x, guides.get(i), spare and made)
-            if inputs and isinstance(rule, Conv | Linear):
-                norm = image_norm(x).flatten()
-            if self.match_layers and sizes is not None and isinstance(rule, Conv | Linear):
-                if i in sizes:
-                    x = Matched.apply(x, sizes[i], image_norm(x.detach()))
-                else:
-                    sizes[i] = image_norm(x)
-            if z is not None and gates:
+            x, z = layer.forward(x, state.given.get(i), keep.spare and own)
+            if layer.has_weights and (keep.gates or self.match_layers):
+                x = hold_norm(x, i, state)
+            if z is not None and keep.generate:
                 state.latents[i] = z
-            if i in wanted:
+            if i in keep.maps:
                 state.maps[i] = x
+            own = layer.has_weights and i not in keep.maps
         state.output = x
         return state
 
-    def generate(self, state: State, wanted: set[int], *, everything: bool = False, spare: bool = False) -> None:
+    def generate(self, state: State, clean: Tensor, keep: Kept = PLAIN) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``.
 
-        ``wanted``, or ``everything``: where g is kept; ``spare``: whether the gates' z may be dropped once used.
+        ``clean``: the target features of the first pass, to whose norm the reconstruction is scaled if so set.
         """
         g, unmasked = state.output + 0.0, None  # no negative zeros: gates read the sign bit
-        for i, rule in reversed(list(enumerate(self.rules))[self.start :]):
-            if i in wanted or (everything and rule.is_gate):
+        for i, layer in reversed(list(enumerate(self.feedback_layers))[self.start :]):
+            if i in keep.feedback or (keep.gates and layer.is_gate):
                 state.feedback[i] = g
-            if rule.is_gate:
-                state.guides[i], unmasked_next = g.detach(), g
-            else:
-                unmasked_next = None
-            g = rule.feedback(g, state.inputs[i], state.latents.get(i), unmasked)
-            if spare and rule.is_gate:
+            if layer.is_gate:
+                state.guides[i] = self._guide(g)
+            below = layer.feedback(g, state.inputs[i], state.latents.get(i), unmasked)
+            if keep.spare and layer.is_gate:
                 del state.latents[i]
-            unmasked = unmasked_next
-        if self.start - 1 in wanted:
+            g, unmasked = below, g if layer.is_gate else None
+        if self.start - 1 in keep.feedback:
             state.feedback[self.start - 1] = g
         state.generated = g
+        state.reconstruction = to_norm(g, image_norm(clean)) if self.match_norm else g
 
-    def matched(self, reconstruction: Tensor | None, clean: Tensor) -> Tensor:
-        """The reconstruction, scaled image by image to the norm of the clean target features if so set."""
-        assert reconstruction is not None
-        if not self.match_norm:
-            return reconstruction
-        return Matched.apply(reconstruction, image_norm(clean), image_norm(reconstruction.detach()))
+    def step_towards(self, h: Tensor, reconstruction: Tensor) -> Tensor:
+        """The target features of the next iteration."""
+        return reconstruction if self.step == 1 else h + self.step * (reconstruction - h)
 
-    def step_towards(
-        self,
-        h: Tensor,
-        reconstruction: Tensor,
-        guides: Mapping[int, Tensor],
-        state: State,
-        active: Tensor,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Target and guides of the next iteration; an image that is not ``active`` keeps both, and so its whole state."""
-        new_h = reconstruction if self.step == 1 else h + self.step * (reconstruction - h)
-        dropout = {i: z for i, z in state.latents.items() if i not in state.guides}
-        if self.tolerance is None:
-            return new_h, {**state.guides, **dropout}
+    def _guide(self, g: Tensor) -> Tensor:
+        """What a gate of the next pass sees of the feedback map ``g``: its signs, which have no gradient."""
+        return g.detach()
 
-        def held(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
 
-        kept = {i: held(g, guides[i] if i in guides else torch.ones_like(g)) for i, g in state.guides.items()}
-        return held(new_h, h), {**kept, **dropout}
+def kept_of(asked: Mapping[LayerAt, int], n: int, gates: bool, spare: bool) -> list[Kept]:
+    """What iterations 0..n keep for the layers ``asked`` for (their numbers); a last feedback pass that nobody needs is not run."""
+    keep = []
+    spare = spare and not any(at.feedback for at in asked)
+    for t in range(n + 1):
+        maps = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t))
+        feedback = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t, feedback=True))
+        keep.append(Kept(maps, feedback, gates, gates or t < n or bool(feedback), spare))
+    return keep
+
+
+def hold_norm(x: Tensor, i: int, state: State) -> Tensor:
+    """The output ``x`` of layer ``i``, its norm noted in ``state``, then scaled to the one in ``state.sizes``, if any."""
+    state.norms[i] = image_norm(x)
+    return Matched.apply(x, state.sizes[i], state.norms[i].detach()) if i in state.sizes else x
+
+
+def following(state: State, h: Tensor, active: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
+    """Target features and what the next pass is given, where ``h`` is the step; images that are not ``active`` keep both."""
+    dropout = {i: z for i, z in state.latents.items() if i not in state.guides}
+    if active is None:
+        return h, {**state.guides, **dropout}
+
+    def held(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(active.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+    kept = {i: held(g, state.given[i] if i in state.given else torch.ones_like(g)) for i, g in state.guides.items()}
+    return held(h, state.target), {**kept, **dropout}
+
+
+class Checkpointed:
+    """The passes of ``model``, each computed again, with the same random numbers, when its gradient is.
+
+    Between forward and backward only what goes from pass to pass is held: target features, signs of the feedback maps, latents (in
+    bits, and positions of pooling), dropout masks.
+    """
+
+    def __init__(self, model: CNNF) -> None:
+        self.model = model
+
+    def sweep(self, h: Tensor, given: Mapping[int, Tensor], sizes: Mapping[int, Tensor], keep: Kept) -> State:
+        """The feedforward pass; latents are held in their small form."""
+        output, latents, inputs, norms = checkpoint(self._up, h, given, sizes, keep, use_reentrant=False)
+        return State(h, output, inputs=inputs, latents=latents, norms=norms)
+
+    def generate(self, state: State, clean: Tensor, keep: Kept) -> None:
+        """The feedback pass; of its maps at gates the signs are held."""
+        held = (state.output, state.latents, state.inputs, clean)
+        state.reconstruction, state.guides = checkpoint(self._down, *held, keep, use_reentrant=False)
+
+    def _up(
+        self, h: Tensor, given: Mapping[int, Tensor], sizes: Mapping[int, Tensor], keep: Kept
+    ) -> tuple[Tensor, dict[int, Any], dict[int, torch.Size], dict[int, Tensor]]:
+        state, layers = self.model.sweep(h, SignsAlone(given), sizes, keep), self.model.feedback_layers
+        latents: dict[int, Any] = {}
+        for i, z in state.latents.items():
+            positions = z if z.is_floating_point() else z.int()  # dropout's mask, or pooling's positions
+            latents[i] = packed(z != 0, z.dtype) if isinstance(layers[i], ReLU) else positions
+        return state.output, latents, state.inputs, state.norms
+
+    def _down(
+        self, output: Tensor, latents: dict[int, Any], inputs: dict[int, torch.Size], clean: Tensor, keep: Kept
+    ) -> tuple[Tensor | None, dict[int, Any]]:
+        state = State(output, output, inputs=inputs, guides=SignsAlone())
+        for i, z in latents.items():
+            state.latents[i] = unpacked(z) if isinstance(z, Bits) else z if z.is_floating_point() else z.long()
+        self.model.generate(state, clean, keep)
+        return state.reconstruction, {**state.guides}
+
+
+def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
+    """What ``model.unroll(x, return_reconstruction=True)`` gives, value and gradient, of less memory (see ``Checkpointed``).
+
+    The memory of training hardly grows with iterations, for one more forward pass.
+
+    Raises
+    ------
+    ValueError
+        Where ``model`` stops images early (``tolerance``).
+    """
+    if model.tolerance is not None:
+        raise ValueError("recomputing takes every image through all iterations; set tolerance to None")
+    keep = kept_of({}, model.iterations, gates=False, spare=False)
+    return FeedbackResult.of(model.states(x, keep, passes=Checkpointed(model)), {}, reconstruction=True)

@@ -1,8 +1,8 @@
-"""Every supported layer as a rule: its forward step, and its feedback step, the exact adjoint with the gates held.
+"""Every supported layer: its forward step, its feedback step (the exact adjoint with the gates held).
 
 Notation (Huang et al. 2020): f is the input of a gate (the pre-activation), z the gate's latent variables, g the feedback
 map at a layer's output. A gate compares the sign of f with the sign of g *before* g is masked by z; every other layer is
-affine, and its feedback is its transpose without the bias. A rule keeps nothing between calls.
+affine, and its feedback is its transpose without the bias. A layer keeps nothing between calls.
 
 Gates read the sign bit of g, and g = 0 counts as positive: feedback maps hold no negative zeros. Sums (convolutions,
 matrix products) make none; where a zero is multiplied, 0.0 is added.
@@ -22,10 +22,26 @@ FEW = 4  # channels of a map that counts as an image
 class FeatureNorm(nn.Module):
     """The paper's instance normalisation (Appendix A.4): a map divided by its size, per image, then a bias per channel.
 
-    The mean is not subtracted. ``kind="l2"`` divides by the L2 norm over (C, H, W), as printed; ``kind="rms"`` by the root
-    mean square, the same up to the constant sqrt(CHW), so that the bias does not dominate the normalised map.
+    Input and output: (B, C, H, W) or (B, C). The mean is not subtracted.
 
-    Input and output: (B, C, H, W) or (B, C).
+    Parameters
+    ----------
+    channels
+        C; the bias starts at 0.
+    kind
+        ``"l2"`` divides by the L2 norm over (C, H, W), as printed; ``"rms"`` by the root mean square. The two differ by the
+        constant sqrt(CHW), with which the bias does not dominate the normalised map.
+
+    Raises
+    ------
+    ValueError
+        Another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> FeatureNorm(2)(torch.tensor([[3.0, 4.0]])).square().mean().item()
+    1.0
     """
 
     def __init__(self, channels: int, kind: str = "rms") -> None:
@@ -38,23 +54,27 @@ class FeatureNorm(nn.Module):
     def size(self, x: Tensor) -> Tensor:
         """The size by which ``x`` is divided, (B, 1, ...)."""
         dims = tuple(range(1, x.dim()))
-        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
         if self.kind == "rms":
             norm = norm / (x.numel() / x.shape[0]) ** 0.5
         return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias.view(-1, *[1] * (x.dim() - 2)).to(x.dtype)  # under autocast maps stay as small as they come
-        return Normalised.apply(x, bias, 1 / self.size(x.detach()), x[0].numel() if self.kind == "rms" else 1)
+        n = x[0].numel() if self.kind == "rms" else 1
+        return Normalised.apply(x, bias, 1 / self.size(x.detach()), n)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{self.bias.numel()}, kind={self.kind!r}"
 
 
-class Rule:
-    """A layer with its path in the network. Affine rules override ``forward`` and ``feedback`` without latents."""
+class FeedbackLayer:
+    """A layer with its path in the network. Affine layers override ``forward`` and ``feedback`` without latents."""
 
     is_gate = False
+    has_weights = (
+        False  # a convolution or matrix: its output f(l) has the norm of Assumption A.6, and is no view of another map
+    )
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
@@ -95,9 +115,10 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-class Conv(Rule):
+class Conv(FeedbackLayer):
     """Convolution; feedback: the transposed convolution with the same weights."""
 
+    has_weights = True
     module: nn.Conv2d
 
     def __init__(self, name: str, module: nn.Conv2d) -> None:
@@ -132,9 +153,10 @@ class Conv(Rule):
         return F.conv_transpose2d(g, m.weight, None, m.stride, padding, extra, m.groups, m.dilation)
 
 
-class Linear(Rule):
+class Linear(FeedbackLayer):
     """Fully connected; feedback: the transposed matrix."""
 
+    has_weights = True
     module: nn.Linear
 
     def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
@@ -144,7 +166,7 @@ class Linear(Rule):
         return g @ self.module.weight
 
 
-class ReLU(Rule):
+class ReLU(FeedbackLayer):
     """ReLU at iteration 0, then AdaReLU, gated by the sign of g.
 
     signed (makes Lemma A.1 exact): g >= 0: max(f, 0); g < 0: min(f, 0), so that the output is z f.
@@ -168,7 +190,7 @@ class ReLU(Rule):
     def gated(self, f: Tensor, g: Tensor, spare: bool) -> Tensor:
         """See Gated."""
         if f.requires_grad:
-            out = Gated.apply(f, g)
+            out: Tensor = Gated.apply(f, g)
         else:
             out = torch.copysign(f, g, out=g if spare else None).add_(f).mul_(0.5)
         return out.abs() if self.printed else out
@@ -181,7 +203,7 @@ class ReLU(Rule):
         return masked(g, z)
 
 
-class MaxPool(Rule):
+class MaxPool(FeedbackLayer):
     """Max pooling at iteration 0, then AdaPool: the maximum of a window where g >= 0, its minimum where g < 0.
 
     z is the flat position (row-major in the input map) of the chosen element, ties going to the first; feedback adds g
@@ -231,7 +253,7 @@ class MaxPool(Rule):
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
 
-class AvgPool(Rule):
+class AvgPool(FeedbackLayer):
     """Average pooling; feedback: every value divided by its window's divisor and spread over the window."""
 
     module: nn.AvgPool2d
@@ -258,7 +280,7 @@ def averaging(size: int, bins: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (end - start)[:, None].to(like.dtype)
 
 
-class AdaptiveAvgPool(Rule):
+class AdaptiveAvgPool(FeedbackLayer):
     """Adaptive average pooling, P_h x P_wᵀ; feedback: P_hᵀ g P_w."""
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
@@ -268,14 +290,14 @@ class AdaptiveAvgPool(Rule):
         return rows.t() @ g @ columns
 
 
-class Flatten(Rule):
+class Flatten(FeedbackLayer):
     """Flatten; feedback: the shape restored."""
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         return g.reshape(below)
 
 
-class Dropout(Rule):
+class Dropout(FeedbackLayer):
     """Dropout; in training one mask is drawn in the first pass and held over all iterations and both directions."""
 
     module: nn.Dropout
@@ -290,7 +312,7 @@ class Dropout(Rule):
         return g if z is None else g * z + 0.0
 
 
-class BatchNorm(Rule):
+class BatchNorm(FeedbackLayer):
     """Batch normalisation in evaluation mode: an affine map per channel; feedback: times gamma / sqrt(var + eps)."""
 
     module: nn.BatchNorm2d
@@ -316,7 +338,7 @@ class BatchNorm(Rule):
         return g * scale.view(-1, 1, 1) + 0.0
 
 
-class Norm(Rule):
+class Norm(FeedbackLayer):
     """The paper's normalisation (A.4); feedback: divided by the size of the feedback map at the gate above,
     taken before that gate masks it."""
 
@@ -331,7 +353,7 @@ class Norm(Rule):
         return below + self.module.bias.view(-1, *[1] * (below.dim() - 2))
 
 
-RULES: dict[type[nn.Module], type[Rule]] = {
+FEEDBACK_LAYERS: dict[type[nn.Module], type[FeedbackLayer]] = {
     nn.Conv2d: Conv,
     nn.Linear: Linear,
     nn.ReLU: ReLU,
@@ -345,22 +367,22 @@ RULES: dict[type[nn.Module], type[Rule]] = {
 }
 
 
-def plan(network: nn.Module, *, printed: bool = False, prefix: str = "") -> list[Rule]:
-    """The rules of a (nested) Sequential in order; a ValueError names a layer that has none, its path and those that have."""
-    rules: list[Rule] = []
+def plan(network: nn.Module, *, printed: bool = False, prefix: str = "") -> list[FeedbackLayer]:
+    """The layers of a (nested) Sequential in order; a ValueError names a layer without feedback rule and the supported kinds."""
+    found: list[FeedbackLayer] = []
     for name, child in network._modules.items():  # one layer may stand at several places (a ReLU, say)
         assert child is not None
         path = prefix + name
         if type(child) is nn.Sequential:
-            rules += plan(child, printed=printed, prefix=path + ".")
+            found += plan(child, printed=printed, prefix=path + ".")
         elif type(child) is nn.ReLU:
-            rules.append(ReLU(path, child, printed))
-        elif type(child) in RULES:  # the very types: a subclass may compute something else
-            rules.append(RULES[type(child)](path, child))
+            found.append(ReLU(path, child, printed))
+        elif type(child) in FEEDBACK_LAYERS:  # the very types: a subclass may compute something else
+            found.append(FEEDBACK_LAYERS[type(child)](path, child))
         else:
-            supported = ", ".join(kind.__name__ for kind in RULES)
+            supported = ", ".join(kind.__name__ for kind in FEEDBACK_LAYERS)
             raise ValueError(
                 f"layer {path!r} is a {type(child).__name__}, which has no feedback rule; "
                 f"supported: {supported}, and nn.Sequential of these"
             )
-    return rules
+    return found

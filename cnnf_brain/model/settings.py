@@ -42,6 +42,11 @@ class FeedbackSettings:
     ------
     ValueError
         A value outside of its range.
+
+    Examples
+    --------
+    >>> FeedbackSettings(iterations=3, step=0.1).target
+    'input'
     """
 
     iterations: int = option(2, "feedback iterations", above=0)

@@ -1,25 +1,133 @@
-"""Weight files and torchvision's published weights -> checked state dicts. Loading never executes code."""
+"""Weight files, the cards inside them and torchvision's published weights -> checked records. Loading never executes code."""
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.io import ask_sizes
+from cnnf_brain.io import ask_sizes, sha256
+from cnnf_brain.model import settings
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+# The feedback's settings besides the number of iterations, as CNNF takes them and as cards hold them.
+SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
+SMALL = "small"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MISSING, EXTRA, SHAPES, TYPES = "missing", "not in the network", "other shapes", "other types"  # how a state dict can misfit
 
 
 class HeadlessNetworkWarning(UserWarning):
     """The weights hold the convolutions alone: feedback starts from the top feature map."""
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there; else a FileNotFoundError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    return path
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the trainers wrote about a network, in the form that loading needs; empty where a file has no card.
+
+    ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: those of SETTINGS that are
+    on the card of a CNN-F (a CNN was trained without). ``normalisation``: of the small net. ``image_size``, ``resize``: pixels,
+    see ``images.Preprocessing``. ``started_from``: the weights that training began with, a published name, ``none`` (random
+    weights) or a file, and ``started_sha256`` of such a file. ``top1``: validation accuracy (shares) at iterations 0 to N.
+    ``content``: all of it.
+
+    A card names a file relative to the folder of the weights, so that it is found from any working directory; ``read_card`` puts
+    the folder before it. Older cards name it relative to the working directory of the training.
+    """
+
+    arch: str | None = None
+    iterations: int | None = None
+    feedback: Mapping[str, Any] = field(default_factory=dict)
+    normalisation: str | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    started_from: str | None = None
+    started_sha256: str | None = None
+    top1: tuple[float, ...] = ()
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Card:
+        """The record of a card as ``trainer.card.save_weights`` writes it."""
+        if not content:
+            return cls()
+        configuration = content.get("configuration", {})
+        trained = configuration.get("feedback", {})
+        merged = {**trained, **content.get("feedback", {})}
+        start = content.get("started_from", {})
+        named = start.get("weights", configuration.get("weights"))  # older cards name a file by its SHA-256 alone
+        return cls(
+            arch=content.get("arch", SMALL if "dataset" in configuration else None),
+            iterations=merged.get("iterations"),
+            feedback={name: merged[name] for name in SETTINGS if name in merged} if merged.get("iterations") else {},
+            normalisation=trained.get("normalisation"),
+            image_size=content.get("image_size"),
+            resize=content.get("resize"),
+            started_from=None if named is None or named.startswith("sha256:") else named,
+            started_sha256=start.get("sha256", named.removeprefix("sha256:") if str(named).startswith("sha256:") else None),
+            top1=tuple(content.get("validation_accuracy", ())),
+            content=content,
+        )
+
+
+def read_card(path: str | Path) -> Card:
+    """The card in a safetensors file that our trainers wrote; an empty one where the file carries none.
+
+    A file in ``started_from`` is looked for relative to the folder of ``path``, then to the working directory (older cards).
+    Where there are two, the one with the hash on the card is taken; where there is none, the path from the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        A damaged file, or a card that is none.
+    """
+    path = existing(path)
+    if path.suffix != ".safetensors":
+        return Card()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            content = json.loads((file.metadata() or {}).get("card", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error
+    try:
+        card = Card.of(content)
+        return replace(card, started_from=_found(card, path))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"weights {path}: the card inside is not of the form that the trainers write ({error})") from error
+
+
+def _found(card: Card, path: Path) -> str | None:
+    """``started_from`` of the card in the file ``path`` as a path from the working directory, absolute where ``path`` is."""
+    named = card.started_from
+    if named is None or not Path(named).suffix:  # random weights, or a published name
+        return named
+    beside = os.path.normpath(path.resolve().parent / named)
+    places = [beside if path.is_absolute() else os.path.relpath(beside), named]
+    there = [place for place in places if Path(place).is_file()]
+    if len(there) == 2 and card.started_sha256 is not None and not Path(there[0]).samefile(there[1]):
+        there = [place for place in there if sha256(Path(place)) == card.started_sha256]
+    return (there or places)[0]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -30,8 +138,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"weights {path}: expected a file that ends in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
+    existing(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -57,50 +164,47 @@ def check_state(state: Mapping[str, Tensor], network: nn.Module, source: str) ->
 
     Floating-point weights must come as such: integers or booleans in their place (a quantised model, a mask) are not cast.
     """
-    whole = network.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in whole.items()}
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in expected]
-    shapes = [
-        f"{k} is {tuple(state[k].shape)}, expected {expected[k]}"
-        for k in expected
-        if k in state and tuple(state[k].shape) != expected[k]
-    ]
-    types = [
-        f"{k} is {str(state[k].dtype).removeprefix('torch.')}, expected floating point"
-        for k, tensor in whole.items()
-        if k in state and tensor.is_floating_point() and state[k].dtype not in FLOATS
-    ]
-    if not (missing or extra or shapes or types):
-        return
-    parts = [
-        f"{what}: {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-        for what, found in (
-            ("missing", missing),
-            ("not in the network", extra),
-            ("other shapes", shapes),
-            ("other types", types),
-        )
-        if found
-    ]
-    raise ValueError(f"{source} does not fit the network. {'; '.join(parts)}. {likely_cause(missing, extra, shapes, types)}")
+    found = {what: names for what, names in misfits(state, network.state_dict()).items() if names}
+    if found:
+        listed = [
+            f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for what, names in found.items()
+        ]
+        raise ValueError(f"{source} does not fit the network. {'; '.join(listed)}. Likely cause: {likely_cause(found)}")
 
 
-def likely_cause(missing: list[str], extra: list[str], shapes: list[str], types: Sequence[str] = ()) -> str:
-    """A sentence on why a state dict does not fit."""
-    if types and not (missing or extra or shapes):
-        return "Likely cause: a quantised model, or masks in place of weights; save the floating-point weights."
-    if extra and all(k.startswith("module.") for k in extra):
-        return "Likely cause: saved from a DataParallel or DistributedDataParallel wrapper; strip 'module.' from the names."
-    if extra and all(k.startswith("_orig_mod.") for k in extra):
-        return "Likely cause: saved from a compiled module; strip '_orig_mod.' from the names."
-    if extra and {"state_dict", "model", "optimizer"} & set(extra):
-        return "Likely cause: a training checkpoint; save its model entry alone."
-    if shapes and not missing and not extra:
-        return "Likely cause: another number of classes or another width."
-    if missing and not extra:
-        return "Likely cause: an incomplete file, or the weights of a smaller network."
-    return "Likely cause: the weights of another architecture."
+def misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """By kind the names in which two state dicts differ."""
+    both = [(name, state[name], tensor) for name, tensor in expected.items() if name in state]
+    return {
+        MISSING: [name for name in expected if name not in state and not name.endswith("num_batches_tracked")],
+        EXTRA: [name for name in state if name not in expected],
+        SHAPES: [f"{name} is {tuple(a.shape)}, expected {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape],
+        TYPES: [
+            f"{name} is {str(a.dtype).removeprefix('torch.')}, expected floating point"
+            for name, a, b in both
+            if b.is_floating_point() and a.dtype not in FLOATS
+        ],
+    }
+
+
+def likely_cause(found: Mapping[str, list[str]]) -> str:
+    """Why a state dict does not fit, from the kinds of misfits that were found."""
+    kinds, extra = set(found), set(found.get(EXTRA, ()))
+    wrappers = {name.partition(".")[0] for name in extra}
+    if kinds == {TYPES}:
+        return "a quantised model, or masks in place of weights; save the floating-point weights."
+    if wrappers == {"module"}:
+        return "saved from a DataParallel or DistributedDataParallel wrapper; strip 'module.' from the names."
+    if wrappers == {"_orig_mod"}:
+        return "saved from a compiled module; strip '_orig_mod.' from the names."
+    if extra & {"state_dict", "model", "optimizer"}:
+        return "a training checkpoint; save its model entry alone."
+    if kinds <= {SHAPES, TYPES}:
+        return "another number of classes or another width."
+    if not extra:
+        return "an incomplete file, or the weights of a smaller network."
+    return "the weights of another architecture."
 
 
 def read_state(weights: str | Path, arch: str) -> dict[str, Tensor]:

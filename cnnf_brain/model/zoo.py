@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.card import SMALL, Card, read_card
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
-from cnnf_brain.model.weights import check_state, is_published, load_into, read_weights
+from cnnf_brain.model.weights import SMALL, Card, check_state, is_published, load_into, read_card, read_weights
 
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 ARCHITECTURES = ("alexnet", *VGGS)
@@ -29,10 +28,15 @@ SMALL_DEFAULTS = {"match_norm": True}
 def from_torchvision(
     arch: str, weights: str | Path | None = None, *, num_classes: int | None = None, **feedback: Any
 ) -> CNNF:
-    """CNN-F of torchvision's ``arch`` (VGG-11 to 19 with or without batch normalisation, AlexNet), torchvision's keys.
+    """CNN-F of torchvision's ``arch``, with torchvision's names of layers.
+
+    Input: (B, 3, H, W), ImageNet-normalised as torchvision's networks take it. Output: logits (B, num_classes); with 0 iterations
+    they are torchvision's.
 
     Parameters
     ----------
+    arch
+        ``"alexnet"``, or ``"vgg11"``, ``"vgg13"``, ``"vgg16"``, ``"vgg19"``, each with or without ``"_bn"``.
     weights
         None (random), ``"IMAGENET1K_V1"`` (torchvision's, downloaded once), or a ``.safetensors``, ``.pt`` or ``.pth`` file. A file
         with the convolutions alone gives a headless network, whose feedback starts from its top feature map, with a
@@ -43,8 +47,6 @@ def from_torchvision(
         iterations, target, step, match_norm, match_layers, ada_relu, tolerance: see ``CNNF``. What is not given is as on the card
         inside ``weights`` (so that the network is the one that was trained), without a card two iterations with both norms matched.
 
-    Input: (B, 3, H, W), ImageNet-normalised as torchvision's networks take it. With 0 iterations the output is torchvision's.
-
     Raises
     ------
     ValueError
@@ -52,6 +54,14 @@ def from_torchvision(
         another architecture.
     FileNotFoundError, OSError
         No such file; weights that cannot be downloaded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with torch.device("meta"):  # shapes alone, in no memory
+    ...     model = from_torchvision("vgg11_bn", num_classes=7, iterations=1)
+    >>> model.classifier[6].out_features, model.settings.step
+    (7, 1.0)
     """
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
@@ -91,24 +101,62 @@ def sequential(arch: str, num_classes: int) -> nn.Sequential:
 
 
 def vgg16(weights: str | Path | None = None, **options: Any) -> CNNF:
-    """CNN-F of torchvision's VGG-16; see ``from_torchvision``. Its pooling layers: features.4, .9, .16, .23, .30."""
+    """CNN-F of torchvision's VGG-16: ``from_torchvision("vgg16", weights, **options)``, which says shapes, units and errors.
+
+    Its pooling layers: features.4, .9, .16, .23, .30.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with torch.device("meta"):  # shapes alone, in no memory
+    ...     model = vgg16(iterations=2)
+    >>> model.layer_names[4], model.settings.match_layers
+    ('features.4', True)
+    """
     return from_torchvision("vgg16", weights, **options)
 
 
 def alexnet(weights: str | Path | None = None, **options: Any) -> CNNF:
-    """CNN-F of torchvision's AlexNet; see ``from_torchvision``."""
+    """CNN-F of torchvision's AlexNet: ``from_torchvision("alexnet", weights, **options)``, which says shapes, units and errors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> with torch.device("meta"):  # shapes alone, in no memory
+    ...     model = alexnet(iterations=1)
+    >>> model.layer_names[-1], model.classifier[6].out_features
+    ('classifier.6', 1000)
+    """
     return from_torchvision("alexnet", weights, **options)
 
 
 def small_net(
     weights: str | Path | None = None, *, num_classes: int = 10, normalisation: str | None = None, **feedback: Any
 ) -> CNNF:
-    """The MNIST and Fashion-MNIST net of Appendix B.1, input (B, 1, 28, 28) in [-1, 1].
+    """The MNIST and Fashion-MNIST net of Appendix B.1: input (B, 1, 28, 28) in [-1, 1], output logits (B, num_classes).
 
     Conv2d(32, 3x3), norm, AdaReLU, Conv2d(64, 3x3), norm, AdaPool, Reshape, FC(128), AdaReLU, FC(10); the paper states
     neither padding (here 0) nor the pooling window (2 x 2). The convolutions carry no bias, the normalisation does (A.4).
-    ``normalisation``: "rms" or "l2" (as printed; equal up to a constant factor), see ``FeatureNorm``. What is not given of it and
-    of the feedback (see ``CNNF``) is as on the card inside ``weights``, without a card rms and the reconstruction's norm matched.
+
+    Parameters
+    ----------
+    weights
+        None (random), or a file.
+    normalisation
+        ``"rms"`` or ``"l2"``, see ``FeatureNorm``; by default as on the card inside ``weights``, without a card rms.
+    **feedback
+        See ``FeedbackSettings``. What is not given is as on the card, without a card with the reconstruction's norm matched.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        A file that does not fit, or is not there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> small_net(iterations=2)(torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
     """
     card = Card() if weights is None else read_card(weights)
     check_arch(card, SMALL, str(weights))

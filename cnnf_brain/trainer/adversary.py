@@ -51,7 +51,7 @@ class Adversary:
         """What a step is trained on: images in [-1, 1], labels, and the clean target features of each image."""
         adversarial = self.perturb(model, images, labels, step)
         with torch.no_grad():
-            clean, _ = model.below_target(images, set())
+            clean, _ = model.below_target(images)
         if self.mode == "only":
             return adversarial, labels, clean
         return torch.cat([images, adversarial]), torch.cat([labels, labels]), torch.cat([clean, clean])

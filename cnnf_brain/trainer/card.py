@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from cnnf_brain.io import sha256, write_json, write_text, write_whole
-from cnnf_brain.model.card import read_card
-from cnnf_brain.model.weights import check_state, read_weights
+from cnnf_brain.model.weights import check_state, read_card, read_weights
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.config import check_same
 
@@ -29,7 +28,7 @@ ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy"
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all;
-    ``cnnf_brain.model.card.read_card`` reads it again."""
+    ``cnnf_brain.model.weights.read_card`` reads it again."""
     write_whole(path, lambda file: [file.write(part) for part in serialised(model, card, dtype)])
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cnnf_brain.model.card import Card
-from cnnf_brain.model.losses import REDUCTIONS
+from cnnf_brain.model.state import REDUCTIONS
+from cnnf_brain.model.weights import Card
 from cnnf_brain.trainer.loop import LossWeights
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again

@@ -26,9 +26,8 @@ from cnnf_brain.attacks.gradient import NonFiniteOutput
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets.mnist import ImageSet, scale
 from cnnf_brain.io import write_text
-from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.losses import REDUCTIONS, feedback_losses
-from cnnf_brain.model.recompute import recomputed
+from cnnf_brain.model.cnnf import CNNF, recomputed
+from cnnf_brain.model.state import REDUCTIONS, feedback_losses
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.adversary import Adversary
 from cnnf_brain.trainer.config import check_same, environment, warn_of_change
@@ -116,7 +115,7 @@ def losses(
     Each term enters as its mean over iterations 0..N: the paper's sum divided by N+1, which leaves the balance of the
     terms as it is and makes learning rates comparable over N. ``images`` (B, C, H, W) as the network takes them. ``clean``:
     the target features to be reconstructed, where they are not those of ``images`` (adversarial training).
-    ``recompute``: see ``cnnf_brain.model.recompute``; without the losses that need states.
+    ``recompute``: see ``cnnf_brain.model.cnnf.recomputed``; without the losses that need states.
     """
     active = weights.active()
     if recompute:

@@ -18,7 +18,7 @@ from typing import Any
 
 from cnnf_brain import results
 from cnnf_brain.datasets import mnist
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import AUTO, SMALL, Network, load_network, pick_device, shipped_weights
 from cnnf_brain.report import PAGE
 from cnnf_brain.trainer.flags import positive, whole

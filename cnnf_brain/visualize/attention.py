@@ -13,14 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.layers import Conv, Linear, Rule
+from cnnf_brain.model.autograd import to_norm
+from cnnf_brain.model.layers import FeedbackLayer
 from cnnf_brain.visualize.view import View, mean_interval
-
-
-def norm(x: Tensor) -> Tensor:
-    """(B, 1, ...): the L2 norm of each image's map."""
-    size = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
-    return size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
 
 
 class Step(nn.Module):
@@ -29,13 +24,13 @@ class Step(nn.Module):
     ``size`` (B, 1, ...): the norm to which its output is matched, None where it is not.
     """
 
-    def __init__(self, rule: Rule, guide: Tensor | None, size: Tensor | None) -> None:
+    def __init__(self, layer: FeedbackLayer, guide: Tensor | None, size: Tensor | None) -> None:
         super().__init__()
-        self.rule, self.guide, self.size = rule, guide, size
+        self.layer, self.guide, self.size = layer, guide, size
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.rule.forward(x, self.guide)[0]
-        return x if self.size is None else x * (self.size / norm(x))
+        x = self.layer.forward(x, self.guide)[0]
+        return x if self.size is None else to_norm(x, self.size)
 
 
 def passes(view: View, images: Tensor) -> list[tuple[nn.Sequential, Tensor]]:
@@ -47,46 +42,26 @@ def passes(view: View, images: Tensor) -> list[tuple[nn.Sequential, Tensor]]:
     model = view.model
     if model.tolerance is not None:
         raise ValueError("Grad-CAM by iteration needs networks that run all iterations; set tolerance to None")
-    with torch.no_grad():
-        result = model.unroll(view.enter(images), return_states=True)
-    assert result.states is not None
     found: list[tuple[nn.Sequential, Tensor]] = []
-    guides: dict[int, Tensor] = {}
-    sizes: dict[int, Tensor] = {}
-    for state in result.states:
-        rules = list(enumerate(model.rules))[model.start :]
-        steps = [(rule.name.replace(".", "/"), Step(rule, guides.get(i), sizes.get(i))) for i, rule in rules]
-        network = nn.Sequential(OrderedDict(steps))
-        found.append((network, state.target))
-        if model.match_layers and not sizes:
-            sizes = first_sizes(network, rules, state.target)
-        guides = {**state.guides, **{i: z for i, z in state.latents.items() if i not in state.guides}}  # masks of dropout
+    layers = list(enumerate(model.feedback_layers))[model.start :]
+    with torch.no_grad():
+        for state in model.states(view.enter(images)):
+            steps = {
+                layer.name.replace(".", "/"): Step(layer, state.given.get(i), state.sizes.get(i)) for i, layer in layers
+            }
+            found.append((nn.Sequential(OrderedDict(steps)), state.target))
     return found
-
-
-@torch.no_grad()
-def first_sizes(network: nn.Sequential, rules: list[tuple[int, Rule]], x: Tensor) -> dict[int, Tensor]:
-    """By layer the norms of the first pass, to which a CNNF with ``match_layers`` holds the later ones."""
-    sizes = {}
-    for (i, rule), step in zip(rules, network, strict=True):
-        x = step(x)
-        if isinstance(rule, Conv | Linear):
-            sizes[i] = norm(x)
-    return sizes
 
 
 def last_map(view: View, images: Tensor) -> str:
     """The name of the last layer with maps (B, C, H > 1, W > 1), which Grad-CAM looks at by default."""
-    network, h = passes(view, images[:1])[0]
-    names = []
+    names = view.model.layer_names[view.model.start :]
     with torch.no_grad():
-        for name, step in network.named_children():
-            h = step(h)
-            if h.dim() == 4 and min(h.shape[-2:]) > 1:
-                names.append(name.replace("/", "."))
-    if not names:
+        maps = view.model.unroll(view.enter(images[:1]), iterations=0, return_layers=names).layers
+    found = [at.layer for at, map_ in maps.items() if map_.dim() == 4 and min(map_.shape[-2:]) > 1]
+    if not found:
         raise ValueError("no layer above the target has maps with more than one place, and Grad-CAM needs one")
-    return names[-1]
+    return found[-1]
 
 
 def grad_cam(view: View, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:

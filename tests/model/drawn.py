@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain import CNNF, FeatureNorm
+from cnnf_brain.model.cnnf import Kept
 from cnnf_brain.model.layers import MaxPool
 from cnnf_brain.model.state import State
 
@@ -61,6 +62,50 @@ def draw_batch_norm(r: random.Random, channels: int) -> nn.BatchNorm2d:
     return layer.eval()
 
 
+class Builder:
+    """Layers one upon the other, with the map that they make of a random image."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.x, self.layers = torch.rand(1, *shape), []
+
+    @property
+    def channels(self) -> int:
+        return self.x.shape[1]
+
+    def add(self, layer: nn.Module) -> bool:
+        """Whether the layer fits; one that does not is left out."""
+        try:
+            y = layer(self.x)
+        except (RuntimeError, ValueError):  # the map is too small for this layer
+            return False
+        more = isinstance(layer, nn.AdaptiveAvgPool2d) and y.numel() > self.x.numel()  # bins than cells: equal cells, ties
+        if y.numel() == 0 or not y.isfinite().all() or more:
+            return False
+        self.x = y
+        self.layers.append(layer)
+        return True
+
+
+def draw_block(r: random.Random, build: Builder, normalised: bool) -> None:
+    """A convolution and what follows it."""
+    conv = draw_conv(r, build.channels)
+    if normalised:
+        conv.bias = None
+    if build.add(conv):
+        if normalised:
+            build.add(FeatureNorm(build.channels, r.choice(["rms", "l2"])))
+        elif r.random() < 0.4:
+            build.add(draw_batch_norm(r, build.channels))
+    if r.random() < 0.8:
+        build.add(nn.ReLU(inplace=r.random() < 0.5))
+    if r.random() < 0.3:
+        build.add(nn.Dropout(0.4))
+    if r.random() < 0.6:
+        build.add(draw_max_pool(r))
+    if r.random() < 0.3 and not normalised:
+        build.add(draw_average(r))
+
+
 def draw_network(seed: int, *, normalised: bool = False) -> tuple[nn.Sequential, tuple[int, int, int]]:
     """A float64 network with nested Sequentials, in training mode but for batch normalisation, and its image shape.
 
@@ -69,46 +114,16 @@ def draw_network(seed: int, *, normalised: bool = False) -> tuple[nn.Sequential,
     r = random.Random(seed)
     torch.manual_seed(seed)
     shape = (r.choice([1, 2, 3]), r.randint(6, 9), r.randint(6, 9))
-    x, parts = torch.rand(1, *shape), []
-
-    def add(layer: nn.Module) -> bool:
-        nonlocal x
-        try:
-            y = layer(x)
-        except (RuntimeError, ValueError):  # the map is too small for this layer
-            return False
-        bins_outnumber_cells = isinstance(layer, nn.AdaptiveAvgPool2d) and y.numel() > x.numel()  # equal cells: ties
-        if y.numel() == 0 or not y.isfinite().all() or bins_outnumber_cells:
-            return False
-        x = y
-        parts.append(layer)
-        return True
-
+    build = Builder(shape)
     for _ in range(r.choice([1, 2, 2, 3])):
-        conv = draw_conv(r, x.shape[1])
-        if normalised:
-            conv.bias = None
-        if add(conv):
-            if normalised:
-                add(FeatureNorm(x.shape[1], r.choice(["rms", "l2"])))
-            elif r.random() < 0.4:
-                add(draw_batch_norm(r, x.shape[1]))
-        if r.random() < 0.8:
-            add(nn.ReLU(inplace=r.random() < 0.5))
-        if r.random() < 0.3:
-            add(nn.Dropout(0.4))
-        if r.random() < 0.6:
-            add(draw_max_pool(r))
-        if r.random() < 0.3 and not normalised:
-            add(draw_average(r))
-    add(nn.Flatten())
+        draw_block(r, build, normalised)
+    build.add(nn.Flatten())
     if r.random() < 0.6:
-        add(nn.Linear(x.shape[1], 12, bias=r.random() < 0.8))
-        add(nn.ReLU())
-        add(nn.Dropout(0.3))
-    add(nn.Linear(x.shape[1], 3, bias=r.random() < 0.8))
-    cut = r.randint(1, len(parts))
-    network = nn.Sequential(nn.Sequential(*parts[:cut]), *parts[cut:]).double()
+        for layer in (nn.Linear(build.channels, 12, bias=r.random() < 0.8), nn.ReLU(), nn.Dropout(0.3)):
+            build.add(layer)
+    build.add(nn.Linear(build.channels, 3, bias=r.random() < 0.8))
+    cut = r.randint(1, len(build.layers))
+    network = nn.Sequential(nn.Sequential(*build.layers[:cut]), *build.layers[cut:]).double()
     for module in network.modules():  # biases large enough to be seen in a sum over the whole net
         if isinstance(module, nn.Conv2d | nn.Linear | FeatureNorm) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.5)
@@ -145,16 +160,16 @@ def draw_model(seed: int, *, normalised: bool = False, **settings: object) -> tu
 def masks_of(model: CNNF, state: State, image: int) -> dict[str, object]:
     """By path, the flattened dropout mask that one image got."""
     return {
-        model.rules[i].name: z[image].flatten().numpy()
+        model.feedback_layers[i].name: z[image].flatten().numpy()
         for i, z in state.latents.items()
-        if isinstance(model.rules[i].module, nn.Dropout)
+        if isinstance(model.feedback_layers[i].module, nn.Dropout)
     }
 
 
 def generated_from(model: CNNF, state: State, y: Tensor) -> State:
     """The state with another top y, and the feedback maps (of every gate) that it generates with the same z."""
     other = replace(state, output=y, guides={}, feedback={}, generated=None)
-    model.generate(other, set(), everything=True)
+    model.generate(other, state.target, Kept(gates=True))
     return other
 
 
@@ -166,9 +181,9 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 def literal_latents(model: CNNF, state: State, image: int) -> dict[int, object]:
     """z of one image as the oracle has it: numbered from the target, pooling positions counted over the whole map."""
     found = {}
-    for i in (i for i, rule in enumerate(model.rules) if rule.is_gate and i in state.latents):
-        z = model.rules[i].bits(state.latents[i])[image]
-        if isinstance(model.rules[i], MaxPool):
+    for i in (i for i, layer in enumerate(model.feedback_layers) if layer.is_gate and i in state.latents):
+        z = model.feedback_layers[i].bits(state.latents[i])[image]
+        if isinstance(model.feedback_layers[i], MaxPool):
             plane = state.inputs[i][-2] * state.inputs[i][-1]
             z = z + torch.arange(len(z)).view(-1, 1, 1) * plane
         found[i - model.start] = z.flatten().numpy()

@@ -12,6 +12,7 @@ from oracles.feedback import Pool, conv_matrix, max_windows, routes
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm
+from cnnf_brain.model.cnnf import following
 from cnnf_brain.model.layers import MaxPool, averaging, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -69,15 +70,15 @@ def test_feedback_of_an_affine_layer_is_its_vector_jacobian_product(name):
     torch.manual_seed(0)
     make, shape = AFFINE[name]
     module = make().double()
-    (rule,) = plan(nn.Sequential(module))
+    (layer,) = plan(nn.Sequential(module))
     x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
     expected = module(x)
-    out, z = rule.forward(x, None)
+    out, z = layer.forward(x, None)
     assert z is None
     assert torch.equal(out, expected)
     g = torch.randn_like(out)
     (vjp,) = torch.autograd.grad(expected, x, g)
-    torch.testing.assert_close(rule.feedback(g, x.shape, None, None), vjp, **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp, **EXACT)
 
 
 @pytest.mark.parametrize("name", AFFINE)
@@ -85,27 +86,27 @@ def test_the_bias_of_an_affine_layer_is_its_output_for_zeros(name):
     torch.manual_seed(0)
     make, shape = AFFINE[name]
     module = make().double()
-    (rule,) = plan(nn.Sequential(module))
+    (layer,) = plan(nn.Sequential(module))
     x, below = torch.randn(2, *shape, dtype=torch.float64), torch.randn(1, *shape, dtype=torch.float64)
     torch.testing.assert_close(
-        rule.bias(below, None) - module(torch.zeros_like(below)), module(x + below)[:1] - module(x)[:1]
+        layer.bias(below, None) - module(torch.zeros_like(below)), module(x + below)[:1] - module(x)[:1]
     )
 
 
 def test_dropout_in_training_holds_one_mask_over_iterations_and_both_directions():
     torch.manual_seed(0)
     module = nn.Dropout(0.3)
-    (rule,) = plan(nn.Sequential(module))
+    (layer,) = plan(nn.Sequential(module))
     x = torch.randn(4, 50, dtype=torch.float64, requires_grad=True)
-    out, mask = rule.forward(x, None)
+    out, mask = layer.forward(x, None)
     assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
-    again, held = rule.forward(2 * x, mask)
+    again, held = layer.forward(2 * x, mask)
     assert torch.equal(held, mask)
     torch.testing.assert_close(again, 2 * out)
     g = torch.randn_like(out)
     (vjp,) = torch.autograd.grad(out, x, g)
-    torch.testing.assert_close(rule.feedback(g, x.shape, mask, None), vjp, **EXACT)
-    other = rule.forward(x, None)[1]
+    torch.testing.assert_close(layer.feedback(g, x.shape, mask, None), vjp, **EXACT)
+    other = layer.forward(x, None)[1]
     assert not torch.equal(other, mask)
 
 
@@ -114,31 +115,32 @@ def test_feedback_of_the_normalisation_is_the_product_with_its_size_held_times_t
     """VJP with F = size(f) held is g/F; feedback is g/G, with G the size of the map at the gate above."""
     torch.manual_seed(0)
     norm = FeatureNorm(3, kind).double()
-    (rule,) = plan(nn.Sequential(norm))
+    (layer,) = plan(nn.Sequential(norm))
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     g, above = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)
     size = lambda a: (a.square().sum((1, 2, 3)) / (1 if kind == "l2" else a[0].numel())).sqrt().view(-1, 1, 1, 1)  # noqa: E731
     held = size(x).detach()
     (vjp,) = torch.autograd.grad(x / held + norm.bias.view(-1, 1, 1), x, g)
-    torch.testing.assert_close(rule.feedback(g, x.shape, None, above), vjp * held / size(above), **EXACT)
-    torch.testing.assert_close(rule.feedback(g, x.shape, None, None), vjp * held / size(g), **EXACT)
-    torch.testing.assert_close(rule.forward(x, None)[0], x / held + norm.bias.view(-1, 1, 1), **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, above), vjp * held / size(above), **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp * held / size(g), **EXACT)
+    torch.testing.assert_close(layer.forward(x, None)[0], x / held + norm.bias.view(-1, 1, 1), **EXACT)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_feedback_of_a_whole_random_network_is_its_vector_jacobian_product_at_every_iteration(seed):
     model, x = draw_model(seed, iterations=2)
-    h, guides = model.below_target(x, set())[0].detach(), {}
+    clean, _ = model.below_target(x)
+    h, given = clean, {}
     for _ in range(3):
         h = h.detach().requires_grad_()
-        state = model.sweep(h, guides, set())
+        state = model.sweep(h, given)
         y = torch.randn_like(state.output)
         (vjp,) = torch.autograd.grad(state.output, h, y)
         state.output = y
         with torch.no_grad():
-            model.generate(state, set())
+            model.generate(state, clean)
             torch.testing.assert_close(state.generated, vjp, **EXACT)
-            h, guides = model.step_towards(h, model.matched(state.generated, h), guides, state, None)
+            h, given = following(state, model.step_towards(h, state.reconstruction), None)
 
 
 def test_feedback_at_iteration_0_is_the_jacobian_of_the_plain_network():
@@ -157,23 +159,23 @@ def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_ar
     signed, printed = (plan(nn.Sequential(nn.ReLU()), printed=p)[0] for p in (False, True))
     f = torch.tensor([2.0, -2.0, 2.0, -2.0], requires_grad=True)
     g = torch.tensor([3.0, 3.0, -3.0, -3.0])
-    for rule, out, vjp in (
+    for layer, out, vjp in (
         (signed, [2.0, 0.0, 0.0, -2.0], [3.0, 0.0, 0.0, -3.0]),
         (printed, [2.0, 0.0, 0.0, 2.0], [3.0, 0.0, 0.0, 3.0]),
     ):
-        a, z = rule.forward(f, g)
-        assert rule.bits(z).tolist() == [True, False, False, True]
+        a, z = layer.forward(f, g)
+        assert layer.bits(z).tolist() == [True, False, False, True]
         assert a.tolist() == out
         assert torch.autograd.grad(a, f, g)[0].tolist() == vjp
-        assert rule.feedback(g, f.shape, z, None).tolist() == [3.0, 0.0, 0.0, -3.0]
+        assert layer.feedback(g, f.shape, z, None).tolist() == [3.0, 0.0, 0.0, -3.0]
 
 
 def test_a_tie_at_g_0_opens_the_gate_for_positive_f():
-    (rule,) = plan(nn.Sequential(nn.ReLU()))
+    (layer,) = plan(nn.Sequential(nn.ReLU()))
     f = torch.tensor([1.0, -1.0, 0.0, 0.0, -0.0, -0.0])
     g = torch.tensor([0.0, 0.0, 1.0, -1.0, 1.0, -1.0])
-    out, z = rule.forward(f, g)
-    assert rule.bits(z).tolist() == [True, False, False, False, False, False]
+    out, z = layer.forward(f, g)
+    assert layer.bits(z).tolist() == [True, False, False, False, False, False]
     assert out.tolist() == [1, 0, 0, 0, 0, 0]
 
 
@@ -194,8 +196,8 @@ def test_feedback_maps_hold_no_negative_zeros(normalised):
 def test_a_negative_gain_makes_no_negative_zeros():
     norm = nn.BatchNorm2d(1).eval()
     nn.init.constant_(norm.weight, -2.0)
-    (rule,) = plan(nn.Sequential(norm))
-    back = rule.feedback(torch.zeros(1, 1, 2, 2), torch.Size([1, 1, 2, 2]), None, None)
+    (layer,) = plan(nn.Sequential(norm))
+    back = layer.feedback(torch.zeros(1, 1, 2, 2), torch.Size([1, 1, 2, 2]), None, None)
     assert not back.signbit().any()
 
 
@@ -220,16 +222,16 @@ POOLS = [
 def test_adapool_against_brute_force(module, values):
     """Chosen values and positions by loops over windows; the scattered feedback by loops over outputs."""
     torch.manual_seed(0)
-    (rule,) = plan(nn.Sequential(module))
+    (layer,) = plan(nn.Sequential(module))
     for height, width in ((7, 8), (9, 6)):
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
         x = {"distinct": x, "ties": x.mul(1.5).round(), "negative": x - 5}[values]
         windows, shape = max_windows(module, x.shape[1:])
         g = torch.randn(2, *shape, dtype=torch.float64)
         for guide in (None, g):
-            out, z = rule.forward(x, guide)
+            out, z = layer.forward(x, guide)
             assert out.shape == (2, *shape)
-            back = rule.feedback(g, x.shape, z, None)
+            back = layer.feedback(g, x.shape, z, None)
             for image in range(2):
                 flat = x[image].flatten().numpy()
                 at = routes(Pool(windows, height * width), flat, None if guide is None else g[image].flatten().numpy())
@@ -242,17 +244,17 @@ def test_adapool_against_brute_force(module, values):
 
 
 def test_adapool_chooses_by_the_sign_of_g_in_a_window_computed_by_hand():
-    (rule,) = plan(nn.Sequential(nn.MaxPool2d(2)))
+    (layer,) = plan(nn.Sequential(nn.MaxPool2d(2)))
     x = torch.tensor([[[[1.0, 4.0, -1.0, -4.0], [4.0, 2.0, -4.0, -2.0]]]])
     for g, out, positions in (
         ([0.5, 0.0], [4.0, -1.0], [1, 2]),
         ([-0.5, -3.0], [1.0, -4.0], [0, 3]),
         ([0.0, -1e-30], [4.0, -4.0], [1, 3]),
     ):
-        values, z = rule.forward(x, torch.tensor(g).view(1, 1, 1, 2))
+        values, z = layer.forward(x, torch.tensor(g).view(1, 1, 1, 2))
         assert values.flatten().tolist() == out
         assert z.flatten().tolist() == positions
-    assert isinstance(rule, MaxPool)
+    assert isinstance(layer, MaxPool)
 
 
 def test_output_padding_over_many_convolutions():
@@ -263,11 +265,11 @@ def test_output_padding_over_many_convolutions():
         if size + 2 * p < d * (k - 1) + 1:
             continue
         module = nn.Conv2d(1, 2, (k, 2), (s, 2), (p, 1), (d, 1), bias=False).double()
-        (rule,) = plan(nn.Sequential(module))
+        (layer,) = plan(nn.Sequential(module))
         x = torch.randn(1, 1, size, 5, dtype=torch.float64)
         out = module(x)
         g = torch.randn_like(out)
-        back = rule.feedback(g, x.shape, None, None)
+        back = layer.feedback(g, x.shape, None, None)
         assert back.shape == x.shape
         torch.testing.assert_close(inner(back, x), inner(g, out), **EXACT)
         tried += 1

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.state import feedback_losses
 
 OPTIONS = {"iterations": 2, "step": 0.5, "match_norm": True}
 
@@ -99,13 +99,13 @@ def test_batch_of_one_and_the_small_net():
 
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(network().double())
+    total = Total(network().double())
     x, labels = _batch()
     part = slice(2 * rank, 2 * rank + 2)
-    result = model.unroll(x[part], return_reconstruction=True, return_states=True)
-    _total(model.module, result, labels[part]).backward()
+    parallel = nn.parallel.DistributedDataParallel(total)  # a name of its own: it must live until the gradients are summed
+    parallel(x[part], labels[part]).backward()
     if rank == 0:
-        torch.save([p.grad for p in model.parameters()], f"{folder}/gradients.pt")
+        torch.save([p.grad for p in total.parameters()], f"{folder}/gradients.pt")
     dist.destroy_process_group()
 
 
@@ -113,8 +113,16 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64), torch.arange(4)
 
 
-def _total(model: CNNF, result, labels: torch.Tensor) -> torch.Tensor:
-    return sum(values.sum() for values in feedback_losses(model, result, labels).values())
+class Total(nn.Module):
+    """The sum of all losses as a module: DistributedDataParallel sums the gradients of what its ``forward`` calls."""
+
+    def __init__(self, model: CNNF) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        result = self.model.unroll(x, return_reconstruction=True, return_states=True)
+        return sum(values.sum() for values in feedback_losses(self.model, result, labels).values())
 
 
 @pytest.mark.slow
@@ -122,8 +130,8 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    model, (x, labels) = network().double(), _batch()
-    _total(model, model.unroll(x, return_reconstruction=True, return_states=True), labels).backward()
+    total = Total(network().double())
+    total(*_batch()).backward()
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    for found, p in zip(gradients, model.parameters(), strict=True):
+    for found, p in zip(gradients, total.parameters(), strict=True):
         assert torch.allclose(found, p.grad, rtol=1e-9, atol=1e-12)

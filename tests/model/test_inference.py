@@ -24,14 +24,14 @@ def sweep_with(model, h, y, state):
     """One feedforward sweep of x and y held: gates follow the feedback that y generates with the old z."""
     made = generated_from(model, state, y)
     masks = {i: z for i, z in state.latents.items() if i not in made.guides}
-    return model.sweep(h, {**made.guides, **masks}, set(), inputs=True)
+    return model.sweep(h, {**made.guides, **masks})
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_one_sweep_never_lowers_y_times_v(seed):
     model, x = draw_model(seed)
-    h, _ = model.below_target(x, set())
-    state = model.sweep(h, {}, set(), inputs=True)
+    h, _ = model.below_target(x)
+    state = model.sweep(h)
     y = torch.randn_like(state.output) * state.output.abs().max()
     rises = []
     for _ in range(10):
@@ -48,8 +48,8 @@ def test_sweeps_do_raise_y_times_v_somewhere():
     rises = []
     for seed in range(10):
         model, x = draw_model(seed)
-        h, _ = model.below_target(x, set())
-        state = model.sweep(h, {}, set(), inputs=True)
+        h, _ = model.below_target(x)
+        state = model.sweep(h)
         y = torch.randn_like(state.output)
         rises.append(inner(y, sweep_with(model, h, y, state).output) - inner(y, state.output))
     assert (torch.cat(rises) > 1e-3).double().mean() > 0.5
@@ -72,7 +72,7 @@ def test_no_single_bit_flip_or_reroute_beats_the_map(seed):
     ).double()
     model = CNNF(network, iterations=0)
     x, y = torch.randn(1, 1, 6, 6, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
-    state = model.sweep(x, {}, set(), inputs=True)
+    state = model.sweep(x)
     for _ in range(12):
         state = sweep_with(model, x, y, state)
     layers = list(literal(model, x.shape[1:], masks_of(model, state, 0)).values())
@@ -104,7 +104,7 @@ def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed):
         assert (both.generated - (2 * one.generated - 3 * two.generated)).abs().max() <= 1e-12 * scale
         larger = generated_from(model, state, 7.5 * y1)
         masks = {i: z for i, z in state.latents.items() if i not in one.guides}
-        a, b = (model.sweep(x if model.start == 0 else state.target, {**s.guides, **masks}, set()) for s in (one, larger))
+        a, b = (model.sweep(x if model.start == 0 else state.target, {**s.guides, **masks}) for s in (one, larger))
         assert torch.equal(a.output, b.output)
 
 
@@ -112,8 +112,8 @@ def test_feedback_confirms_itself():
     """x fixed and y = v_t: v_t·v_{t+1} >= ||v_t||² (the corollary of coordinate ascent)."""
     for seed in range(10):
         model, x = draw_model(seed)
-        h, _ = model.below_target(x, set())
-        state = model.sweep(h, {}, set(), inputs=True)
+        h, _ = model.below_target(x)
+        state = model.sweep(h)
         for _ in range(3):
             after = sweep_with(model, h, state.output, state)
             v = state.output
@@ -129,10 +129,10 @@ def test_without_biases_the_network_is_homogeneous():
     ).double()
     model = CNNF(network)
     x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    state = model.sweep(x, {}, set())
-    model.generate(state, set())
+    state = model.sweep(x)
+    model.generate(state, x)
     guides = state.guides
-    one, scaled = model.sweep(x, guides, set()).output, model.sweep(2.5 * x, guides, set()).output
+    one, scaled = model.sweep(x, guides).output, model.sweep(2.5 * x, guides).output
     torch.testing.assert_close(scaled, 2.5 * one, rtol=1e-12, atol=1e-13)
     flipped = {i: torch.where(g >= 0, -1.0, 1.0) for i, g in guides.items()}
-    torch.testing.assert_close(model.sweep(-x, flipped, set()).output, -one, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(model.sweep(-x, flipped).output, -one, rtol=1e-12, atol=1e-13)

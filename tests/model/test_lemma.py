@@ -12,8 +12,8 @@ from oracles.feedback import feedforward, lemma, literal, recur
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, small_net
-from cnnf_brain.model.latents import chosen, eta, gate_biases
 from cnnf_brain.model.layers import MaxPool
+from cnnf_brain.model.state import chosen, eta, gate_biases
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 SEEDS = range(16)
@@ -61,6 +61,13 @@ def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
             assert float(package[image]) == pytest.approx(literal_eta(layers, g), rel=EXACT, abs=EXACT)
 
 
+def literal_options(model: CNNF) -> dict[str, object]:
+    """The model's settings as the oracle takes them."""
+    modules = [layer.module for layer in model.feedback_layers[model.start :]]
+    matched = [i for i, m in enumerate(modules) if isinstance(m, nn.Conv2d | nn.Linear)] if model.match_layers else ()
+    return {"step": model.step, "match_norm": model.match_norm, "printed": model.ada_relu == "printed", "matched": matched}
+
+
 @pytest.mark.parametrize(
     ("seed", "settings"),
     [(seed, {}) for seed in SEEDS]
@@ -75,12 +82,7 @@ def test_algorithm_1_equals_the_literal_loop(seed, settings):
     result = model.unroll(x, return_layers=kept, return_reconstruction=True, return_states=True)
     for image in range(len(x)):
         layers = list(literal(model, x.shape[1:], masks_of(model, result.states[0], image)).values())[model.start :]
-        options = {"step": model.step, "match_norm": model.match_norm, "printed": model.ada_relu == "printed"}
-        modules = [rule.module for rule in model.rules[model.start :]]
-        matched = [i for i, m in enumerate(modules) if isinstance(m, nn.Conv2d | nn.Linear)] if model.match_layers else ()
-        steps = recur(
-            layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, matched=matched, **options
-        )
+        steps = recur(layers, result.reconstruction[0, image].flatten().numpy(), model.iterations, **literal_options(model))
         scale = max(np.abs(step.v).max() for step in steps)
         for t, step in enumerate(steps):
             same = {"rtol": 1e-9, "atol": 1e-12 * max(scale, 1)}
@@ -117,18 +119,18 @@ def test_corollary_a11_at_every_layer(seed):
 
 def eta_above(model, state, index):
     """eta of the part of the network above layer ``index``: biases seen at its gates when zeros enter there."""
-    if index + 1 == len(model.rules):
+    if index + 1 == len(model.feedback_layers):
         return torch.zeros(len(state.output), dtype=state.output.dtype)
     below = torch.zeros(1, *state.inputs[index + 1][1:], dtype=state.output.dtype)
     total = torch.zeros(len(state.output), dtype=state.output.dtype)
-    for i in range(index + 1, len(model.rules)):
-        rule = model.rules[i]
-        if rule.is_gate:
-            g, z = state.feedback[i], rule.bits(state.latents[i])
-            total = total + inner(chosen(below, z) if isinstance(rule, MaxPool) else below * z, g)
-            below = torch.zeros(1, *rule.forward(below[:1], None)[0].shape[1:], dtype=below.dtype)
+    for i in range(index + 1, len(model.feedback_layers)):
+        layer = model.feedback_layers[i]
+        if layer.is_gate:
+            g, z = state.feedback[i], layer.bits(state.latents[i])
+            total = total + inner(chosen(below, z) if isinstance(layer, MaxPool) else below * z, g)
+            below = torch.zeros(1, *layer.forward(below[:1], None)[0].shape[1:], dtype=below.dtype)
         else:
-            below = rule.bias(below, state.latents.get(i))
+            below = layer.bias(below, state.latents.get(i))
     return total + inner(below, state.output)
 
 
@@ -166,12 +168,12 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
         for y in (state.output, torch.randn_like(state.output)):
             made = generated_from(model, state, y)
             b1, b2 = (model.get_submodule(name).bias.view(1, -1, 1, 1) for name in ("1", "4"))
-            eta1 = inner(b1 * model.rules[2].bits(state.latents[2]), made.feedback[2])
+            eta1 = inner(b1 * model.feedback_layers[2].bits(state.latents[2]), made.feedback[2])
             pooled_bias = b2.expand_as(made.feedback[5])
             fc1, fc2 = model.get_submodule("7").bias, model.get_submodule("9").bias
             eta2 = (
                 inner(pooled_bias, made.feedback[5])
-                + inner(fc1 * model.rules[8].bits(state.latents[8]), made.feedback[8])
+                + inner(fc1 * model.feedback_layers[8].bits(state.latents[8]), made.feedback[8])
                 + y @ fc2
             )
             rho1 = size(made.feedback[2]) / size(maps[f"0@{t}"])
@@ -230,5 +232,5 @@ def test_eta_of_the_small_net_has_its_biases_where_they_are():
         state = model.unroll(x, return_states=True).states[1]
         close(eta(model, state), state.output @ model.get_submodule("fc2").bias)
         biases, top = gate_biases(model, state)
-    assert [model.rules[i].name for i in biases] == ["relu1", "pool2", "relu3"]
+    assert [model.feedback_layers[i].name for i in biases] == ["relu1", "pool2", "relu3"]
     assert torch.equal(top[0], model.get_submodule("fc2").bias)

@@ -12,7 +12,7 @@ from oracles.feedback import literal, recur
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, LayerAt
-from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.state import feedback_losses
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -22,7 +22,7 @@ def model() -> CNNF:
     torch.manual_seed(0)
     layers = nn.Sequential(  # a gate of each kind that sees a bias, and a pooling that sees none
         nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
-    ).double()  # fmt: skip
+    ).double()
     return CNNF(layers, iterations=2, step=0.5, match_norm=True)
 
 
@@ -76,7 +76,7 @@ def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_wind
                         assert 0 <= at[image, c, i, j] < 100
                         total -= F.log_softmax(scores, 0)[0].item()
         elements += 3 * 25
-        g, z = state.feedback[3], model.rules[3].bits(state.latents[3])
+        g, z = state.feedback[3], model.feedback_layers[3].bits(state.latents[3])
         odds = b_relu.view(1, -1, 1, 1) * g
         total -= torch.distributions.Bernoulli(logits=odds).log_prob(z.to(odds.dtype)).sum().item()
         elements += g[0].numel()
@@ -85,20 +85,33 @@ def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_wind
 
 def normalised_net(kind: str) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 2, 3, bias=False), FeatureNorm(2, kind), nn.ReLU(), nn.Conv2d(2, 3, 3, bias=False), FeatureNorm(3, kind),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 5), nn.ReLU(), nn.Linear(5, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 2, 3, bias=False),
+        FeatureNorm(2, kind),
+        nn.ReLU(),
+        nn.Conv2d(2, 3, 3, bias=False),
+        FeatureNorm(3, kind),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
 
 
 def plain_net(kind: str) -> nn.Sequential:  # the pooling straight after ReLU has no f(l) of its own
     return nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 3)
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize(("make", "kind", "pairs"), [
-    (normalised_net, "rms", {0: 2, 3: 5, 7: 8}), (normalised_net, "l2", {0: 2, 3: 5, 7: 8}), (plain_net, "", {0: 1, 3: 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "kind", "pairs"),
+    [
+        (normalised_net, "rms", {0: 2, 3: 5, 7: 8}),
+        (normalised_net, "l2", {0: 2, 3: 5, 7: 8}),
+        (plain_net, "", {0: 1, 3: 4}),
+    ],
+)
 def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(make, kind, pairs):
     """B.1 and A.6: f(l) is what the convolution or matrix gives; behind FeatureNorm its norm would be constant."""
     torch.manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 from copy import deepcopy
+from importlib import import_module
 
 import pytest
 import torch
@@ -178,9 +180,9 @@ def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
         h = (state.target.flatten(1) - made).norm(dim=1) / made.norm(dim=1)
         wrong, gates = torch.zeros(len(x), dtype=x.dtype), 0
         for i, f in state.gate_inputs.items():
-            g, rule = state.feedback[i], model.rules[i]
-            if isinstance(rule.module, nn.ReLU):
-                best, now = ((f * g > 0) | ((g == 0) & (f > 0))), rule.bits(state.latents[i])
+            g, layer = state.feedback[i], model.feedback_layers[i]
+            if isinstance(layer.module, nn.ReLU):
+                best, now = ((f * g > 0) | ((g == 0) & (f > 0))), layer.bits(state.latents[i])
             else:
                 top, low = (nn.functional.max_pool2d(s * f, 2, return_indices=True)[1] for s in (1, -1))
                 best, now = torch.where(g >= 0, top, low), state.latents[i]
@@ -220,3 +222,10 @@ def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it():
             result.layers[LayerAt("3.0", 12)][i], alone.layers[LayerAt("3.0", t)][0], rtol=1e-9, atol=1e-12
         )
     assert torch.equal(model.unroll(x[2:3]).iterations_run, expected[2:3])
+
+
+@pytest.mark.parametrize("module", ["cnnf", "layers", "settings", "state", "zoo"])
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(import_module(f"cnnf_brain.model.{module}"))
+    assert found.attempted
+    assert not found.failed

@@ -8,15 +8,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain import CNNF
-from cnnf_brain.model import recompute
-from cnnf_brain.model.recompute import recomputed
+from cnnf_brain.model import cnnf
+from cnnf_brain.model.cnnf import recomputed
 
 
 def network(iterations: int = 3, **options) -> CNNF:
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU(),
-              nn.MaxPool2d(3, 2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(6 * 4 * 4, 7))  # fmt: skip
-    return CNNF(nn.Sequential(*layers), iterations=iterations, **options).double()
+    below = (nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, padding=1), nn.ReLU())
+    above = (nn.MaxPool2d(3, 2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(6 * 4 * 4, 7))
+    return CNNF(nn.Sequential(*below, *above), iterations=iterations, **options).double()
 
 
 def objective(result) -> torch.Tensor:
@@ -68,7 +68,7 @@ def held(run, monkeypatch) -> int:
         note(inputs)
         return checkpoint(function, *inputs, **options)
 
-    monkeypatch.setattr(recompute, "checkpoint", noted)
+    monkeypatch.setattr(cnnf, "checkpoint", noted)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = run()
     assert result.logits.requires_grad

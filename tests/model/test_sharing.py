@@ -10,7 +10,7 @@ from drawn import draw_model, draw_network
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, from_torchvision
-from cnnf_brain.model.losses import feedback_losses
+from cnnf_brain.model.state import feedback_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
@@ -73,7 +73,7 @@ def test_a_layer_that_is_replaced_counts_at_once():
         model(x)
 
 
-@pytest.mark.parametrize("name", ["input", "step", "rules", "target", "start", "sweep"])
+@pytest.mark.parametrize("name", ["input", "step", "feedback_layers", "target", "start", "sweep"])
 def test_a_layer_cannot_take_a_name_of_cnnf(name):
     network = nn.Sequential(OrderedDict([(name, nn.Linear(3, 2))]))
     with pytest.raises(ValueError, match=f"layer '{name}': CNNF itself uses that name"):

@@ -16,8 +16,7 @@ from torchvision import models
 
 import cnnf_brain
 from cnnf_brain.model import weights
-from cnnf_brain.model.card import Card, read_card
-from cnnf_brain.model.weights import HeadlessNetworkWarning, published_available, read_weights
+from cnnf_brain.model.weights import Card, HeadlessNetworkWarning, published_available, read_card, read_weights
 
 CLASSES = 4
 

@@ -148,6 +148,26 @@ def leaves(network, prefix=""):
             yield prefix + name, child
 
 
+AVERAGES = {nn.AvgPool2d: avg_matrix, nn.AdaptiveAvgPool2d: adaptive_matrix}
+
+
+def sides(module):
+    """The padding of a convolution: ((top, bottom), (left, right))."""
+    if module.padding == "same":
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(r // 2, r - r // 2) for r in reach]
+    return [(0, 0)] * 2 if module.padding == "valid" else [(p, p) for p in module.padding]
+
+
+def scaling(module, shape):
+    """Batch normalisation in evaluation mode: a gain and an offset for each channel."""
+    gain = np.ones(shape[0]) if module.weight is None else array(module.weight)
+    scale = gain / np.sqrt(array(module.running_var) + module.eps)
+    offset = array(module.bias, shape[0]) - array(module.running_mean) * scale
+    plane = shape[1] * shape[2]
+    return Affine(np.diag(np.repeat(scale, plane)), np.repeat(offset, plane))
+
+
 def literal(network, shape, masks=None):
     """The layers of an nn.Sequential for one image of ``shape`` (C, H, W), in order, with their paths.
 
@@ -157,12 +177,7 @@ def literal(network, shape, masks=None):
     for path, m in leaves(network):
         n = math.prod(shape)
         if isinstance(m, nn.Conv2d):
-            if m.padding == "same":
-                reach = [d * (k - 1) for d, k in zip(m.dilation, m.kernel_size, strict=True)]
-                padding = [(r // 2, r - r // 2) for r in reach]
-            else:
-                padding = [(0, 0)] * 2 if m.padding == "valid" else [(p, p) for p in m.padding]
-            bias = array(m.bias, m.out_channels)
+            bias, padding = array(m.bias, m.out_channels), sides(m)
             matrix, bias, shape = conv_matrix(array(m.weight), bias, shape, m.stride, padding, m.dilation, m.groups)
             layers[path] = Affine(matrix, bias)
         elif isinstance(m, nn.Linear):
@@ -174,20 +189,14 @@ def literal(network, shape, masks=None):
             plane = shape[1] * shape[2]
             windows, shape = max_windows(m, shape)
             layers[path] = Pool(windows, plane)
-        elif isinstance(m, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
-            matrix, shape = (avg_matrix if isinstance(m, nn.AvgPool2d) else adaptive_matrix)(m, shape)
+        elif type(m) in AVERAGES:
+            matrix, shape = AVERAGES[type(m)](m, shape)
             layers[path] = Affine(matrix, np.zeros(len(matrix)))
         elif isinstance(m, nn.BatchNorm2d):
-            gain = np.ones(shape[0]) if m.weight is None else array(m.weight)
-            scale = gain / np.sqrt(array(m.running_var) + m.eps)
-            offset = array(m.bias, shape[0]) - array(m.running_mean) * scale
-            plane = shape[1] * shape[2]
-            layers[path] = Affine(np.diag(np.repeat(scale, plane)), np.repeat(offset, plane))
-        elif isinstance(m, nn.Dropout):
+            layers[path] = scaling(m, shape)
+        elif isinstance(m, nn.Dropout | nn.Flatten):
             layers[path] = Affine(np.diag((masks or {}).get(path, np.ones(n))), np.zeros(n))
-        elif isinstance(m, nn.Flatten):
-            layers[path] = Affine(np.eye(n), np.zeros(n))
-            shape = (n,)
+            shape = (n,) if isinstance(m, nn.Flatten) else shape
         elif type(m).__name__ == "FeatureNorm":
             layers[path] = Normalise(m.kind, np.repeat(array(m.bias), math.prod(shape[1:])))
         else:

@@ -21,7 +21,7 @@ from cnnf_brain.datasets.image_index import index_validation
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import sha256
 from cnnf_brain.model import weights, zoo
-from cnnf_brain.model.card import Card, read_card
+from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, plan
 from cnnf_brain.trainer import evaluation, start
 from cnnf_brain.trainer.card import save_weights

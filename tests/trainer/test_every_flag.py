@@ -14,7 +14,7 @@ from tiny_imagenet import flags as imagenet_flags
 from tiny_imagenet import imagenet, tiny, write_images
 
 from cnnf_brain.model import zoo
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import pick_device
 from cnnf_brain.trainer import start
 from cnnf_brain.trainer.distributed import join

@@ -17,7 +17,7 @@ from cnnf_brain.datasets.image_batches import ShownImages, normalise, training_l
 from cnnf_brain.datasets.image_index import index_images
 from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import load_network
 from cnnf_brain.trainer import checkpoint, start, stream
 from cnnf_brain.trainer.distributed import Ranks

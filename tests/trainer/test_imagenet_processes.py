@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
 
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer import checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_imagenet import flags, write_images
 
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer import checkpoint
 
 PATIENCE = 240  # seconds

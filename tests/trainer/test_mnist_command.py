@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from cnnf_brain import small_net
 from cnnf_brain.datasets import mnist as mnist_files
 from cnnf_brain.io import sha256
-from cnnf_brain.model.card import read_card
+from cnnf_brain.model.weights import read_card
 from cnnf_brain.results import commit
 from cnnf_brain.trainer import checkpoint, small
 
