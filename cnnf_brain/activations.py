@@ -133,10 +133,11 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
     batch = next(images.batches(stimuli, network.preprocessing, n))
     _check_evaluation_mode(network)
     firsts = {at: LayerAt(at.layer, 0, at.feedback) for at in layers}  # what growth is measured against
-    rows = _first_rows(network, batch, [*layers, *(at for at in firsts.values() if at not in layers)])
+    passes = [LayerAt(at.layer) for at in layers]
+    rows = _first_rows(network, batch, list(dict.fromkeys([*layers, *firsts.values(), *passes])))
     _same(network, rows, features(network, batch, layers), NOT_DETERMINISTIC)
     # In the first pass: with feedback a batch's rounding may grow without bound, and a CNNF's feedback is of one image by itself.
-    _same(network, rows, _in_parts(network, batch, [LayerAt(at.layer, 0) for at in layers]), DEPENDS_ON_BATCH)
+    _same(network, rows, _in_parts(network, batch, passes), DEPENDS_ON_BATCH)
     size = {at: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) for at, values in rows.items()}
     grown = {at: size[at] / max(size[first], 1e-30) for at, first in firsts.items() if at.iteration}
     return Probe({at: rows[at].shape[1] for at in layers}, {at: by for at, by in grown.items() if by > GROWTH})

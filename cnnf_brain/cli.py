@@ -40,7 +40,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any, def
     words: dict[str, Any] = {"dest": field.name, "default": NOT_GIVEN}
     words["help"] = field.metadata["help"] + ("" if default in (None, MISSING, ()) else f" (default: {_said(default)})")
     words |= {name: field.metadata[name] for name in ("choices", "metavar") if name in field.metadata}
-    several = typing.get_origin(kind) is tuple
+    several = any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind)))
     kind = _bare(kind)
     if kind is bool:
         words["action"] = argparse.BooleanOptionalAction

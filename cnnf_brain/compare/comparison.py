@@ -302,7 +302,7 @@ def _read_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[xr
 def _evaluation(row: Mapping[str, Any], data: xr.Dataset) -> Evaluation:
     """The Evaluation that was written as ``row`` and ``data``."""
     scores = Scores(
-        r=data["r"].values.T[: row["splits"]],
+        r=np.ascontiguousarray(data["r"].values.T[: row["splits"]]),  # sums are rounded by their order in memory
         pooled=None if row["median_r_pooled_predictions"] is None else data["pooled_r"].values,
         ceiling=None if row["ceiling"] is None else data["ceiling"].values,
     )

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from cnnf_brain import style
 from cnnf_brain.io import write_text
-from cnnf_brain.report import PAGE, readers
+from cnnf_brain.report import PAGE
 from cnnf_brain.report.runs import Picture, Run, Table
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -30,12 +30,19 @@ LONG_TABLE, FIRST_ROWS = (
 )  # a table of more rows than the first number shows as many as the second until it is unfolded
 
 
+def write(run: Run, folder: Path) -> Path:
+    path = Path(folder) / PAGE
+    write_text(path, render([run]))
+    return path
+
+
 def leave(folder: Path, shown_as: Path | None = None) -> Path:
     """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path.
 
     ``shown_as`` is the folder that the page names, where the files stand in another one for now.
     """
     path = Path(folder) / PAGE
+    from cnnf_brain.report import readers
     run = readers.read(Path(folder))
     write_text(path, render([run if shown_as is None else replace(run, folder=Path(shown_as))]))
     return path

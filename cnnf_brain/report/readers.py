@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain.report import of_comparison, of_figure, of_training
+from cnnf_brain.report import of_figure, of_training
 from cnnf_brain.report.runs import Run
 
-SCHEMAS = {"comparison": 2, "figure": 1}  # the form of summary.json that is understood here, by kind
+SCHEMAS = {"comparison": 3, "figure": 1}  # the form of summary.json that is understood here, by kind
 KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a trainer (config.json, log.jsonl, card.json)"
 
 
@@ -49,7 +49,7 @@ def _read(folder: Path) -> Run:
         summary, run = load(folder / "summary.json"), load(folder / "run.json")
         check_schema(folder, summary)
         if "evaluations" in summary:
-            return of_comparison.read(folder, summary, run)
+            return __import__("cnnf_brain").Comparison.load(folder).page(folder)
         if summary.get("kind") == "figure":
             return of_figure.read(folder, summary, run)
         raise ValueError(f"{folder}/summary.json is of no kind that is known here; known: {KINDS}")

@@ -27,10 +27,10 @@ def pixels(seed: int = 0) -> np.ndarray:
 
 
 def responses(images: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N, SITES): linear in the images, with noise."""
+    """(N, SITES): linear in the colours of the images, with noise."""
     rng = np.random.default_rng(seed)
-    flat = images.reshape(len(images), -1).astype(float)
-    signal = flat @ rng.standard_normal((flat.shape[1], SITES))
+    colours = images.mean(axis=(1, 2))
+    signal = (colours - colours.mean(axis=0)) @ rng.standard_normal((3, SITES))
     return signal / signal.std(axis=0) + 0.3 * rng.standard_normal((len(images), SITES))
 
 
@@ -50,6 +50,11 @@ def recurrent() -> cb.Network:
     return tiny.network(size=16)
 
 
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
+
+
 def scored(*args: Any, **more: Any) -> cb.Comparison:
     return cb.compare(*args, **{"scoring": FEW, "progress": False, **more})
 
@@ -60,7 +65,7 @@ def test_a_module_in_memory_against_another():
     assert list(rows["role"]) == ["baseline", "control", "model"]
     assert list(rows["layer"]) == ["1", "pool2", "pool2"]
     assert list(rows["iteration"]) == [0, 0, 1]
-    assert rows["median_r"].min() > 0
+    assert rows["median_r"][0] > 0.2
     assert rows["difference"].notna().tolist() == [False, True, True]
     assert result.answer in repr(result)
 
@@ -142,22 +147,22 @@ def test_images_as_paths_pil_images_and_arrays_are_the_same(tmp_path):
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / f"{number:02}.png")
     paths = sorted(tmp_path.glob("*.png"))
-    values = responses(array)
+    values, ids = responses(array), [path.stem for path in paths]  # the folds are drawn by id
     found = [
-        scored(plain(), None, cb.Recordings.from_arrays(values, images, region="V4"), "1").rows[0]["median_r"]
+        scored(plain(), None, cb.Recordings.from_arrays(values, images, region="V4", image_ids=ids), "1").rows[0]["median_r"]
         for images in (array, pictures, paths, [str(path) for path in paths])
     ]
     assert len(set(found)) == 1
 
 
-def test_progress_is_reported():
+def test_progress_is_reported(empty_cache):
     seen: list[tuple[str, int, int]] = []
     scored(plain(), None, recordings(), "1", progress=lambda *now: seen.append(now))
     assert [done for _, done, _ in seen] == list(range(8, N + 1, 8))
     assert {(what, total) for what, _, total in seen} == {("plain0: 1@0", N)}
 
 
-def test_an_interrupted_comparison_goes_on():
+def test_an_interrupted_comparison_goes_on(empty_cache):
     def stop(what: str, done: int, total: int) -> None:
         if done == 16:
             raise KeyboardInterrupt
