@@ -8,9 +8,9 @@ It needs ``benchmarks/requirements.txt`` (ikpls, numpy 2). Every method runs in 
 simulated recordings (low-rank float32 features with noise), one after the other; making the data is not timed, taking
 them to float64 where a peer wants that is. ``results/benchmark-pls.json`` holds the numbers.
 
-sklearn    one fold, 2304 x 25088 x 168: product, fit and prediction against PLSRegression(25, scale=False)
+sklearn    one fold, 2304 x 25088 x 168: Gram, fit and prediction against PLSRegression(25, scale=False)
 ikpls      ten folds of 2560 x 25088 x 168, everything included, against ikpls.numpy.PLS(algorithm=1) in float64
-wide       ten folds of 2560 x 100352 x 168: from K, and with the product, against the bare product X Xᵀ
+wide       ten folds of 2560 x 100352 x 168: from K, and with the Gram, against the bare product X Xᵀ
 converged  the same fold against scikit-learn run to convergence (tol 1e-12), which is what r has to agree with
 """
 
@@ -90,7 +90,7 @@ def first_splits(n: int, count: int) -> list[Split]:
     return list(make_splits("kfold", [f"image{i:05d}" for i in range(n)])[:count])
 
 
-def streamed_product(features: np.ndarray) -> np.ndarray:
+def streamed_gram(features: np.ndarray) -> np.ndarray:
     """X Xᵀ of float32 features: float32 inside a block of features, float64 over the blocks."""
     total = np.zeros((len(features), len(features)))
     for start in range(0, features.shape[1], BLOCK):
@@ -100,7 +100,7 @@ def streamed_product(features: np.ndarray) -> np.ndarray:
 
 
 def ours(features: np.ndarray, responses: np.ndarray, splits: list[Split]) -> list[np.ndarray]:
-    predictions = cross_predict(streamed_product(features), responses, splits, N_COMPONENTS)
+    predictions = cross_predict(streamed_gram(features), responses, splits, N_COMPONENTS)
     return [values[-1] for values in predictions.values]
 
 
@@ -150,8 +150,8 @@ def measure(part: str, method: str, size: tuple[int, int, int, int]) -> dict:
     result: dict = {}
     if part == "wide":
         result["bare_product"], _ = timed(lambda: features @ features.T, 3)
-        result["product"], product = timed(lambda: streamed_product(features), 3)
-        result["folds"], predictions = timed(lambda: cross_predict(product, responses, splits, N_COMPONENTS), 3)
+        result["gram"], gram = timed(lambda: streamed_gram(features), 3)
+        result["folds"], predictions = timed(lambda: cross_predict(gram, responses, splits, N_COMPONENTS), 3)
         predicted = [values[-1] for values in predictions.values]
     else:
         options = {"tol": 1e-12, "max_iter": 100_000} if (part, method) == ("converged", "sklearn") else {}
@@ -172,7 +172,7 @@ def compare(part: str, results: dict[str, dict]) -> dict[str, float]:
     """The ratios of one part."""
     mine = results["ours"]
     if part == "wide":
-        in_all = mine["product"] + mine["folds"]
+        in_all = mine["gram"] + mine["folds"]
         return {
             "seconds for ten folds from K": mine["folds"],
             "seconds of the bare product": mine["bare_product"],
@@ -200,7 +200,7 @@ def report(part: str, results: dict[str, dict], size: tuple[int, int, int, int],
     print(f"\n{part}: {n} images, {n_features} features, {n_sites} sites, {n_splits} folds", flush=True)
     for method, result in results.items():
         seconds = ", ".join(
-            f"{key} {result[key]:.2f} s" for key in ("seconds", "bare_product", "product", "folds") if key in result
+            f"{key} {result[key]:.2f} s" for key in ("seconds", "bare_product", "gram", "folds") if key in result
         )
         memory = f"peak {result['peak_mib']:.0f} MiB, {result['data_mib']:.0f} MiB of it before it starts"
         print(f"  {method:8s} {seconds}; {memory}; median r {np.median(result['r']):.4f}")

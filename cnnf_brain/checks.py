@@ -41,7 +41,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def labels_of(what: str, given: Sequence[Any] | np.ndarray, n: int, where: str) -> list[str]:
+def labels_of(what: str, given: Sequence[Any] | np.ndarray[Any, Any], n: int, where: str) -> list[str]:
     """``n`` labels as text. A ValueError for another number, for a single text, and for ids (``..._ids``) that are not unique."""
     if isinstance(given, (str, bytes)):
         raise ValueError(f"{where}: {what} are given as the single text {given!r}; expected a list of {n}, one for each")
@@ -54,7 +54,7 @@ def labels_of(what: str, given: Sequence[Any] | np.ndarray, n: int, where: str) 
     return labels
 
 
-def is_constant(values: np.ndarray) -> np.ndarray:
+def is_constant(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Which columns are constant: along the first axis they vary by at most 1e-12 of their largest absolute value.
 
     The one definition for responses, for predictions and for the training images of PLS.
@@ -71,4 +71,5 @@ def is_constant(values: np.ndarray) -> np.ndarray:
     """
     with np.errstate(invalid="ignore"):
         low, high = np.min(values, axis=0), np.max(values, axis=0)
-        return high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
+        constant: np.ndarray[Any, Any] = high - low <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
+        return constant

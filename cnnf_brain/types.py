@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cnnf_brain.checks import labels_of
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
 _LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
 
@@ -41,6 +42,13 @@ class LayerAt:
     """A layer's output at one iteration; prints and parses as ``features.23@2`` (``:feedback`` for its feedback map).
 
     Iteration 0 is the first feedforward pass.
+
+    Examples
+    --------
+    >>> LayerAt.parse("features.23@2")
+    LayerAt(layer='features.23', iteration=2, feedback=False)
+    >>> str(LayerAt("features.23"))
+    'features.23@0'
     """
 
     layer: str
@@ -49,7 +57,7 @@ class LayerAt:
 
     @classmethod
     def parse(cls, text: str) -> LayerAt:
-        """``features.23`` (iteration 0), ``features.23@2`` or ``features.23@2:feedback``."""
+        """``features.23`` (iteration 0), ``features.23@2`` or ``features.23@2:feedback``; ValueError for anything else."""
         match = _LAYER_AT.fullmatch(text)
         if match is None:
             raise ValueError(
@@ -247,9 +255,19 @@ class Predictions:
 class Scores:
     """Site-wise predictivity of one layer.
 
-    ``r`` (n_splits, n_sites): Pearson's r on the held-out images; NaN where prediction or response is constant.
-    ``pooled`` (n_sites): r over the held-out predictions of all splits together, where folds are small; else None.
-    ``ceiling`` (n_sites): split-half reliability, Spearman-Brown corrected; None without repeats.
+    Attributes
+    ----------
+    r : (n_splits, n_sites) array
+        Pearson's r on the held-out images, from -1 to 1; NaN where prediction or response is constant.
+    pooled : (n_sites,) array or None
+        r over the held-out predictions of all splits together, where folds are small.
+    ceiling : (n_sites,) array or None
+        Split-half reliability, Spearman-Brown corrected, at most 1; None without repeats.
+
+    Examples
+    --------
+    >>> Scores(np.array([[0.5, np.nan], [0.7, 0.1]]), None, None).undefined_folds.tolist()
+    [0, 1]
     """
 
     r: Array
@@ -259,7 +277,8 @@ class Scores:
     @property
     def undefined_folds(self) -> Array:
         """(n_sites,) number of splits in which a site has no r; they are left out of its mean."""
-        return np.isnan(self.r).sum(axis=0)
+        count: Array = np.isnan(self.r).sum(axis=0)
+        return count
 
 
 @dataclass(frozen=True)
@@ -280,10 +299,23 @@ class TestResult:
 class Difference:
     """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
 
-    ``difference`` is the median over sites of the per-site difference in r (model minus baseline). ``low`` and
-    ``high`` are its 95% interval for new images, of the permutation test: the one to read. ``sites_low`` and ``sites_high``
-    are the bootstrap interval for new sites with these very images, NaN for a single site: it is no interval for new
-    images. ``tests`` begin with those that are valid for new images.
+    Attributes
+    ----------
+    difference : float
+        The median over sites of the per-site difference in r, model minus baseline.
+    low, high : float
+        Its 95% interval for new images, of the permutation test: the one to read.
+    tests : tuple of TestResult
+        Those that are valid for new images come first.
+    sites_low, sites_high : float
+        The bootstrap interval for new sites with these very images, NaN for a single site. It is no interval for new images.
+
+    Examples
+    --------
+    >>> test = TestResult("permutation over images", statistic=0.03, p=0.002, n=320)
+    >>> found = Difference(0.03, 0.01, 0.05, (test,))
+    >>> found.low > 0, found.tests[0].p
+    (True, 0.002)
     """
 
     difference: float

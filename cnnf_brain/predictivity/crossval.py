@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold, ShuffleSplit, StratifiedShuffleSplit
 from cnnf_brain.checks import unknown
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import median_r, score_predictions
-from cnnf_brain.types import LayerAt, Predictions, Split
+from cnnf_brain.types import Array, LayerAt, Predictions, Split
 
 N_SPLITS = 10
 SCHEMES = ("kfold", "brainscore")
@@ -23,9 +23,9 @@ MIN_TEST = 4
 
 def make_splits(
     name: str,
-    stimulus_ids: Sequence[str],
+    image_ids: Sequence[str],
     *,
-    object_names: Sequence[str] | np.ndarray | None = None,
+    object_names: Sequence[str] | Array | None = None,
     seed: int = 0,
 ) -> tuple[Split, ...]:
     """Ten splits of the images into training and test images, at least 4 test images in each.
@@ -37,10 +37,10 @@ def make_splits(
         order of the images does not matter.
 
         ``brainscore``: Brain-Score's ten random splits, 90% for training, stratified on ``object_names`` where given;
-        test sets overlap between splits. Brain-Score splits the stimuli **in the order of its (repetition-averaged)
+        test sets overlap between splits. Brain-Score splits the images **in the order of its (repetition-averaged)
         assembly**, so the rows must come in that order for its very splits; its random state, 1, is fixed.
-    stimulus_ids : (n_stimuli,) sequence of str
-    object_names : (n_stimuli,) sequence of str, optional
+    image_ids : (n_images,) sequence of str
+    object_names : (n_images,) sequence of str, optional
         Used by ``brainscore`` alone.
     seed : int
         Of the shuffle of ``kfold``; ``brainscore`` has its own.
@@ -57,10 +57,10 @@ def make_splits(
     """
     if name not in SCHEMES:
         raise unknown("cross-validation", name, SCHEMES)
-    ids = np.array([str(stimulus) for stimulus in stimulus_ids])
+    ids = np.array([str(name) for name in image_ids])
     if len(set(ids.tolist())) < len(ids):
-        twice = [stimulus for stimulus, count in Counter(ids.tolist()).items() if count > 1]
-        raise ValueError(f"stimulus ids occur more than once: {', '.join(twice[:5])}; average their repeats first")
+        twice = [name for name, count in Counter(ids.tolist()).items() if count > 1]
+        raise ValueError(f"image ids occur more than once: {', '.join(twice[:5])}; average their repeats first")
     needed = next(n for n in itertools.count(N_SPLITS) if _test_images(name, n) >= MIN_TEST)
     if len(ids) < needed:
         raise ValueError(
@@ -75,13 +75,13 @@ def _test_images(name: str, n: int) -> int:
     return n // N_SPLITS if name == "kfold" else n - int(0.9 * n)
 
 
-def _kfold(ids: np.ndarray, seed: int) -> tuple[Split, ...]:
+def _kfold(ids: Array, seed: int) -> tuple[Split, ...]:
     order = np.argsort(ids, kind="stable")
     folds = KFold(N_SPLITS, shuffle=True, random_state=seed).split(order)
     return tuple(Split(np.sort(order[train]), np.sort(order[test])) for train, test in folds)
 
 
-def _brainscore(n: int, object_names: Sequence[str] | np.ndarray | None) -> tuple[Split, ...]:
+def _brainscore(n: int, object_names: Sequence[str] | Array | None) -> tuple[Split, ...]:
     options = {"n_splits": N_SPLITS, "train_size": 0.9, "random_state": 1}
     if object_names is None:
         return tuple(Split(train, test) for train, test in ShuffleSplit(**options).split(np.zeros(n)))
@@ -102,8 +102,8 @@ def _brainscore(n: int, object_names: Sequence[str] | np.ndarray | None) -> tupl
 
 
 def select_nested(
-    candidates: Mapping[LayerAt, np.ndarray],
-    responses: np.ndarray,
+    candidates: Mapping[LayerAt, Array],
+    responses: Array,
     splits: Sequence[Split],
     n_components: int = 25,
     *,
@@ -118,9 +118,9 @@ def select_nested(
 
     Parameters
     ----------
-    candidates : mapping of LayerAt to (n_stimuli, n_stimuli) array
-        Products K = X Xᵀ.
-    responses : (n_stimuli, n_neuroids) array
+    candidates : mapping of LayerAt to (n_images, n_images) array
+        Grams K = X Xᵀ.
+    responses : (n_images, n_sites) array
     splits : sequence of Split
         At least two.
     n_components : int
@@ -149,7 +149,7 @@ def select_nested(
     if np.isnan(quality).all(axis=0).any():
         raise ValueError("no candidate has a defined r on the training images: are predictions or responses constant?")
     best = np.nanargmax(quality, axis=0)
-    values: list[np.ndarray] = [np.empty(0)] * len(splits)
+    values: list[Array] = [np.empty(0)] * len(splits)
     ranks = [0] * len(splits)
     for candidate in np.unique(best):
         mine = np.flatnonzero(best == candidate)
@@ -174,11 +174,11 @@ def _inner_splits(splits: list[Split], number: int) -> list[Split]:
 
 
 def _inner_quality(
-    product: np.ndarray, responses: np.ndarray, inner: list[list[Split]], n_components: int, per_site: bool
+    gram: Array, responses: Array, inner: list[list[Split]], n_components: int, per_site: bool
 ) -> list[float]:
     """Median r within the training rows of each outer split; all inner folds are fitted in one call."""
     flat = [split for folds in inner for split in folds]
-    everything = cross_predict(product, responses, flat, n_components, per_site=per_site)
+    everything = cross_predict(gram, responses, flat, n_components, per_site=per_site)
     quality, start = [], 0
     for folds in inner:
         part = slice(start, start + len(folds))

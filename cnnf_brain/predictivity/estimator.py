@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from cnnf_brain.predictivity.pls import GramOperator, fit_folds, fit_sites
+from cnnf_brain.types import Array
 
 BLOCK = 4096  # features taken to float64 at a time
 
@@ -56,7 +57,7 @@ class PLSRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: i
         self.n_components = n_components
         self.per_site = per_site
 
-    def fit(self, X: np.ndarray, Y: np.ndarray) -> PLSRegression:
+    def fit(self, X: Array, Y: Array) -> PLSRegression:
         """Fit the regression.
 
         Parameters
@@ -74,7 +75,7 @@ class PLSRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: i
         responses = np.asarray(Y, dtype=np.float64).reshape(len(X), -1)
         _check_components(self.n_components, *X.shape)
         means = X.mean(axis=0, dtype=np.float64)
-        K = _sample_product(X, means)
+        K = _gram_of(X, means)
         if self.per_site:
             components = fit_sites(K, responses, np.ones(len(X)), self.n_components)
             dual = np.hstack([components.dual_coefficients(site) for site in range(responses.shape[1])])
@@ -90,11 +91,11 @@ class PLSRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: i
         self.rank_ = int(components.ranks.max())
         return self
 
-    def predict(self, X: np.ndarray) -> np.ndarray:
+    def predict(self, X: Array) -> Array:
         """(n_samples, n_targets) predictions, or (n_samples,) where Y was one-dimensional."""
         check_is_fitted(self)
         X = _validate(self, X, reset=False)
-        prediction = X @ self.coef_.T + self.intercept_
+        prediction: Array = X @ self.coef_.T + self.intercept_
         return prediction[:, 0] if self._one_target else prediction
 
 
@@ -109,24 +110,24 @@ def _check_components(n_components: int, n_samples: int, n_features: int) -> Non
         )
 
 
-def _sample_product(X: np.ndarray, means: np.ndarray) -> GramOperator:
+def _gram_of(X: Array, means: Array) -> GramOperator:
     """X Xᵀ of the centred features as a linear map, through whichever side is smaller."""
     n_samples, n_features = X.shape
     if n_features <= n_samples:
         centred = X - means
         return GramOperator(lambda V: (V @ centred) @ centred.T, float(np.sum(centred**2)))
-    product = np.zeros((n_samples, n_samples))
+    gram = np.zeros((n_samples, n_samples))
     for columns in _blocks(n_features):
         block = X[:, columns] - means[columns]  # float64, as the means are
-        product += block @ block.T
-    return GramOperator.of(product)
+        gram += block @ block.T
+    return GramOperator.of(gram)
 
 
 def _blocks(n_features: int) -> list[slice]:
     return [slice(start, start + BLOCK) for start in range(0, n_features, BLOCK)]
 
 
-def _validate(estimator: PLSRegression, *arrays: np.ndarray, **options: Any) -> Any:
+def _validate(estimator: PLSRegression, *arrays: Array, **options: Any) -> Any:
     """scikit-learn's own checks of (X,) or (X, Y)."""
     try:
         from sklearn.utils.validation import validate_data

@@ -1,7 +1,7 @@
 """Exact partial least squares (PLS) in sample space: all folds and all numbers of components at once.
 
 Brain-Score regresses the responses of all sites on a layer's features by PLS2 with 25 components, centred and not
-scaled. Every quantity that a prediction needs lies in the span of the training images, so the product K = X Xᵀ over
+scaled. Every quantity that a prediction needs lies in the span of the training images, so the Gram K = X Xᵀ over
 all images serves every fold and every number of components.
 
 For one fold, with K and Y centred on its training rows, T the orthonormal scores so far and P = I - TTᵀ, the next
@@ -12,7 +12,7 @@ component of NIPALS (mode A, regression deflation: scikit-learn's PLSRegression 
     S becomes  S - τᵀb - bᵀτ + (tᵀKt) τᵀτ   with   b = (P K t)ᵀ Y
 
 A held-out row goes through the same steps with the coefficients found on the training rows; its entry of t is then
-what its features would give. So no row is copied: rows outside a training set weigh zero, and one product
+what its features would give. So no row is copied: rows outside a training set weigh zero, and one multiplication
 K [u₁ … u_S] serves all folds together.
 
 Arrays have one row per *problem*: a fold, or, with one model per site, a site. T and U (problems, components, rows)
@@ -30,7 +30,7 @@ import scipy.linalg
 from threadpoolctl import ThreadpoolController
 
 from cnnf_brain.checks import is_constant
-from cnnf_brain.types import Predictions, Split
+from cnnf_brain.types import Array, Predictions, Split
 
 EPS = float(np.finfo(np.float64).eps)
 FOLDS_AT_ONCE = 32  # bounds the memory where there are many folds (leave one out)
@@ -42,44 +42,41 @@ STALE = 1e-4
 class GramOperator:
     """K as a linear map: ``times(V)`` is V K for V (k, n_rows); EPS * ``norm`` is the size of K's own rounding."""
 
-    times: Callable[[np.ndarray], np.ndarray]
+    times: Callable[[Array], Array]
     norm: float
 
     @classmethod
-    def of(cls, product: np.ndarray) -> GramOperator:
+    def of(cls, gram: Array) -> GramOperator:
         """Of a symmetric (n_rows, n_rows) float64 array; a single vector is multiplied by reading half of it."""
-        product = np.ascontiguousarray(product)
+        gram = np.ascontiguousarray(gram)
 
-        def times(V: np.ndarray) -> np.ndarray:
-            return scipy.linalg.blas.dsymv(1.0, product.T, V[0])[None] if len(V) == 1 else V @ product
+        def times(V: Array) -> Array:
+            return scipy.linalg.blas.dsymv(1.0, gram.T, V[0])[None] if len(V) == 1 else V @ gram
 
-        return cls(times, float(np.linalg.norm(product)))
+        return cls(times, float(np.linalg.norm(gram)))
 
 
 def cross_predict(
-    product: np.ndarray,
-    responses: np.ndarray,
+    gram: Array,
+    responses: Array,
     splits: Sequence[Split],
     n_components: int = 25,
     *,
     per_site: bool = False,
-    n_features: int | None = None,
 ) -> Predictions:
     """Fit PLS on the training rows of every split and predict its test rows.
 
     Parameters
     ----------
-    product : (n_stimuli, n_stimuli) array
+    gram : (n_images, n_images) array
         K = X Xᵀ of the features X; any constant may have been taken off each feature.
-    responses : (n_stimuli, n_neuroids) array
+    responses : (n_images, n_sites) array
     splits : sequence of Split
         Training and test rows must not overlap; rows in neither are not used.
     n_components : int
         The largest number of components, at most the number of training rows - 1.
     per_site : bool
         False: one model for all sites (PLS2, as Brain-Score). True: one model per site (PLS1, as the paper words it).
-    n_features : int, optional
-        Number of columns of X, to refuse more components than features.
 
     Returns
     -------
@@ -91,15 +88,15 @@ def cross_predict(
     Raises
     ------
     ValueError
-        Shapes that do not match, NaN, a product that is not symmetric, faulty splits, too many components.
+        Shapes that do not match, NaN, a Gram that is not symmetric, faulty splits, too many components.
     """
-    K = GramOperator.of(_check_gram(product))
-    responses = _check_responses(responses, len(product))
-    check_splits(splits, len(responses), n_components, n_features)
+    K = GramOperator.of(_check_gram(gram))
+    responses = _check_responses(responses, len(gram))
+    check_splits(splits, len(responses), n_components)
     training = np.zeros((len(splits), len(responses)))
     for weights, split in zip(training, splits, strict=True):
         weights[split.train] = 1.0
-    values: list[np.ndarray] = []
+    values: list[Array] = []
     ranks: list[int] = []
     if per_site:
         for weights, split in zip(training, splits, strict=True):
@@ -115,66 +112,70 @@ def cross_predict(
     return Predictions(tuple(splits), tuple(values), tuple(ranks))
 
 
-def truncate_gram(product: np.ndarray, n: int) -> np.ndarray:
-    """The product of the first n principal components of the features, to be given to ``cross_predict``.
+def truncate_gram(gram: Array, n: int) -> Array:
+    """The Gram of the first n principal components of the features, to be given to ``cross_predict``.
 
     Brain-Score reduces features so (n = 1000) for its choice of layers, on a basis fitted to other images (ImageNet
-    validation). Here the basis is fitted to the images of ``product`` themselves, **the test images included** (their
+    validation). Here the basis is fitted to the images of ``gram`` themselves, **the test images included** (their
     features, not their responses): an option of this package, not Brain-Score's procedure.
 
     Parameters
     ----------
-    product : (n_stimuli, n_stimuli) array
+    gram : (n_images, n_images) array
     n : int
-        Number of components kept, at least 1; with n >= n_stimuli - 1 nothing is lost.
+        Number of components kept, at least 1; with n >= n_images - 1 nothing is lost.
 
     Returns
     -------
-    (n_stimuli, n_stimuli) float64 array
+    (n_images, n_images) float64 array
         Of features centred on all images.
     """
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
-    product = _check_gram(product)
-    means = product.mean(axis=0)
-    centred = product - means - means[:, None] + means.mean()
+    gram = _check_gram(gram)
+    means = gram.mean(axis=0)
+    centred: Array = gram - means - means[:, None] + means.mean()
     rows = len(centred)
     if n >= rows - 1:
         return centred
     variances, scores = scipy.linalg.eigh(centred, subset_by_index=(rows - n, rows - 1))
     scores *= np.sqrt(np.maximum(variances, 0))
-    return scores @ scores.T
+    kept: Array = scores @ scores.T
+    return kept
 
 
 @dataclass(frozen=True)
 class Components:
     """PLS components of several problems over the same rows; beyond ``ranks`` T, U, R and Q are zero."""
 
-    T: np.ndarray  # (problems, n_components, n_rows), held-out rows included
-    U: np.ndarray  # (problems, n_components, n_rows), zero outside the training rows
-    R: np.ndarray  # (problems, n_components, n_components)
-    Q: np.ndarray  # (problems, n_components, n_responses)
-    means: np.ndarray  # (problems, n_responses)
-    ranks: np.ndarray  # (problems,)
+    T: Array  # (problems, n_components, n_rows), held-out rows included
+    U: Array  # (problems, n_components, n_rows), zero outside the training rows
+    R: Array  # (problems, n_components, n_components)
+    Q: Array  # (problems, n_components, n_responses)
+    means: Array  # (problems, n_responses)
+    ranks: Array  # (problems,)
 
-    def predict(self, problem: int, rows: np.ndarray) -> np.ndarray:
+    def predict(self, problem: int, rows: Array) -> Array:
         """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components."""
         steps = self.T[problem][:, rows, None] * self.Q[problem][:, None, :]
-        return np.cumsum(steps, axis=0, out=steps) + self.means[problem]
+        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[problem]
+        return predictions
 
-    def predict_sites(self, rows: np.ndarray) -> np.ndarray:
+    def predict_sites(self, rows: Array) -> Array:
         """The same of all problems, each a model of one site: (n_components, len(rows), n_sites)."""
         steps = self.T[:, :, rows].transpose(1, 2, 0) * self.Q[:, :, 0].T[:, None, :]
-        return np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
+        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
+        return predictions
 
-    def dual_coefficients(self, problem: int) -> np.ndarray:
+    def dual_coefficients(self, problem: int) -> Array:
         """D (n_rows, n_responses) with all components: the centred prediction of a row k of K is k D."""
         rank = self.ranks[problem]
         inner = scipy.linalg.solve_triangular(self.R[problem, :rank, :rank], self.Q[problem, :rank])
-        return self.U[problem, :rank].T @ inner
+        dual: Array = self.U[problem, :rank].T @ inner
+        return dual
 
 
-def fit_folds(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
     """One model for all responses (PLS2) in each of several folds.
 
     Parameters
@@ -190,9 +191,10 @@ def fit_folds(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_co
     Y, offsets = responses - centre, means - centre  # small numbers; each fold takes off its own offset
     growth = _Growth(K, training, len(training), n_components, responses.shape[1])
 
-    def residual(fold: int) -> np.ndarray:  # P Y of one fold, (n_responses, n_rows)
+    def residual(fold: int) -> Array:  # P Y of one fold, (n_responses, n_rows)
         centred = (Y - offsets[fold]).T * live[fold][:, None]
-        return (centred - growth.Q[fold].T @ growth.T[fold]) * training[fold]
+        rest: Array = (centred - growth.Q[fold].T @ growth.T[fold]) * training[fold]
+        return rest
 
     rests = [residual(fold) for fold in range(len(training))]
     floor = len(Y) * EPS * np.array([np.linalg.norm(rest) for rest in rests])
@@ -215,7 +217,7 @@ def fit_folds(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_co
     return growth.components(means)
 
 
-def fit_sites(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_components: int) -> Components:
+def fit_sites(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
     """One model per response (PLS1) in one fold, all side by side; ``training`` is (n_rows,)."""
     means, live = _means_and_live(responses, training[None])
     rest = ((responses - means[0]) * live[0]).T * training
@@ -228,7 +230,7 @@ def fit_sites(K: GramOperator, responses: np.ndarray, training: np.ndarray, n_co
     return growth.components(means.T)
 
 
-def _dominant(S: np.ndarray) -> np.ndarray:
+def _dominant(S: Array) -> Array:
     """(folds, q): the eigenvector of each S of the largest eigenvalue. One thread: two take longer at this size."""
     last = S.shape[1] - 1
     with _blas().limit(limits=1, user_api="blas"):
@@ -241,7 +243,7 @@ _blas = functools.cache(ThreadpoolController)  # looking for the libraries takes
 class _Growth:
     """The components found so far, one more with each ``add`` and ``add_loading``."""
 
-    def __init__(self, K: GramOperator, training: np.ndarray, n_problems: int, n_components: int, n_responses: int) -> None:
+    def __init__(self, K: GramOperator, training: Array, n_problems: int, n_components: int, n_responses: int) -> None:
         n_rows = training.shape[1]
         self.K = K
         self.training = training
@@ -257,7 +259,7 @@ class _Growth:
     def goes_on(self) -> bool:
         return bool(self.alive.any()) and self.count < self.T.shape[1]
 
-    def project(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def project(self, V: Array) -> tuple[Array, Array]:
         """Centre V (problems, n_rows) and take T off, with means and coefficients of the training rows; once more
         against rounding. Returns the coefficients (problems, count) as well."""
         T = self.T[:, : self.count]
@@ -269,7 +271,7 @@ class _Growth:
             total += coefficients
         return V, total
 
-    def add(self, U: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    def add(self, U: Array, floor: Array) -> Array:
         """t = P K u / |P K u| of every problem; returns it zero outside the training rows.
 
         A problem ends where u (below ``floor``) or P K u has fallen to rounding level: its rank is used up.
@@ -288,11 +290,11 @@ class _Growth:
         self.count += 1
         return self.T[:, new] * self.training
 
-    def add_loading(self, tau: np.ndarray) -> np.ndarray:
+    def add_loading(self, tau: Array) -> Array:
         self.Q[:, self.count - 1] = tau
         return tau
 
-    def cross_product(self, problem: int, rest: np.ndarray) -> np.ndarray:
+    def cross_product(self, problem: int, rest: Array) -> Array:
         """S = rest P K P restᵀ of one problem, for rest = P Y (n_responses, n_rows)."""
         T = self.T[problem, : self.count]
         weights = self.training[problem]
@@ -301,18 +303,17 @@ class _Growth:
         for _ in range(2):
             product -= (product @ T.T) @ (T * weights)
         S = rest @ product.T
-        return (S + S.T) / 2
+        symmetric: Array = (S + S.T) / 2
+        return symmetric
 
-    def components(self, means: np.ndarray) -> Components:
+    def components(self, means: Array) -> Components:
         return Components(self.T, self.U, self.R, self.Q, means, self.ranks)
 
 
-def check_splits(splits: Sequence[Split], n_rows: int, n_components: int, n_features: int | None = None) -> None:
+def check_splits(splits: Sequence[Split], n_rows: int, n_components: int) -> None:
     """A ValueError where ``splits`` do not fit n_rows rows, or cannot carry n_components components."""
     if n_components < 1:
         raise ValueError(f"n_components must be at least 1, got {n_components}")
-    if n_features is not None and n_components > n_features:
-        raise ValueError(f"{n_components} components cannot be fitted to {n_features} features; reduce n_components")
     if len(splits) == 0:
         raise ValueError("no splits were given; crossval.make_splits makes them")
     for number, split in enumerate(splits):
@@ -331,11 +332,11 @@ def check_splits(splits: Sequence[Split], n_rows: int, n_components: int, n_feat
             )
 
 
-def _check_responses(responses: np.ndarray, n_rows: int) -> np.ndarray:
+def _check_responses(responses: Array, n_rows: int) -> Array:
     responses = np.asarray(responses, dtype=np.float64)
     if responses.ndim != 2 or len(responses) != n_rows or responses.shape[1] == 0:
         raise ValueError(
-            f"responses have shape {responses.shape}; expected ({n_rows}, n_neuroids), one row for each image of the product"
+            f"responses have shape {responses.shape}; expected ({n_rows}, n_sites), one row for each image of the Gram"
         )
     bad = np.flatnonzero(~np.isfinite(responses).all(axis=0))
     if len(bad):
@@ -346,20 +347,20 @@ def _check_responses(responses: np.ndarray, n_rows: int) -> np.ndarray:
     return responses
 
 
-def _check_gram(product: np.ndarray) -> np.ndarray:
-    product = np.asarray(product, dtype=np.float64)
-    if product.ndim != 2 or product.shape[0] != product.shape[1]:
-        raise ValueError(f"the product X Xᵀ has shape {product.shape}; expected (n_stimuli, n_stimuli)")
-    norm = float(np.linalg.norm(product))
+def _check_gram(gram: Array) -> Array:
+    gram = np.asarray(gram, dtype=np.float64)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"the Gram X Xᵀ has shape {gram.shape}; expected (n_images, n_images)")
+    norm = float(np.linalg.norm(gram))
     if not np.isfinite(norm):
-        raise ValueError("the product X Xᵀ holds NaN or infinity; the features do, or float32 overflowed")
-    probe = np.random.default_rng(0).standard_normal(len(product))  # any asymmetry shows; K - Kᵀ would cost a copy
-    if np.linalg.norm(probe @ product - product @ probe) > 1e-5 * norm:
-        raise ValueError("the product is not symmetric, so it is no X Xᵀ; features belong into PLSRegression")
-    return product
+        raise ValueError("the Gram X Xᵀ holds NaN or infinity; the features do, or float32 overflowed")
+    probe = np.random.default_rng(0).standard_normal(len(gram))  # any asymmetry shows; K - Kᵀ would cost a copy
+    if np.linalg.norm(probe @ gram - gram @ probe) > 1e-5 * norm:
+        raise ValueError("the Gram is not symmetric, so it is no X Xᵀ; features belong into PLSRegression")
+    return gram
 
 
-def _means_and_live(responses: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _means_and_live(responses: Array, training: Array) -> tuple[Array, Array]:
     """Per fold: means (n_folds, n_responses) over the training rows, and 1 where a response varies there, else 0."""
     means, live = [], []
     for weights in training:

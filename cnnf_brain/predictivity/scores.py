@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnf_brain.checks import is_constant, unknown
-from cnnf_brain.types import Predictions, Scores
+from cnnf_brain.types import Array, Predictions, Scores
 
 SMALL_FOLD = 20  # test images; below, r over the pooled held-out predictions stands beside
 FORMULAS = ("r2/ceiling", "(r/ceiling)2")
 
 
-def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def pearson(a: Array, b: Array) -> Array:
     """Pearson's r along the first axis.
 
     Parameters
@@ -45,22 +45,24 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) < 3:
         return np.full(a.shape[1:], np.nan)
     a, b = standardised(a), standardised(b)
-    return np.clip(np.sum(a * b, axis=0), -1.0, 1.0)
+    r: Array = np.clip(np.sum(a * b, axis=0), -1.0, 1.0)
+    return r
 
 
-def standardised(a: np.ndarray) -> np.ndarray:
+def standardised(a: Array) -> Array:
     """Columns of mean 0 and norm 1; NaN where a column is constant (``checks.is_constant``) or holds NaN."""
     deviations = a - a.mean(axis=0)
     norms = np.linalg.norm(deviations, axis=0)
-    return deviations / np.where(is_constant(a) | (norms == 0), np.nan, norms)  # 0: the squares underflow
+    columns: Array = deviations / np.where(is_constant(a) | (norms == 0), np.nan, norms)  # 0: the squares underflow
+    return columns
 
 
 def score_predictions(
     predictions: Predictions,
-    responses: np.ndarray,
+    responses: Array,
     *,
     n_components: int | None = None,
-    repeats: np.ndarray | None = None,
+    repeats: Array | None = None,
     seed: int = 0,
 ) -> Scores:
     """Correlate held-out predictions with responses.
@@ -68,10 +70,10 @@ def score_predictions(
     Parameters
     ----------
     predictions : Predictions
-    responses : (n_stimuli, n_neuroids) array
+    responses : (n_images, n_sites) array
     n_components : int, optional
         Which of the predictions; the largest number by default.
-    repeats : (n_stimuli, n_neuroids, n_repetitions) array, optional
+    repeats : (n_images, n_sites, n_repeats) array, optional
         Single presentations, NaN where there were fewer: gives the ceiling (``split_half_ceiling`` with ``seed``).
 
     Returns
@@ -88,24 +90,24 @@ def score_predictions(
         Shapes that do not match, or a number of components that was not fitted.
     """
     responses = np.asarray(responses, dtype=np.float64)
-    fitted, _, n_neuroids = predictions.values[0].shape
+    fitted, _, n_sites = predictions.values[0].shape
     if n_components is None:
         n_components = fitted
     if not 1 <= n_components <= fitted:
         raise ValueError(f"predictions hold 1 to {fitted} components, not {n_components}")
-    if responses.ndim != 2 or responses.shape[1] != n_neuroids:
-        raise ValueError(f"responses have shape {responses.shape}; expected (n_stimuli, {n_neuroids})")
+    if responses.ndim != 2 or responses.shape[1] != n_sites:
+        raise ValueError(f"responses have shape {responses.shape}; expected (n_images, {n_sites})")
     predicted = [values[n_components - 1] for values in predictions.values]
     observed = [responses[split.test] for split in predictions.splits]
     r = np.stack([pearson(p, o) for p, o in zip(predicted, observed, strict=True)])
     small = any(len(split.test) < SMALL_FOLD for split in predictions.splits)
     pooled = pearson(np.concatenate(predicted), np.concatenate(observed)) if small else None
     if repeats is not None and repeats.shape[:2] != responses.shape:
-        raise ValueError(f"repeats have shape {repeats.shape}; expected {(*responses.shape, 'n_repetitions')}")
+        raise ValueError(f"repeats have shape {repeats.shape}; expected {(*responses.shape, 'n_repeats')}")
     return Scores(r, pooled, None if repeats is None else split_half_ceiling(repeats, seed=seed))
 
 
-def split_half_ceiling(repeats: np.ndarray, n_halves: int = 20, seed: int = 0) -> np.ndarray:
+def split_half_ceiling(repeats: Array, n_halves: int = 20, seed: int = 0) -> Array:
     """Reliability of each site's mean response: split-half correlation over images, Spearman-Brown corrected.
 
     The repeats of each image are split at random into two halves (the second has one more where their number is odd),
@@ -115,7 +117,7 @@ def split_half_ceiling(repeats: np.ndarray, n_halves: int = 20, seed: int = 0) -
 
     Parameters
     ----------
-    repeats : (n_stimuli, n_neuroids, n_repetitions) array
+    repeats : (n_images, n_sites, n_repeats) array
         NaN where an image had fewer presentations.
     n_halves : int
         Number of random splits.
@@ -123,7 +125,7 @@ def split_half_ceiling(repeats: np.ndarray, n_halves: int = 20, seed: int = 0) -
 
     Returns
     -------
-    (n_neuroids,) float64 array
+    (n_sites,) float64 array
         At most 1; NaN where fewer than 3 images have two repeats or a half is constant.
 
     Notes
@@ -133,7 +135,7 @@ def split_half_ceiling(repeats: np.ndarray, n_halves: int = 20, seed: int = 0) -
     """
     repeats = np.asarray(repeats, dtype=np.float64)
     if repeats.ndim != 3:
-        raise ValueError(f"repeats have shape {repeats.shape}; expected (n_stimuli, n_neuroids, n_repetitions)")
+        raise ValueError(f"repeats have shape {repeats.shape}; expected (n_images, n_sites, n_repeats)")
     valid = np.isfinite(repeats)
     filled = np.where(valid, repeats, 0.0)
     if (valid == valid[:, :1]).all():
@@ -152,12 +154,13 @@ def split_half_ceiling(repeats: np.ndarray, n_halves: int = 20, seed: int = 0) -
     return _nan_mean(corrected)
 
 
-def _masked_mean(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _masked_mean(values: Array, mask: Array) -> Array:
     weights = np.broadcast_to(mask / np.maximum(mask.sum(axis=2, keepdims=True), 1), values.shape)
-    return np.einsum("sqr,sqr->sq", values, weights)
+    means: Array = np.einsum("sqr,sqr->sq", values, weights)
+    return means
 
 
-def _pearson_where(usable: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _pearson_where(usable: Array, a: Array, b: Array) -> Array:
     """``pearson`` of each column over its usable rows; NaN where these are fewer than 3."""
     r = np.full(usable.shape[1], np.nan)
     patterns, which = np.unique(usable, axis=1, return_inverse=True)
@@ -168,7 +171,7 @@ def _pearson_where(usable: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarr
     return r
 
 
-def ceiled(r: ArrayLike, ceiling: ArrayLike, formula: str = "r2/ceiling") -> np.ndarray:
+def ceiled(r: ArrayLike, ceiling: ArrayLike, formula: str = "r2/ceiling") -> Array:
     """A ceiled score of sites or of a region, elementwise.
 
     Parameters
@@ -189,11 +192,12 @@ def ceiled(r: ArrayLike, ceiling: ArrayLike, formula: str = "r2/ceiling") -> np.
         raise unknown("ceiled score", formula, FORMULAS)
     r, ceiling = np.asarray(r, dtype=np.float64), np.asarray(ceiling, dtype=np.float64)
     ceiling = np.where(ceiling > 0, ceiling, np.nan)
-    return r**2 / ceiling if formula == "r2/ceiling" else (r / ceiling) ** 2
+    score: Array = r**2 / ceiling if formula == "r2/ceiling" else (r / ceiling) ** 2
+    return score
 
 
-def site_r(scores: Scores) -> np.ndarray:
-    """(n_neuroids,) mean over splits of each site's r; splits where it is NaN are left out, NaN where all are."""
+def site_r(scores: Scores) -> Array:
+    """(n_sites,) mean over splits of each site's r; splits where it is NaN are left out, NaN where all are."""
     return _nan_mean(scores.r)
 
 
@@ -217,19 +221,19 @@ def brainscore_ceiled(scores: Scores, formula: str = "r2/ceiling") -> float:
     return float(ceiled(brainscore_r(scores), _nan_median(_ceiling(scores)), formula))
 
 
-def _ceiling(scores: Scores) -> np.ndarray:
+def _ceiling(scores: Scores) -> Array:
     if scores.ceiling is None:
         raise ValueError("these scores have no ceiling: the recordings hold no repeats; report r alone")
     return scores.ceiling
 
 
-def _nan_mean(values: np.ndarray) -> np.ndarray:
+def _nan_mean(values: Array) -> Array:
     """Mean over the first axis without NaN; NaN (and no warning) where all are."""
     there = np.isfinite(values)
     total = np.where(there, values, 0.0).sum(axis=0)
     return np.where(there.any(axis=0), total / np.maximum(there.sum(axis=0), 1), np.nan)
 
 
-def _nan_median(values: np.ndarray) -> float:
+def _nan_median(values: Array) -> float:
     there = values[np.isfinite(values)]
     return float(np.median(there)) if len(there) else float("nan")

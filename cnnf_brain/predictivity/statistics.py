@@ -22,10 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from cnnf_brain.predictivity.permutation import CHUNK, PERMUTATION, HeldOut, permutation_over_images
+from cnnf_brain.predictivity.permutation import CHUNK, HeldOut, permutation_over_images
+from cnnf_brain.predictivity.permutation import PERMUTATION as PERMUTATION
 from cnnf_brain.predictivity.scores import pearson
 from cnnf_brain.types import Array, Difference, Predictions, Scores, Split, TestResult
 
+LIMITS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # quantiles of a 95% interval
 LEVEL = 0.05  # below it a p-value after Holm's adjustment decides
 
 WELCH = "Welch over folds (the paper's)"
@@ -129,11 +131,10 @@ def bootstrap_median_difference(
     r_model: Array,
     r_baseline: Array,
     *,
-    level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the median over sites of the per-site difference, resampling sites (Efron 1979).
+    """95% interval of the median over sites of the per-site difference, resampling sites (Efron 1979).
 
     The percentile interval: for a median it agrees with the exact interval from order statistics, while the
     acceleration of BCa rests on the jackknife, which is inconsistent for medians (Efron & Tibshirani 1993, 11.6).
@@ -146,17 +147,18 @@ def bootstrap_median_difference(
     Raises
     ------
     ValueError
-        Shapes that do not match, fewer than two sites, a level outside (0, 1), no resamples.
+        Shapes that do not match, fewer than two sites, no resamples.
     """
     d = _site_differences(*_pair(r_model, r_baseline))
     n = _enough(len(d), "sites")
-    _check_resampling(n_resamples, level)
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     rng = np.random.default_rng(seed)
     medians = np.empty(n_resamples)
     for start in range(0, n_resamples, CHUNK):
         drawn = rng.integers(0, n, (min(CHUNK, n_resamples - start), n))
         medians[start : start + len(drawn)] = np.median(d[drawn], axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(medians, LIMITS)
     return float(low), float(high)
 
 
@@ -327,11 +329,6 @@ def _t_test(name: str, difference: float, error: float, df: float, n: int) -> Te
     half = float(stats.t.ppf(0.975, df)) * error
     p = float(2 * stats.t.sf(abs(t), df))
     return TestResult(name, t, p, n, df, (difference - half, difference + half))
-
-
-def _check_resampling(n_resamples: int, level: float = 0.95) -> None:
-    if n_resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"n_resamples = {n_resamples} must be at least 1, and level = {level} inside (0, 1)")
 
 
 def _same_splits(model: Predictions, baseline: Predictions) -> tuple[Split, ...]:

@@ -184,10 +184,8 @@ def _source(word: str) -> Source:
     """The source that a word without region names; its region stays open."""
     if word == "auto":
         raise ValueError("recordings 'auto' stand alone; name the sources, or leave the others out")
-    if word == simulated.NAME:
-        return Source("", "simulated")
-    if word == majaj.NAME:
-        return Source("", "majaj")
+    if word in (simulated.NAME, majaj.NAME):
+        return Source("", "simulated" if word == simulated.NAME else "majaj")
     name, session = word, None
     if not Path(word).exists() and ":" in word:
         name, session = word.rsplit(":", 1)
@@ -242,24 +240,18 @@ def _check(sources: list[Source]) -> list[Source]:
 
 def _load_all(sources: Sequence[Source]) -> list[Recordings]:
     """Recordings of each source; the images of a source are checked once for all its regions."""
-    found = []
-    checked: set[Source] = set()
-    for source in sources:
-        recordings = _load(source)
-        whole = replace(source, region="")
-        if whole not in checked and not recordings.simulated:
-            recordings.images.check()
-        checked.add(whole)
-        found.append(recordings)
+    found = [_load(source) for source in sources]
+    whole = {replace(source, region=""): recordings.images for source, recordings in zip(sources, found, strict=True)}
+    for source, images in whole.items():
+        if source.kind != "simulated":
+            images.check()
     return found
 
 
 def _load(source: Source) -> Recordings:
-    if source.kind == "simulated":
-        return simulated.simulated(source.region)
-    if source.kind == "majaj":
-        return majaj.load_majaj(source.region)
     if source.kind == "v4_compact":
         return v4_compact.load_v4_compact(source.path, source.session)
-    assert source.path is not None
-    return assembly.read_assembly(source.path, source.region)
+    if source.kind == "assembly":
+        assert source.path is not None
+        return assembly.read_assembly(source.path, source.region)
+    return (simulated.simulated if source.kind == "simulated" else majaj.load_majaj)(source.region)

@@ -147,9 +147,8 @@ def _check_images(data: xr.Dataset, images: Images, path: Path) -> None:
             stacklevel=3,
         )
         return
-    written = [str(known) for known in data["image_sha256"].values]
-    names = [str(name) for name in data["image_file"].values]
-    changed = [name for name, a, b in zip(names, written, images.hashes(), strict=True) if a != b]
+    names, written = (data[name].values.tolist() for name in ("image_file", "image_sha256"))
+    changed = [str(name) for name, a, b in zip(names, written, images.hashes(), strict=True) if str(a) != b]
     if changed:
         more = " ..." if len(changed) > 5 else ""
         raise ValueError(

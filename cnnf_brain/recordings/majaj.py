@@ -21,7 +21,7 @@ import pandas as pd
 from cnnf_brain.checks import unknown
 from cnnf_brain.io import ask_sizes
 from cnnf_brain.recordings.record import Recordings
-from cnnf_brain.types import Images
+from cnnf_brain.types import Array, Images
 
 NAME = "MajajHong2015.public"
 REGIONS = ("V4", "IT")
@@ -175,7 +175,7 @@ def _presentations(assembly: Any) -> pd.DataFrame:
     return rows.assign(stimulus_id=pd.Categorical(rows["stimulus_id"], categories=order))
 
 
-def _columns(rows: pd.DataFrame) -> tuple[np.ndarray, int]:
+def _columns(rows: pd.DataFrame) -> tuple[Array, int]:
     """The column of each presentation among the repeats, and how many there are.
 
     One for each value of ``repetition``; a second presentation under the same value gets a column of its own.

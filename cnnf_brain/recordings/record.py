@@ -9,9 +9,9 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from cnnf_brain.checks import is_constant, labels_of
-from cnnf_brain.types import Images
+from cnnf_brain.types import Array, Images
 
-List = Sequence[Any] | np.ndarray  # its entries are taken as text
+List = Sequence[Any] | Array  # its entries are taken as text
 REPEATS = ("n_images", "n_sites", "n_repeats")
 AXES = {"image_ids": 0, "site_ids": 1, "object_names": 0, "subjects": 1}  # of responses, for each kind of labels
 
@@ -60,12 +60,12 @@ class Recordings:
     source: str
     region: str
     images: Images
-    responses: np.ndarray
+    responses: Array
     site_ids: tuple[str, ...]
-    repeats: np.ndarray | None = None
-    object_names: np.ndarray | None = None
-    subjects: np.ndarray | None = None
-    true_ceilings: np.ndarray | None = None
+    repeats: Array | None = None
+    object_names: Array | None = None
+    subjects: Array | None = None
+    true_ceilings: Array | None = None
     simulated: bool = False
     excluded: tuple[str, ...] = ()
 
@@ -167,7 +167,7 @@ class Recordings:
         )
 
 
-def checked_responses(responses: Any, repeats: Any, n_images: int, source: str) -> tuple[np.ndarray, np.ndarray | None]:
+def checked_responses(responses: Any, repeats: Any, n_images: int, source: str) -> tuple[Array, Array | None]:
     """Means and single presentations as float64 arrays, see ``Recordings.from_arrays``; a ValueError where they do not fit."""
     single = None
     if repeats is None and np.ndim(responses) == 3:
@@ -186,7 +186,7 @@ def checked_responses(responses: Any, repeats: Any, n_images: int, source: str) 
     return values, single
 
 
-def _check_mean(values: np.ndarray, repeats: np.ndarray, source: str) -> None:
+def _check_mean(values: Array, repeats: Array, source: str) -> None:
     if repeats.shape[:2] != values.shape:
         raise ValueError(f"{source}: repeats have shape {repeats.shape}, expected {values.shape} + (n_repeats,)")
     mean = _mean_over_repeats(repeats)
@@ -197,7 +197,7 @@ def _check_mean(values: np.ndarray, repeats: np.ndarray, source: str) -> None:
         )
 
 
-def checked_labels(labels: Any, shape: tuple[int, ...], source: str) -> dict[str, np.ndarray]:
+def checked_labels(labels: Any, shape: tuple[int, ...], source: str) -> dict[str, Array]:
     """The ``Labels`` that are given, as arrays of text, with ``site_ids`` in any case."""
     strange = sorted(labels.keys() - AXES.keys())
     if strange:
@@ -207,7 +207,7 @@ def checked_labels(labels: Any, shape: tuple[int, ...], source: str) -> dict[str
     return {name: np.array(labels_of(name, values, shape[AXES[name]], source), str) for name, values in given.items()}
 
 
-def _numbers(what: str, given: Any, shape: tuple[str, ...], source: str) -> np.ndarray:
+def _numbers(what: str, given: Any, shape: tuple[str, ...], source: str) -> Array:
     """A float64 array with as many dimensions as ``shape`` names, none of them empty."""
     array = np.asarray(given)
     if array.dtype.kind not in "fiub":
@@ -217,14 +217,14 @@ def _numbers(what: str, given: Any, shape: tuple[str, ...], source: str) -> np.n
     return array.astype(np.float64)
 
 
-def _mean_over_repeats(repeats: np.ndarray) -> np.ndarray:
+def _mean_over_repeats(repeats: Array) -> Array:
     """Mean over the presentations there were; NaN where there were none."""
     count = np.sum(~np.isnan(repeats), axis=2)
     total = np.nansum(repeats, axis=2)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _good_sites(responses: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _good_sites(responses: Array, names: Array, source: str) -> tuple[Array, tuple[str, ...]]:
     """Numbers of the sites that can be scored, and the others with the reason."""
     bad = np.sum(~np.isfinite(responses), axis=0)
     constant = is_constant(responses)

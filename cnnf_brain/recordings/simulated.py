@@ -27,7 +27,7 @@ import numpy as np
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.recordings.record import Recordings
-from cnnf_brain.types import Images
+from cnnf_brain.types import Array, Images
 
 NAME = "simulated"
 N_SITES = {"V4": 88, "IT": 168}
@@ -41,7 +41,7 @@ _ORIENTATIONS = 6
 _WAVELENGTHS = (4.0, 7.0, 12.0)  # pixels
 _CELLS = 8  # energies are pooled on a grid of 8 x 8 cells
 
-Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Shape = Callable[[Array, Array], Array]
 
 # Signed distance to the outline, negative inside, in units of the object's radius.
 _SHAPES: dict[str, Shape] = {
@@ -84,7 +84,7 @@ def simulated(region: str) -> Recordings:
 
 
 @lru_cache(maxsize=1)
-def _scenes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scenes() -> tuple[Array, Array, Array]:
     """Images (n, 64, 64, 3) in uint8, objects' centres (n, 2) in pixels, objects' numbers."""
     rng = np.random.default_rng([_SEED, 0])
     objects = rng.permutation(np.repeat(np.arange(len(_SHAPES)), _N_EACH))
@@ -94,7 +94,7 @@ def _scenes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pixels, centres, objects
 
 
-def _render(rng: np.random.Generator, shape: Shape, centre: np.ndarray) -> np.ndarray:
+def _render(rng: np.random.Generator, shape: Shape, centre: Array) -> Array:
     """One shaded object, turned and scaled at random, on a random background; uint8 (64, 64, 3)."""
     axis = np.arange(_SIZE) - (_SIZE - 1) / 2
     y, x = np.meshgrid(axis - centre[0], axis - centre[1], indexing="ij")
@@ -110,10 +110,11 @@ def _render(rng: np.random.Generator, shape: Shape, centre: np.ndarray) -> np.nd
     surface = (0.35 + 0.65 * np.clip(facing, 0, 1.4))[..., None] * colour
     inside = np.clip(0.5 - distance * radius, 0, 1)[..., None]  # an edge of one pixel
     image = inside * surface + (1 - inside) * _background(rng)
-    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    pixels: Array = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    return pixels
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator) -> Array:
     """Noise with amplitudes as 1/f, common to the colours for the most part; (64, 64, 3), about 0 to 1."""
     rows, columns = np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.rfftfreq(_SIZE), indexing="ij")
     amplitude = 1 / np.maximum(np.hypot(rows, columns), 1 / _SIZE)
@@ -126,7 +127,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _counts(region: str) -> tuple[np.ndarray, np.ndarray]:
+def _counts(region: str) -> tuple[Array, Array]:
     """Spike counts (n_images, n_sites, n_repeats) and true ceilings (n_sites)."""
     rng = np.random.default_rng([_SEED, list(N_SITES).index(region) + 1])
     drive = (_v4_drive if region == "V4" else _it_drive)(rng, N_SITES[region])
@@ -139,7 +140,7 @@ def _counts(region: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _energies() -> np.ndarray:
+def _energies() -> Array:
     """Gabor energy of the images' luminance, (n_images, n_channels, 8, 8); each channel has mean 1."""
     luminance = _scenes()[0] @ np.array([0.3, 0.6, 0.1]) / 255
     spectra = np.fft.fft2(luminance - luminance.mean(axis=(1, 2), keepdims=True))
@@ -156,7 +157,7 @@ def _energies() -> np.ndarray:
     return np.stack(channels, axis=1)
 
 
-def _pooled(rng: np.random.Generator, n: int, spread: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(rng: np.random.Generator, n: int, spread: float, width: float) -> tuple[Array, Array]:
     """Energies in ``n`` Gaussian receptive fields, (n_images, n_channels, n), and the fields' centres in pixels."""
     centres = rng.uniform(-spread, spread, (n, 2))
     axis = np.arange(_CELLS) - (_CELLS - 1) / 2
@@ -166,7 +167,7 @@ def _pooled(rng: np.random.Generator, n: int, spread: float, width: float) -> tu
     return np.einsum("scij,nij->scn", _energies(), field), centres * (_SIZE / _CELLS)
 
 
-def _v4_drive(rng: np.random.Generator, n: int) -> np.ndarray:
+def _v4_drive(rng: np.random.Generator, n: int) -> Array:
     """(n_images, n): two preferred channels, their product, and one suppressing channel, over the local energy."""
     pooled, _ = _pooled(rng, n, spread=2.0, width=1.0)
     surround = pooled.mean(axis=1)
@@ -176,10 +177,11 @@ def _v4_drive(rng: np.random.Generator, n: int) -> np.ndarray:
         weight = rng.uniform(0.3, 1.0, 4)
         excited = weight[0] * a + weight[1] * b + weight[2] * a * b
         drive[:, site] = excited / (0.5 + weight[3] * c + 0.5 * surround[:, site])
-    return drive**1.5
+    rates: Array = drive**1.5
+    return rates
 
 
-def _it_drive(rng: np.random.Generator, n: int) -> np.ndarray:
+def _it_drive(rng: np.random.Generator, n: int) -> Array:
     """(n_images, n): products of pooled energies in a large field, and preferred categories where the object is near."""
     pooled, fields = _pooled(rng, n, spread=1.0, width=2.0)
     _, centres, objects = _scenes()

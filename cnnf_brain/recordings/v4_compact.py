@@ -25,7 +25,7 @@ import numpy as np
 from cnnf_brain.checks import unknown
 from cnnf_brain.io import cache_folder, download, download_size
 from cnnf_brain.recordings.record import Recordings
-from cnnf_brain.types import Images
+from cnnf_brain.types import Array, Images
 
 NAME = "V4_compact_models"
 REGION = "V4"
@@ -105,10 +105,9 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
 
     Notes
     -----
-    A download is pinned to one commit. The files in `SHA256` are checked against their hash. For the others no hash
-    is known: they must be readable as a whole (checksums inside the zip, length of the array), have the numbers of
-    sites and images that the repository's table gives (where it does not contradict itself), and the mean over raw
-    repeats must be the published average.
+    A download is pinned to one commit. The files in ``SHA256`` are checked against their hash. No hash is known of the others:
+    they must be readable as a whole, have the numbers of sites and images of the repository's table (where it does not
+    contradict itself), and the mean over raw repeats must be the published average.
     """
     chosen = choose_session(folder, session)
     if folder is None:
@@ -130,9 +129,9 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
     )
 
 
-def is_v4_compact(folder: str | Path) -> bool:
+def is_v4_compact(folder: Path) -> bool:
     """Whether a folder has the repository's layout."""
-    top = _top(Path(folder))
+    top = _top(folder)
     return (top / "images").is_dir() and any((top / _KINDS[kind]).parent.is_dir() for kind in ("averages", "raw"))
 
 
@@ -141,12 +140,11 @@ def sessions_in(folder: str | Path) -> list[str]:
     top = _top(Path(folder))
     if not top.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; expected a folder in the layout of {NAME}")
-
-    def named(kind: str) -> set[str]:
-        before, after = _KINDS[kind].split("{}")
-        return {str(path.relative_to(top).as_posix())[len(before) : -len(after)] for path in top.glob(f"{before}*{after}")}
-
-    return sorted(named("images") & (named("averages") | named("raw")))
+    named: dict[str, set[str]] = {}
+    for kind, pattern in _KINDS.items():
+        before, after = pattern.split("{}")
+        named[kind] = {path.relative_to(top).as_posix()[len(before) : -len(after)] for path in top.glob(f"{before}*{after}")}
+    return sorted(named["images"] & (named["averages"] | named["raw"]))
 
 
 def _top(folder: Path) -> Path:
@@ -197,7 +195,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _read_array(path: Path, source: str) -> np.ndarray | None:
+def _read_array(path: Path, source: str) -> Array | None:
     """An array of responses, None where there is no such file; pickles are never loaded."""
     if not path.is_file():
         return None

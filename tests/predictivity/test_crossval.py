@@ -128,11 +128,11 @@ def test_the_choice_is_that_of_a_plain_loop():
     assert len(set(chosen)) > 1
     for number, outer in enumerate(splits):
         quality = {}
-        for name, product in candidates.items():
+        for name, gram in candidates.items():
             r = np.empty((9, 4))
             for row, fold in enumerate(split for i, split in enumerate(splits) if i != number):
                 train = np.array([i for i in outer.train if i not in set(fold.test)])
-                values = cross_predict(product, responses, [Split(train, fold.test)], 3).values[0][-1]
+                values = cross_predict(gram, responses, [Split(train, fold.test)], 3).values[0][-1]
                 r[row] = [np.corrcoef(values[:, site], responses[fold.test, site])[0, 1] for site in range(4)]
             quality[name] = np.median(r.mean(axis=0))
         assert chosen[number] == max(quality, key=quality.get)
@@ -145,10 +145,8 @@ def test_test_images_have_no_part_in_the_choice():
     reversed_responses[test] *= -1  # the candidate that is good on the training images is the worst on these
     predictions, chosen = select_nested(candidates, reversed_responses, splits, 3)
     by_candidate = {
-        name: np.corrcoef(
-            cross_predict(product, responses, splits, 3).values[4][-1].ravel(), reversed_responses[test].ravel()
-        )
-        for name, product in candidates.items()
+        name: np.corrcoef(cross_predict(gram, responses, splits, 3).values[4][-1].ravel(), reversed_responses[test].ravel())
+        for name, gram in candidates.items()
     }
     assert by_candidate[GOOD][0, 1] < by_candidate[NOISE][0, 1]
     assert chosen[4] == GOOD

@@ -217,7 +217,7 @@ def test_shuffled_responses_are_not_predicted():
     assert abs(by_run.mean()) < 0.1
 
 
-def test_truncated_product_is_that_of_the_principal_components():
+def test_the_truncated_gram_is_that_of_the_principal_components():
     centred = X - X.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     scores = left[:, :8] * singular[:8]
@@ -241,13 +241,12 @@ ROWS = np.arange(N)
     [
         ({"n_components": 48}, "48 components cannot be fitted to the 48 training images of split 0.* at most 47"),
         ({"n_components": 0}, "n_components must be at least 1, got 0"),
-        ({"n_features": 11}, "12 components cannot be fitted to 11 features; reduce n_components"),
-        ({"product": with_nan(K)}, "product X Xᵀ holds NaN or infinity"),
+        ({"gram": with_nan(K)}, "Gram X Xᵀ holds NaN or infinity"),
         ({"responses": with_nan(Y)}, "responses of 1 of 7 sites hold NaN.*site 3.*leave these sites out"),
-        ({"responses": Y[:-1]}, r"responses have shape \(59, 7\); expected \(60, n_neuroids\)"),
+        ({"responses": Y[:-1]}, r"responses have shape \(59, 7\); expected \(60, n_sites\)"),
         ({"responses": Y[:, 0]}, r"responses have shape \(60,\)"),
-        ({"product": X}, r"has shape \(60, 150\); expected \(n_stimuli, n_stimuli\)"),
-        ({"product": X[:, :N]}, "not symmetric"),
+        ({"gram": X}, r"has shape \(60, 150\); expected \(n_images, n_images\)"),
+        ({"gram": X[:, :N]}, "not symmetric"),
         ({"splits": []}, "no splits were given"),
         ({"splits": [Split(ROWS, ROWS[:0])]}, "split 0 has 60 training and 0 test images"),
         ({"splits": [SPLITS[0], Split(ROWS[:30], ROWS[29:])]}, "split 1 names an image twice"),
@@ -255,7 +254,7 @@ ROWS = np.arange(N)
     ],
 )
 def test_bad_input_is_refused(changes, message):
-    given = {"product": K, "responses": Y, "splits": SPLITS, "n_components": N_COMPONENTS} | changes
+    given = {"gram": K, "responses": Y, "splits": SPLITS, "n_components": N_COMPONENTS} | changes
     with pytest.raises(ValueError, match=message):
         cross_predict(**given)
 

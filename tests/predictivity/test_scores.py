@@ -110,9 +110,9 @@ def test_small_folds_are_pooled():
 
 def test_shapes_that_do_not_match_are_refused():
     predictions, responses = held_out(19)
-    with pytest.raises(ValueError, match=r"shape \(76, 4\); expected \(n_stimuli, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(76, 4\); expected \(n_images, 5\)"):
         score_predictions(predictions, responses[:, :4])
-    with pytest.raises(ValueError, match=r"repeats have shape \(76, 4, 2\); expected \(76, 5, 'n_repetitions'\)"):
+    with pytest.raises(ValueError, match=r"repeats have shape \(76, 4, 2\); expected \(76, 5, 'n_repeats'\)"):
         score_predictions(predictions, responses, repeats=np.zeros((76, 4, 2)))
 
 
@@ -191,7 +191,7 @@ def test_ceiling_without_repeats_is_nan():
     repeats[2:, 0, 1:] = np.nan  # two images of site 0 have repeats
     repeats[:, 1] = 3.0
     assert np.isnan(split_half_ceiling(repeats)).all()
-    with pytest.raises(ValueError, match=r"shape \(30, 2\); expected \(n_stimuli, n_neuroids, n_repetitions\)"):
+    with pytest.raises(ValueError, match=r"shape \(30, 2\); expected \(n_images, n_sites, n_repeats\)"):
         split_half_ceiling(repeats[:, :, 0])
 
 
