@@ -1,4 +1,4 @@
-"""Maps whose gradients are written by hand, and signs in bits: fewer passes over memory, and less held, than autograd's own."""
+"""Maps with gradients written by hand, and signs in bits. Both save memory; the gradients also save passes over it."""
 
 from __future__ import annotations
 
@@ -24,21 +24,15 @@ class Convolved(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, tuple[int, int]], output: Tensor) -> None:
-        x, weight, bias, ctx.padding = inputs
+        x, weight, _, ctx.padding = inputs
         ctx.save_for_backward(x, weight)
-        ctx.bias = None if bias is None else bias.shape
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = Spread.apply(g, weight, ctx.padding)
-        if ctx.needs_input_grad[1]:
-            to_weight = to_kernel(g, x, weight, ctx.padding)
-        if ctx.bias is not None and ctx.needs_input_grad[2]:
-            to_bias = g.sum((0, 2, 3))
-        return to_x, to_weight, to_bias, None
+        (x, weight), (for_x, for_weight, for_bias, _) = ctx.saved_tensors, ctx.needs_input_grad
+        to_x = Spread.apply(g, weight, ctx.padding) if for_x else None
+        to_weight = to_kernel(g, x, weight, ctx.padding) if for_weight else None
+        return to_x, to_weight, g.sum((0, 2, 3)) if for_bias else None, None
 
 
 class Spread(torch.autograd.Function):
@@ -69,17 +63,13 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        g, weight = ctx.saved_tensors
-        to_g = to_weight = None
-        if ctx.needs_input_grad[0]:
-            to_g = Convolved.apply(grad, weight.to(grad.dtype), None, ctx.padding)
-        if ctx.needs_input_grad[1]:
-            to_weight = to_kernel(g, grad, weight, ctx.padding)
-        return to_g, to_weight, None
+        (g, weight), (for_g, for_weight, _) = ctx.saved_tensors, ctx.needs_input_grad
+        to_g = Convolved.apply(grad, weight.to(grad.dtype), None, ctx.padding) if for_g else None
+        return to_g, to_kernel(g, grad, weight, ctx.padding) if for_weight else None, None
 
 
 def to_kernel(g: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
-    """The gradient to the kernel of a convolution of ``x`` (stride 1) whose output has the gradient ``g``."""
+    """The gradient to the kernel of a convolution of ``x`` (stride 1); ``g`` is the gradient to its output."""
     made: Tensor = torch.ops.aten.convolution_backward(
         g, x.to(g.dtype), weight.to(g.dtype), None, [1, 1], list(padding), [1, 1], False, [0, 0], 1, [False, True, False]
     )[1]

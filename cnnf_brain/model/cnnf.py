@@ -1,6 +1,6 @@
 """CNN-F: the CNN's own weights, transposed, run backwards as a generative model (Huang et al. 2020, Algorithm 1).
 
-``CNNF.states`` is the one recurrence; nothing is kept on modules between calls.
+``CNNF.states`` is the only recurrence. Nothing is kept on modules between calls.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class CNNF(nn.Module):
 
     @property
     def feedback_layers(self) -> list[FeedbackLayer]:
-        """The layers in order, as they are now: one that was replaced (a new classifier, say) counts at once."""
+        """The layers in order, as they are now: a layer that was replaced (a new classifier, say) counts at once."""
         return plan(self, printed=self.ada_relu == "printed")
 
     @property
@@ -125,7 +125,7 @@ class CNNF(nn.Module):
         return names.index(name)
 
     def check_layer(self, at: LayerAt, iterations: int | None = None) -> None:
-        """A ValueError where ``at`` names no layer, an iteration that is not run, or one at which the layer is not run."""
+        """A ValueError where ``at`` names no layer, or an iteration at which the layer is not run."""
         ran = self.iterations if iterations is None else checked_iterations(iterations)
         index = self.index(at.layer)
         if at.iteration > ran:
@@ -206,8 +206,8 @@ class CNNF(nn.Module):
         passes
             Who runs the passes; by default the network itself.
         watch
-            Is shown each state, and says which images (B,) take the next step; None: all. The others keep their target and guides,
-            and so their whole state.
+            Is shown each state. Its answer (B,) says which images take the next step (None: all). The others keep their target and
+            guides, and so their whole state.
         """
         keep = [Kept(gates=True)] * (self.iterations + 1) if keep is None else keep
         clean, maps = self.below_target(x, keep[0].maps)
@@ -267,7 +267,7 @@ class CNNF(nn.Module):
     def generate(self, state: State, clean: Tensor, keep: Kept = PLAIN) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``.
 
-        ``clean``: the target features of the first pass, to whose norm the reconstruction is scaled if so set.
+        ``clean``: the target features of the first pass; with ``match_norm`` the reconstruction is scaled to their norm.
         """
         g, unmasked = state.output + 0.0, None  # no negative zeros: gates read the sign bit
         for i, layer in reversed(list(enumerate(self.feedback_layers))[self.start :]):
@@ -294,7 +294,7 @@ class CNNF(nn.Module):
 
 
 def kept_of(asked: Mapping[LayerAt, int], n: int, gates: bool, spare: bool) -> list[Kept]:
-    """What iterations 0..n keep for the layers ``asked`` for (their numbers); a last feedback pass that nobody needs is not run."""
+    """What iterations 0..n keep for the layers ``asked`` for (their numbers). A last feedback pass that nobody needs is not run."""
     keep = []
     spare = spare and not any(at.feedback for at in asked)
     for t in range(n + 1):

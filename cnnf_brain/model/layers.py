@@ -298,7 +298,7 @@ class Flatten(FeedbackLayer):
 
 
 class Dropout(FeedbackLayer):
-    """Dropout; in training one mask is drawn in the first pass and held over all iterations and both directions."""
+    """Dropout; in training a mask is drawn in the first pass and held over all iterations and both directions."""
 
     module: nn.Dropout
 

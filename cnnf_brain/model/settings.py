@@ -1,4 +1,4 @@
-"""How feedback runs: one record. CNNF, command lines, cards, plugins and grids take its fields from here."""
+"""How feedback runs: a record. CNNF, command lines, cards, plugins and grids take its fields from here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FeedbackSettings:
     iterations
         Feedback iterations N >= 0; 0 is the CNN itself.
     target
-        The paper's layer k: the name of the layer whose output is reconstructed, ``"input"`` for the image. Layers up to
+        The paper's layer k: feedback reconstructs the output of this layer, or the image (``"input"``). Layers up to
         it run once; from iteration 1 on the reconstruction enters the layer after it.
     step
         h_{t+1} = h_t + step (reconstruction - h_t), above 0; 1 is the paper's replacement.
@@ -31,7 +31,7 @@ class FeedbackSettings:
     match_layers
         From iteration 1 on scale the output f(l) of every convolution and fully connected layer, the logits too, to the L2
         norm that it had in the first pass, image by image. It holds Assumption A.6 and the effect of Appendix A.4's
-        normalisation in a CNN without such layers (VGG, AlexNet), whose maps grow with every iteration otherwise.
+        normalisation in a CNN without such layers (VGG, AlexNet); without it their maps grow with every iteration.
     ada_relu
         ``"signed"`` (Lemma A.1 is exact) or ``"printed"`` (eq. 3 of the paper).
     tolerance

@@ -38,7 +38,7 @@ class State:
     - ``inputs``: shapes; ``maps``: outputs that were asked for; ``latents``: z of gates as they hold it, masks of dropout;
     - ``gate_inputs``: f, which the gate compares with g;
     - ``norms``: of each output f(l) of a convolution or matrix, before any normalisation, (B, 1, ...);
-    - ``guides``: g at gates, whose signs set the next pass; ``feedback``: g at outputs that were asked for.
+    - ``guides``: g at gates, its signs set the next pass; ``feedback``: g at outputs that were asked for.
     """
 
     target: Tensor
@@ -127,7 +127,7 @@ class FeedbackResult:
                 made += [state.reconstruction] if made else [state.target, state.reconstruction]
             if keep:
                 kept.append(state)
-            del state  # its maps need not lie beside those of the next pass
+            del state  # frees its maps before the next pass
         return cls(
             logits=torch.stack(logits),
             layers=maps,
@@ -139,7 +139,7 @@ class FeedbackResult:
 class ConsistencyWatch:
     """Sees each state in turn: notes its self-consistency, and says which images go on.
 
-    An image stops after the first state whose residuals are all at most ``tolerance``; with None no image stops.
+    An image stops after the first state with all residuals at most ``tolerance``. With None no image stops.
     """
 
     def __init__(self, layers: Sequence[FeedbackLayer], tolerance: float | None) -> None:
@@ -176,7 +176,7 @@ def relative_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def self_consistency(layers: Sequence[FeedbackLayer], state: State, before: Tensor | None) -> Consistency:
-    """The residuals of one state (each (B,)); ``before`` is the output of the iteration before, None in the first."""
+    """The residuals of a state, each (B,). ``before``: the output of the iteration before, None in the first."""
     assert state.reconstruction is not None
     h = relative_distance(state.target, state.reconstruction)
     wrong, gates = torch.zeros_like(h), 0
@@ -192,7 +192,7 @@ def self_consistency(layers: Sequence[FeedbackLayer], state: State, before: Tens
 def gate_biases(model: CNNF, state: State) -> tuple[dict[int, Tensor], Tensor]:
     """The bias b(l) seen at every gate, (1, ...) of the shape of its input f(l), and the bias seen at the output.
 
-    Affine layers between two gates act as one: their joint bias is what they make of zeros.
+    Affine layers between two gates act together: their joint bias is their output for an input of zeros.
 
     Raises
     ------

@@ -88,10 +88,10 @@ class Card:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card in a safetensors file that our trainers wrote; an empty one where the file carries none.
+    """The card in a safetensors file of the trainers; an empty card where the file carries none.
 
     A file in ``started_from`` is looked for relative to the folder of ``path``, then to the working directory (older cards).
-    Where there are two, the one with the hash on the card is taken; where there is none, the path from the folder.
+    If both are there, the file with the hash on the card is taken. If neither is, the path from the folder is kept.
 
     Raises
     ------

@@ -19,7 +19,7 @@ VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn
 ARCHITECTURES = ("alexnet", *VGGS)
 
 
-# The feedback of networks whose weights have no card: the trainers' own defaults. VGGs and AlexNet have no layers that normalise;
+# The feedback of networks without a card: the trainers' own defaults. VGGs and AlexNet have no layers that normalise;
 # unless norms are matched, their maps grow a thousandfold with each iteration.
 STABLE = {"match_norm": True, "match_layers": True}
 SMALL_DEFAULTS = {"match_norm": True}
@@ -39,8 +39,8 @@ def from_torchvision(
         ``"alexnet"``, or ``"vgg11"``, ``"vgg13"``, ``"vgg16"``, ``"vgg19"``, each with or without ``"_bn"``.
     weights
         None (random), ``"IMAGENET1K_V1"`` (torchvision's, downloaded once), or a ``.safetensors``, ``.pt`` or ``.pth`` file. A file
-        with the convolutions alone gives a headless network, whose feedback starts from its top feature map, with a
-        HeadlessNetworkWarning.
+        with the convolutions alone gives a headless network, with a HeadlessNetworkWarning: its feedback starts from the top
+        feature map.
     num_classes
         Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
     **feedback
@@ -50,8 +50,8 @@ def from_torchvision(
     Raises
     ------
     ValueError
-        Unknown ``arch``; weights with wrong keys or shapes (the first few listed, with the likely cause), or whose card is of
-        another architecture.
+        Unknown ``arch``; weights with wrong keys or shapes (the first few listed, with the likely cause); a card of another
+        architecture.
     FileNotFoundError, OSError
         No such file; weights that cannot be downloaded.
 
