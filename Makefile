@@ -11,15 +11,17 @@ NEWEST_IN = .venv-newest/bin/python
 PINNED = -c constraints.txt -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
 export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
+SUMMARY = $(or $(GITHUB_STEP_SUMMARY),.scratch/coverage/summary.md)# a workflow of GitHub shows it with the job
 
-.PHONY: help env browser demo test lint types format lock newest bench clean python
+.PHONY: help env browser demo test test-all coverage lint types format lock newest bench clean python
 
 help:
 	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
-	@echo "make test     the environment, then the tests"
+	@echo "make test     the environment, then the tests, without those of more than ten seconds (marked slow)"
+	@echo "make test-all all tests;  make coverage: all tests, and which lines they ran"
 	@echo "make env      the environment alone, in .venv, with the versions of constraints.txt"
 	@echo "make browser  a Chromium for the tests of pages, which are skipped without one (Debian and Ubuntu: asks for root)"
-	@echo "make lint     ruff: rules and format;  make format: apply them"
+	@echo "make lint     ruff: rules and format; codespell: spelling;  make format: apply ruff's"
 	@echo "make types    mypy"
 	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
 	@echo "make bench    the benchmarks, beside their peers, in .venv-newest (all of them take an hour on two cores)"
@@ -32,7 +34,14 @@ demo: env
 	$(IN) -m cnnf_brain.compare --layers V4 IT --recordings simulated
 
 test: env
+	$(IN) -m pytest -m "not slow"
+
+test-all: env
 	$(IN) -m pytest
+
+coverage: env
+	@mkdir -p .scratch/coverage
+	$(IN) -m pytest --cov --cov-report=term --cov-report=markdown-append:"$(SUMMARY)"
 
 # Distributions' packages keep it up to date; playwright's own download is the way where there is no such package.
 browser:
@@ -44,6 +53,7 @@ browser:
 lint: env
 	$(IN) -m ruff check .
 	$(IN) -m ruff format --check .
+	$(IN) -m codespell_lib
 
 types: env
 	$(IN) -m mypy
