@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "cnnf_brain"
 MAX_LINES = 450
+BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.match_case)
+NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 # The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
 # its neighbours on the same level unless they are strangers to each other.
@@ -155,6 +157,43 @@ def test_files_fit_the_eye():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
     }
     assert not long, f"over {MAX_LINES} lines: {long}"
+
+
+def complexity(function: ast.AST) -> int:
+    """One more than the branches of a function: statements, conditional expressions, ``and`` and ``or``, comprehensions and
+    their conditions. Functions and classes inside count for themselves."""
+    return 1 + sum(branches(child) for child in ast.iter_child_nodes(function))
+
+
+def branches(node: ast.AST) -> int:
+    """Those of a node and of all below it."""
+    if isinstance(node, NESTED):
+        return 0
+    match node:
+        case ast.BoolOp(values=values):
+            own = len(values) - 1
+        case ast.comprehension(ifs=conditions):
+            own = 1 + len(conditions)
+        case _:
+            own = int(isinstance(node, BRANCHES))
+    return own + sum(branches(child) for child in ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def f(x): return x", 1),
+        ("def f(x): return 1 if x and x > 1 or x < 0 else 2", 4),
+        ("def f(x): return [a for b in x if b if b > 1 for a in b]", 5),
+        ("def f(x):\n for a in x:\n  while a:\n   assert a\n  else:\n   pass", 4),
+        ("def f(x):\n try:\n  pass\n except ValueError:\n  pass\n except OSError:\n  pass", 3),
+        ("def f(x):\n match x:\n  case 1:\n   pass\n  case _:\n   pass", 3),
+        ("def f(x):\n def g(y): return y or y\n return lambda z: z or z", 2),
+    ],
+)
+def test_complexity_by_hand(code, expected):
+    (function,) = ast.parse(code).body
+    assert complexity(function) == expected
 
 
 def undocumented(code: str) -> list[str]:
