@@ -18,6 +18,7 @@ from cnnf_brain.checks import unknown
 
 COMMANDS = ("compare", "robustness", "visualize", "report", "submit")
 INTERRUPTED = 130
+STOPPED = 75  # EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
 NOT_GIVEN = None
 _LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "above": (operator.gt, "above {:g}"),
@@ -57,7 +58,7 @@ def add_flags(
 
 def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], kind: Any, default: Any) -> None:
     words: dict[str, Any] = {"dest": field.name, "default": NOT_GIVEN}
-    about = field.metadata["help"] + ("" if default in (None, MISSING) else f" (default: {_said(default)})")
+    about = field.metadata["help"] + ("" if default in (None, MISSING, ()) else f" (default: {_said(default)})")
     words["help"] = about.replace("%", "%%")  # argparse formats it
     words |= {name: field.metadata[name] for name in ("choices", "metavar") if name in field.metadata}
     kind = _without_none(kind)
@@ -85,15 +86,32 @@ def given(args: argparse.Namespace, record: type) -> dict[str, Any]:
     }
 
 
+def refuse(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    records: Iterable[type],
+    why: str,
+    *,
+    but: Iterable[str] = (),
+) -> None:
+    """A usage error where a flag of one of the ``records`` was given, except those of the fields named in ``but``."""
+    for field in (field for record in records for field in fields(record)):
+        if field.name not in set(but) and getattr(args, field.name, NOT_GIVEN) is not NOT_GIVEN:
+            parser.error(f"{flag_of(field)} {why}")
+
+
 def number(kind: type[int] | type[float], limits: Mapping[str, Any]) -> Callable[[str], float]:
     """An argparse type: a finite number, ``above`` (greater than), ``least`` (at least) or ``most`` where these are set."""
+
+    least, most = limits.get("least"), limits.get("most")
+    interval = None if least is None or most is None else f"in [{least:g}, {most:g}]"
 
     def read(text: str) -> float:
         value = kind(text)
         for name, (holds, words) in _LIMITS.items():
             limit = limits.get(name)
             if limit is not None and not holds(value, limit):
-                raise argparse.ArgumentTypeError(f"{text} is not {words.format(limit)}")
+                raise argparse.ArgumentTypeError(f"{text} is not {interval or words.format(limit)}")
         if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not finite")
         return value
@@ -103,9 +121,9 @@ def number(kind: type[int] | type[float], limits: Mapping[str, Any]) -> Callable
 
 
 def _without_none(kind: Any) -> Any:
-    """``int`` of ``int | None``; other types as they are."""
+    """The first type of a union that is not None (``int`` of ``int | None``); other types as they are."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        (kind,) = (member for member in typing.get_args(kind) if member is not types.NoneType)
+        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
     return kind
 
 

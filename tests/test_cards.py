@@ -97,7 +97,7 @@ def trained_small(request, tmp_path_factory, idx_folder) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64"]
-    words += ["--device", "cpu", "--output", str(folder), *SMALL[request.param]]
+    words += ["--device", "cpu", "--limit", "64", "--output", str(folder), *SMALL[request.param]]
     with pytest.MonkeyPatch.context() as patch:
         seen = note_outputs(patch, lambda card: small_images())
         assert mnist.main(words) == 0

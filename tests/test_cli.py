@@ -25,6 +25,8 @@ class Settings:
     quick: bool = option(False, "labelled quick")
     limit: int | None = option(None, "at most so many", above=0)
     seeds: tuple[int, ...] = option((0, 1), "seeds", least=0)
+    share: float = option(1.0, "share", least=0, most=1)
+    names: tuple[str, ...] = option((), "names")
     pair: tuple[float, float] | None = option(None, "two numbers")
     unseen: str = "no flag"
 
@@ -79,6 +81,8 @@ def test_what_was_given_makes_the_record(words, expected):
         ("--limit 0", "--limit: 0 is not above 0"),
         ("--seeds", "--seeds: expected at least one argument"),
         ("--seeds 1 -1", "--seeds: -1 is not 0 or above"),
+        ("--share 1.5", "--share: 1.5 is not in [0, 1]"),
+        ("--share nan", "--share: nan is not in [0, 1]"),
         ("--pair 1", "--pair: expected 2 arguments"),
         ("--pair 1 inf", "--pair: inf is not finite"),
         ("--pair nan 1", "--pair: nan is not finite"),
@@ -111,6 +115,7 @@ def test_the_help_states_defaults():
         "--quick, --no-quick labelled quick (default: no)",
         "at most so many --seeds",
         "seeds (default: 0 1)",
+        "names --pair",
     ):
         assert part in text
 
@@ -122,6 +127,15 @@ def test_only_some_flags_and_other_defaults():
     assert "the kind (default: b)" in text
     assert "--rate" not in text
     assert cli.given(made.parse_args([]), Settings) == {}  # a default in words decides nothing
+
+
+def test_flags_of_records_can_be_refused(capsys):
+    made = parser()
+    cli.refuse(made, made.parse_args(["--quick"]), [Settings], "is for the other", but=["quick"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.refuse(made, made.parse_args(["--at-place", "x"]), [FeedbackSettings, Settings], "is for the other")
+    assert stopped.value.code == 2
+    assert "error: --at-place is for the other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["cuont", "unseen"])
