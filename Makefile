@@ -1,16 +1,19 @@
 # `make demo` and `make test` need GNU make, Python 3.11 or later with venv, and the package registry that your pip
 # or uv is configured for. Nothing is installed outside this folder.
 #   another Python:          make PYTHON=python3.12 test
+#   more processes:          make WORKERS=8 test   (each of one thread; 0: without processes of their own, to debug)
 #   PyTorch's CPU builds:    UV_TORCH_BACKEND=cpu make test   (any uv or pip setting holds; constraints.txt admits
 #                            local versions such as +cpu, and torch and torchvision must come from the same place)
 # Scripts are called as `python -m ...` throughout: installed console scripts do not start from a path with a space.
 
 PYTHON ?= python3
+WORKERS ?= 2
 IN = .venv/bin/python
 NEWEST_IN = .venv-newest/bin/python
 PINNED = -c constraints.txt -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
 export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
+TESTS = -m pytest --numprocesses $(WORKERS) --dist loadfile
 SUMMARY = $(or $(GITHUB_STEP_SUMMARY),.scratch/coverage/summary.md)# a workflow of GitHub shows it with the job
 
 .PHONY: help env browser demo test test-all coverage lint types format lock newest bench clean python
@@ -34,14 +37,14 @@ demo: env
 	$(IN) -m cnnf_brain.compare --layers V4 IT --recordings simulated
 
 test: env
-	$(IN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(IN) $(TESTS) -m "not slow"
 
 test-all: env
-	$(IN) -m pytest
+	OMP_NUM_THREADS=1 $(IN) $(TESTS)
 
 coverage: env
 	@mkdir -p .scratch/coverage
-	$(IN) -m pytest --cov --cov-report=term --cov-report=markdown-append:"$(SUMMARY)"
+	OMP_NUM_THREADS=1 $(IN) $(TESTS) --cov --cov-report=term --cov-report=markdown-append:"$(SUMMARY)"
 
 # Distributions' packages keep it up to date; playwright's own download is the way where there is no such package.
 browser:
@@ -69,7 +72,7 @@ lock: env
 newest:
 	rm -rf .venv-newest
 	$(MAKE) .venv-newest/installed
-	$(NEWEST_IN) -m pytest
+	OMP_NUM_THREADS=1 $(NEWEST_IN) $(TESTS)
 
 bench: .venv-newest/installed
 	$(NEWEST_IN) benchmarks/pls.py
