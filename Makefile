@@ -1,25 +1,30 @@
 # `make demo` and `make test` need GNU make, Python 3.11 or later with venv, and the package registry that your pip
 # or uv is configured for. Nothing is installed outside this folder.
 #   another Python:          make PYTHON=python3.12 test
+#   more processes:          make WORKERS=8 test   (each of one thread; 0: without processes of their own, to debug)
 #   PyTorch's CPU builds:    UV_TORCH_BACKEND=cpu make test   (any uv or pip setting holds; constraints.txt admits
 #                            local versions such as +cpu, and torch and torchvision must come from the same place)
 # Scripts are called as `python -m ...` throughout: installed console scripts do not start from a path with a space.
 
 PYTHON ?= python3
+WORKERS ?= 2
 IN = .venv/bin/python
 NEWEST_IN = .venv-newest/bin/python
 PINNED = -c constraints.txt -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
 export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
+TESTS = -m pytest --numprocesses $(WORKERS) --dist loadfile
+SUMMARY = $(or $(GITHUB_STEP_SUMMARY),.scratch/coverage/summary.md)# a workflow of GitHub shows it with the job
 
-.PHONY: help env browser demo test lint types format lock newest bench clean python
+.PHONY: help env browser demo test test-all coverage lint types format lock newest bench clean python
 
 help:
 	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
-	@echo "make test     the environment, then the tests"
+	@echo "make test     the environment, then the tests, without those of more than ten seconds (marked slow)"
+	@echo "make test-all all tests;  make coverage: all tests, and which lines they ran"
 	@echo "make env      the environment alone, in .venv, with the versions of constraints.txt"
 	@echo "make browser  a Chromium for the tests of pages, which are skipped without one (Debian and Ubuntu: asks for root)"
-	@echo "make lint     ruff: rules and format;  make format: apply them"
+	@echo "make lint     ruff: rules and format; codespell: spelling;  make format: apply ruff's"
 	@echo "make types    mypy"
 	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
 	@echo "make bench    the benchmarks, beside their peers, in .venv-newest (all of them take an hour on two cores)"
@@ -32,7 +37,14 @@ demo: env
 	$(IN) -m cnnf_brain.compare --layers V4 IT --recordings simulated
 
 test: env
-	$(IN) -m pytest
+	OMP_NUM_THREADS=1 $(IN) $(TESTS) -m "not slow"
+
+test-all: env
+	OMP_NUM_THREADS=1 $(IN) $(TESTS)
+
+coverage: env
+	@mkdir -p .scratch/coverage
+	OMP_NUM_THREADS=1 $(IN) $(TESTS) --cov --cov-report=term --cov-report=markdown-append:"$(SUMMARY)"
 
 # Distributions' packages keep it up to date; playwright's own download is the way where there is no such package.
 browser:
@@ -44,6 +56,7 @@ browser:
 lint: env
 	$(IN) -m ruff check .
 	$(IN) -m ruff format --check .
+	$(IN) -m codespell_lib
 
 types: env
 	$(IN) -m mypy
@@ -59,7 +72,7 @@ lock: env
 newest:
 	rm -rf .venv-newest
 	$(MAKE) .venv-newest/installed
-	$(NEWEST_IN) -m pytest
+	OMP_NUM_THREADS=1 $(NEWEST_IN) $(TESTS)
 
 bench: .venv-newest/installed
 	$(NEWEST_IN) benchmarks/pls.py

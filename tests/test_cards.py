@@ -92,14 +92,16 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=SMALL)
-def trained_small(request, tmp_path, idx_folder, monkeypatch) -> tuple[Path, Tensor]:
+@pytest.fixture(params=SMALL, scope="module")
+def trained_small(request, tmp_path_factory, idx_folder) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
-    seen = note_outputs(monkeypatch, lambda card: small_images())
-    words = ["--dataset", "fashion", "--model", "cnnf", "--epochs", "1", "--batch-size", "64", "--device", "cpu"]
-    words += ["--data", str(idx_folder), "--output", str(tmp_path / "run"), *SMALL[request.param]]
-    assert mnist.main(words) == 0
-    return tmp_path / "run", seen[0]
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64"]
+    words += ["--device", "cpu", "--limit", "64", "--output", str(folder), *SMALL[request.param]]
+    with pytest.MonkeyPatch.context() as patch:
+        seen = note_outputs(patch, lambda card: small_images())
+        assert mnist.main(words) == 0
+    return folder, seen[0]
 
 
 def test_small_networks_come_back_bit_for_bit(trained_small):

@@ -97,6 +97,14 @@ def test_the_metadata(metadata):
     assert all("extra == 'brainscore'" in line.replace('"', "'") for line in optional)
 
 
+def test_the_console_script(installed, tmp_path):
+    (script,) = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).entry_points
+    assert (script.group, script.name) == ("console_scripts", "cnnf-brain")
+    code = f"import sys; from {script.module} import {script.attr} as main; sys.exit(main(['--help']))"
+    told = python("-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert told.startswith("usage: cnnf-brain COMMAND")
+
+
 def third_party_imports() -> set[str]:
     """Top-level names of all that the package imports from outside itself and the standard library."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / PACKAGE).rglob("*.py")]

@@ -12,7 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "cnnf_brain"
-MAX_LINES = 450
+MAX_LINES = 400
+MAX_MODULES = 65  # of cnnf_brain and training, packages' __init__ left out
+MAX_CODE = 14_700  # their lines that are not blank
+MAX_COMPLEXITY = 15
+COMMANDS = {f"{PACKAGE}/cli.py", f"{PACKAGE}/submit.py"}  # beside those in a __main__.py and training/
+BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.match_case)
+NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 # The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
 # its neighbours on the same level unless they are strangers to each other.
@@ -155,6 +161,99 @@ def test_files_fit_the_eye():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
     }
     assert not long, f"over {MAX_LINES} lines: {long}"
+
+
+def complexity(function: ast.AST) -> int:
+    """One more than the branches of a function: statements, conditional expressions, ``and`` and ``or``, comprehensions and
+    their conditions. Functions and classes inside count for themselves."""
+    return 1 + sum(branches(child) for child in ast.iter_child_nodes(function))
+
+
+def branches(node: ast.AST) -> int:
+    """Those of a node and of all below it."""
+    if isinstance(node, NESTED):
+        return 0
+    match node:
+        case ast.BoolOp(values=values):
+            own = len(values) - 1
+        case ast.comprehension(ifs=conditions):
+            own = 1 + len(conditions)
+        case _:
+            own = int(isinstance(node, BRANCHES))
+    return own + sum(branches(child) for child in ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def f(x): return x", 1),
+        ("def f(x): return 1 if x and x > 1 or x < 0 else 2", 4),
+        ("def f(x): return [a for b in x if b if b > 1 for a in b]", 5),
+        ("def f(x):\n for a in x:\n  while a:\n   assert a\n  else:\n   pass", 4),
+        ("def f(x):\n try:\n  pass\n except ValueError:\n  pass\n except OSError:\n  pass", 3),
+        ("def f(x):\n match x:\n  case 1:\n   pass\n  case _:\n   pass", 3),
+        ("def f(x):\n def g(y): return y or y\n return lambda z: z or z", 2),
+    ],
+)
+def test_complexity_by_hand(code, expected):
+    (function,) = ast.parse(code).body
+    assert complexity(function) == expected
+
+
+def library() -> dict[str, str]:
+    """The text of every Python file of the package and of training/."""
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for folder in (PACKAGE, "training")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+
+
+def test_no_function_is_too_complex():
+    found = {
+        f"{name}:{node.lineno} {node.name}": complexity(node)
+        for name, code in library().items()
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {where: number for where, number in found.items() if number > MAX_COMPLEXITY} == {}
+
+
+def test_the_house_stays_small():
+    modules = {name: code for name, code in library().items() if not name.endswith("__init__.py")}
+    assert len(modules) <= MAX_MODULES
+    assert sum(bool(line.strip()) for code in library().values() for line in code.splitlines()) <= MAX_CODE
+
+
+def test_the_formatter_is_never_switched_off(tracked):
+    assert not found_in({name: text for name, text in tracked.items() if name.endswith(".py")}, r"fmt: " + r"(skip|off)")
+
+
+def is_command(name: str) -> bool:
+    """Whether a file of the library is a command line, which alone knows flags."""
+    return name.endswith("/__main__.py") or name in COMMANDS or name.startswith("training/")
+
+
+def test_only_commands_read_command_lines():
+    readers = [name for name, code in library().items() if "argparse" in {i[0] for _, i in imports(ast.parse(code), ())}]
+    assert [name for name in readers if not is_command(name)] == []
+
+
+def test_errors_of_the_library_speak_of_arguments():
+    flag = re.compile(r"(?<![\w-])--[a-z]")
+    found = [
+        f"{name}:{text.lineno} {text.value}"
+        for name, code in library().items()
+        if not is_command(name)
+        for error in ast.walk(ast.parse(code))
+        if isinstance(error, ast.Raise)
+        for text in ast.walk(error)
+        if isinstance(text, ast.Constant)
+        and isinstance(text.value, str)
+        and flag.search(text.value)
+        and "tar --" not in text.value
+    ]
+    assert not found, "\n".join(found)
 
 
 def undocumented(code: str) -> list[str]:

@@ -43,6 +43,7 @@ def leave(folder: Path, shown_as: Path | None = None) -> Path:
     """
     path = Path(folder) / PAGE
     from cnnf_brain.report import readers
+
     run = readers.read(Path(folder))
     write_text(path, render([run if shown_as is None else replace(run, folder=Path(shown_as))]))
     return path

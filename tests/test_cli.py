@@ -1,0 +1,225 @@
+"""What the command lines share: flags that follow from a record, numbers within limits, exit codes, ``cnnf-brain``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from cnnf_brain import cli
+from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.types import option
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A field of every kind that has a flag, and one without."""
+
+    count: int = option(2, "how many", least=0)
+    rate: float = option(0.5, "how fast, 1 is 100 % of the limit", above=0, most=1)
+    where: str = option("here", "the place", metavar="PLACE", flag="at-place")
+    kind: str = option("a", "the kind", choices=("a", "b"))
+    quick: bool = option(False, "labelled quick")
+    limit: int | None = option(None, "at most so many", above=0)
+    seeds: tuple[int, ...] = option((0, 1), "seeds", least=0)
+    share: float = option(1.0, "share", least=0, most=1)
+    names: tuple[str, ...] = option((), "names")
+    pair: tuple[float, float] | None = option(None, "two numbers")
+    unseen: str = "no flag"
+
+
+def parser(**how: object) -> argparse.ArgumentParser:
+    """A parser with the flags of Settings."""
+    made = argparse.ArgumentParser(prog="test")
+    cli.add_flags(made, Settings, **how)
+    return made
+
+
+def given(*words: str) -> dict[str, object]:
+    """What of Settings the words give."""
+    return cli.given(parser().parse_args(words), Settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {}),
+        ("--count 0", {"count": 0}),
+        ("--rate 1", {"rate": 1.0}),
+        ("--at-place there", {"where": "there"}),
+        ("--kind b", {"kind": "b"}),
+        ("--quick", {"quick": True}),
+        ("--no-quick", {"quick": False}),
+        ("--limit 3", {"limit": 3}),
+        ("--seeds 4", {"seeds": (4,)}),
+        ("--seeds 4 5 6", {"seeds": (4, 5, 6)}),
+        ("--pair 1 2.5", {"pair": (1.0, 2.5)}),
+        ("--count 1 --kind a", {"count": 1, "kind": "a"}),
+    ],
+)
+def test_what_was_given_makes_the_record(words, expected):
+    found = given(*words.split())
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in expected.items()}
+    record = Settings(**found)
+    assert all(getattr(record, name) == value for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--count -1", "--count: -1 is not 0 or above"),
+        ("--count 1.5", "--count: invalid int value: '1.5'"),
+        ("--rate 0", "--rate: 0 is not above 0"),
+        ("--rate nan", "--rate: nan is not above 0"),
+        ("--rate 1.01", "--rate: 1.01 is not 1 or below"),
+        ("--rate x", "--rate: invalid float value: 'x'"),
+        ("--kind c", "--kind: invalid choice: 'c'"),
+        ("--limit 0", "--limit: 0 is not above 0"),
+        ("--seeds", "--seeds: expected at least one argument"),
+        ("--seeds 1 -1", "--seeds: -1 is not 0 or above"),
+        ("--share 1.5", "--share: 1.5 is not in [0, 1]"),
+        ("--share nan", "--share: nan is not in [0, 1]"),
+        ("--pair 1", "--pair: expected 2 arguments"),
+        ("--pair 1 inf", "--pair: inf is not finite"),
+        ("--pair nan 1", "--pair: nan is not finite"),
+        ("--unseen x", "unrecognized arguments: --unseen x"),
+    ],
+)
+def test_values_out_of_range_are_usage_errors(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        given(*words.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_whole_number_beyond_floating_point_is_compared_too():
+    assert given("--count", str(10**400)) == {"count": 10**400}
+
+
+def help_of(made: argparse.ArgumentParser) -> str:
+    """The parser's help in one line."""
+    return " ".join(made.format_help().split())
+
+
+def test_the_help_states_defaults():
+    text = help_of(parser())
+    for part in (
+        "--count COUNT how many (default: 2)",
+        "1 is 100 % of the limit (default: 0.5)",
+        "--at-place PLACE the place (default: here)",
+        "--kind {a,b} the kind (default: a)",
+        "--quick, --no-quick labelled quick (default: no)",
+        "at most so many --seeds",
+        "seeds (default: 0 1)",
+        "names --pair",
+    ):
+        assert part in text
+
+
+def test_only_some_flags_and_other_defaults():
+    made = parser(only=["count", "kind"], defaults={"count": "that of the card", "kind": "b"})
+    text = help_of(made)
+    assert "how many (default: that of the card)" in text
+    assert "the kind (default: b)" in text
+    assert "--rate" not in text
+    assert cli.given(made.parse_args([]), Settings) == {}  # a default in words decides nothing
+
+
+def test_flags_of_records_can_be_refused(capsys):
+    made = parser()
+    cli.refuse(made, made.parse_args(["--quick"]), [Settings], "is for the other", but=["quick"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.refuse(made, made.parse_args(["--at-place", "x"]), [FeedbackSettings, Settings], "is for the other")
+    assert stopped.value.code == 2
+    assert "error: --at-place is for the other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cuont", "unseen"])
+def test_only_knows_its_record(name):
+    with pytest.raises(ValueError, match=f"option '{name}' is not known in Settings"):
+        parser(only=[name])
+
+
+def test_the_flags_of_feedback_follow_from_its_settings():
+    made = argparse.ArgumentParser()
+    cli.add_flags(made, FeedbackSettings)
+    words = "--iterations 4 --step-size 0.1 --match-norm --no-match-layers --ada-relu printed --target features.4"
+    found = FeedbackSettings(**cli.given(made.parse_args(words.split()), FeedbackSettings))
+    assert found == FeedbackSettings(4, "features.4", 0.1, match_norm=True, match_layers=False, ada_relu="printed")
+
+
+class OwnError(Exception):
+    """An error that a command expects beside the usual ones."""
+
+
+def failing(error: BaseException) -> object:
+    """Work that ends with ``error``."""
+
+    def work() -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_exit_code_is_that_of_the_work(code):
+    assert cli.run(lambda: code) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("steps is 0"), 1, "error: steps is 0\n"),
+        (FileNotFoundError("no file a.nc"), 1, "error: no file a.nc\n"),
+        (ModuleNotFoundError("needs captum"), 1, "error: needs captum\n"),
+        (OwnError("stopped"), 1, "error: stopped\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished\n"),
+    ],
+)
+def test_an_error_of_the_users_world_is_one_line(error, code, message, capsys):
+    assert cli.run(failing(error), OwnError) == code
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize("error", [OwnError("not expected"), ZeroDivisionError(), SystemExit(2)])
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(failing(error))
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_has_its_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_command_gets_its_words_and_gives_its_exit_code(command, monkeypatch):
+    folder = importlib.import_module(f"cnnf_brain.{command}")
+    module = importlib.import_module(f"cnnf_brain.{command}.__main__") if hasattr(folder, "__path__") else folder
+    monkeypatch.setattr(module, "main", lambda words: 3 if words == ["--one", "two"] else 0)
+    assert cli.main([command, "--one", "two"]) == 3
+    monkeypatch.setattr(sys, "argv", ["cnnf-brain", command, "--one", "two"])
+    assert cli.main() == 3
+
+
+@pytest.mark.parametrize("words", [[], ["pare"], ["--version"]])
+def test_another_command_is_a_usage_error(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert "usage: cnnf-brain COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_names_the_commands(flag, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([flag])
+    assert stopped.value.code == 0
+    assert ", ".join(cli.COMMANDS) in " ".join(capsys.readouterr().out.split())
