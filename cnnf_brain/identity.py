@@ -8,7 +8,6 @@ network without a hash: its features are then never taken from a cache.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import enum
 import functools
 import hashlib
@@ -20,13 +19,13 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
@@ -45,12 +44,7 @@ class Unidentifiable(ValueError):
 def network_identity(module: nn.Module, code: bytes = b"") -> str:
     """SHA-256 over all that a network's features depend on, except the settings of a CNNF's feedback.
 
-    ``code`` stands for the user's code that made the network (see ``call``).
-
-    Raises
-    ------
-    Unidentifiable
-        A hook, or an attribute whose content cannot be hashed.
+    ``code`` stands for the user's code that made it (see ``call``). Unidentifiable where something cannot be hashed, as a hook.
     """
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         raise Unidentifiable("torch has a forward hook for all modules")
@@ -70,10 +64,7 @@ def weights_digest(module: nn.Module) -> str:
 def call(spec: str) -> tuple[object, bytes]:
     """What ``function()`` returns, for ``path/to/file.py:function``, and the bytes that stand for it (sources, function).
 
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        The file or the function fails, or there is no such file or function.
+    A ValueError where the file or the function fails or there is no such function, a FileNotFoundError without such a file.
     """
     file, _, function = spec.rpartition(":")
     path = Path(file)
@@ -100,10 +91,7 @@ def call(spec: str) -> tuple[object, bytes]:
 
 
 def sources(path: Path) -> dict[str, str]:
-    """Path below the file's folder -> text, of a Python file and of all that it imports from beside itself.
-
-    A ValueError for a file that is not Python.
-    """
+    """Path below the file's folder -> text, of a Python file (else a ValueError) and of all that it imports from beside itself."""
     todo, found = [path.name], dict[str, str]()
     while todo:
         name = todo.pop()
@@ -202,7 +190,8 @@ class _Hash:
             del self.seen[id(value)]
             return self.kind(value)
         shape = next((shape(value) for kinds, shape in _SHAPES if isinstance(value, kinds)), None)
-        if shape is None:
+        unordered = isinstance(value, set | frozenset) and not all(isinstance(inside, PLAIN) for inside in value)
+        if shape is None or unordered:
             raise Unidentifiable(f"{name} is a {_qualified(type(value))}, whose content is not known or has no order")
         with_class, text, parts = shape
         if with_class:
@@ -212,7 +201,7 @@ class _Hash:
         for part, inside in parts:
             self.value(f"{name}{part}", inside)
 
-    def _array(self, name: str, values: Tensor | NDArray[Any] | np.generic) -> None:
+    def _array(self, name: str, values: Any) -> None:
         try:
             if not isinstance(values, Tensor):
                 values = np.array(values)  # contiguous, without negative strides
@@ -286,22 +275,14 @@ _SHAPES: tuple[tuple[Any, Callable[[Any], tuple[bool, str | None, list[tuple[str
     ((*PLAIN, enum.Enum), lambda v: (True, repr(v), [])),  # of a class of the user's own
     (Mapping, lambda v: (True, str(len(v)), [part for k, x in v.items() for part in ((".key", k), (".value", x))])),
     (list | tuple, lambda v: (True, str(len(v)), [("", inside) for inside in v])),
-    (set | frozenset, lambda v: (False, _sorted(v), []) if all(isinstance(x, PLAIN) for x in v) else None),
+    (set | frozenset, lambda v: (False, f"{type(v).__qualname__} {sorted(map(repr, v))}", [])),
     (functools.partial, lambda v: (False, None, [("", [v.func, v.args, v.keywords])])),
     (types.MethodType, lambda v: (False, None, [("", [v.__func__, v.__self__])])),
     (types.BuiltinFunctionType | np.ufunc | torch._C.ScriptMethod, lambda v: (False, _qualified(v), [])),
     (logging.Logger, lambda v: (False, v.name, [])),
     (types.ModuleType, lambda v: (False, v.__name__, [])),
-    (object, lambda v: (True, None, _fields(v)) if dataclasses.is_dataclass(v) else None),
+    (object, lambda v: (True, None, [(f".{f.name}", getattr(v, f.name)) for f in fields(v)]) if is_dataclass(v) else None),
 )
-
-
-def _sorted(values: Any) -> str:
-    return f"{type(values).__qualname__} {sorted(map(repr, values))}"
-
-
-def _fields(value: Any) -> list[tuple[str, Any]]:
-    return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
 
 
 def _qualified(value: Any) -> str:

@@ -39,12 +39,7 @@ class Weights:
     ``stored`` and ``version_id`` are what the website's Large File Upload returned: the path below ``brainscore-vision/models`` in
     Brain-Score's storage, and the version. ``url`` is a hub's address instead. With neither, the plugin is a draft, which loads
     from this machine alone. ``sha1`` goes to Brain-Score's loader, which only notes it. Without ``file`` the network's own code
-    makes the weights, and ``sha256`` is their ``made_hash``.
-
-    Raises
-    ------
-    ValueError
-        A place that is not whole, is given twice, or belongs to no file.
+    makes the weights, and ``sha256`` is their ``made_hash``. A ValueError for a place that is not whole, or for no file.
     """
 
     file: str
@@ -102,12 +97,7 @@ class Weights:
     def fetch(self) -> Path:
         """The file, from this machine or fetched from its place, with its SHA-256 checked.
 
-        Raises
-        ------
-        OSError
-            It is not here, and its place cannot be reached or is not named.
-        ValueError
-            It is another file.
+        An OSError where it is not here and its place cannot be reached or is not named, a ValueError where it is another file.
         """
         here = self.local
         if not self.here:
@@ -265,18 +255,13 @@ class IterationCommitment(ModelCommitment):  # type: ignore[misc]
     Parameters
     ----------
     wrapper : IterationWrapper
-        Its identifier is the model's.
+        Its identifier is the model's. A ValueError for a layer or iteration that it does not have.
     regions : mapping
         Region -> layer (``features.23@2``).
     bins : sequence of (int, int)
         Time bins in ms of iterations 0, 1, ... (see ``IterationsInTime``).
     readout : str
         ``logits``, or empty for a network without ImageNet's 1000 classes: it then refuses behavioural tasks.
-
-    Raises
-    ------
-    ValueError
-        A layer or iteration that the network does not have.
     """
 
     def __init__(
@@ -327,10 +312,8 @@ def load_plugin(identity: Mapping[str, Any], identifier: str, code: Path | None 
 
     Raises
     ------
-    ValueError
-        The identifier or the software does not belong to the identity; weights of another SHA-256; a layer that is not there.
-    OSError
-        Weights that cannot be had.
+    ValueError, OSError
+        Another identifier, software or SHA-256 than the identity's, a layer that is not there; weights that cannot be had.
     """
     known = Identity.from_dict(identity)
     known.check_identifier(identifier)

@@ -107,12 +107,9 @@ def control_of(request: Request, weights: str | Path | None = None, place: Mappi
 
 
 def identify(request: Request) -> Plugin:
-    """The plugin of a network that is loaded for it; see ``prepare``.
+    """The plugin of a network that is loaded for it.
 
-    Raises
-    ------
-    ValueError, OSError
-        As ``prepare`` and ``load_network``; settings of the feedback for a network that runs none.
+    Raises what ``load_network`` and ``prepare`` raise, and a ValueError for settings of a feedback that is not run.
     """
     given = None if request.weights is None else str(request.weights)
     if given == networks.RANDOM:
@@ -145,12 +142,9 @@ def prepare(network: Network, options: Options) -> Plugin:
 
     Raises
     ------
-    ValueError
-        A name that Brain-Score refuses or that is taken; a region without layer; a layer that the network lacks; no 1000 classes
-        for behavioural tasks; other weights in the network than in the file, or than its function makes; features of an image
-        that depend on the other images of a batch (see ``activations.probe``).
-    OSError
-        Weights that are not there.
+    ValueError, OSError
+        A name that is refused or taken; a layer that is not named or not there; no 1000 classes for behavioural tasks; weights
+        that are not there, or not the network's; features of an image that depend on its batch (see ``activations.probe``).
     """
     model = options.model or network.origin.partition(" ")[0]
     if not model:
@@ -267,10 +261,8 @@ def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, P
 
     Raises
     ------
-    ValueError
-        Where ``output`` holds anything but plugins that were written so.
-    OSError
-        Where it cannot be written, or another process writes there.
+    ValueError, OSError
+        ``output`` holds anything but plugins that were written so, cannot be written, or is held by another process.
     """
     with results.results(output, KIND, {}) as folder:
         weights = read_record(output)

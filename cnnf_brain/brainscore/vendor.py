@@ -131,12 +131,7 @@ def is_own_code(model: str) -> bool:
 def read_own_code(spec: str) -> OwnCode:
     """The code behind ``path/to/file.py:function``.
 
-    Raises
-    ------
-    ValueError
-        A name with a space, which Brain-Score's website refuses; a file that is not Python.
-    FileNotFoundError
-        No such file.
+    A FileNotFoundError without such a file, a ValueError for what is not Python or has a space in its name.
     """
     file, _, function = spec.rpartition(":")
     path = Path(file)

@@ -96,11 +96,6 @@ class IterationWrapper(PytorchWrapper):  # type: ignore[misc]
             return LayerAt(self._model.layer_names[-1], self._model.iterations)
         return LayerAt("")  # the module itself
 
-    @property
-    def iterations(self) -> int:
-        """Feedback iterations that the network runs; 0 without feedback."""
-        return self._network.iterations
-
 
 def iteration_wrapper(network: Network, identifier: str | None = None, batch_size: int = BATCH_SIZE) -> IterationWrapper:
     """An IterationWrapper whose identifier tells its features from all others (see ``wrapper_identifier``).
@@ -118,14 +113,8 @@ def wrapper_identifier(network: Network, name: str | None = None) -> str:
 
     The first eight digits of ``network.identity`` (random ones where there is none), the number of iterations, and a hash of
     the feedback's other settings and the preprocessing: Brain-Score's caches of activations know none of these. The version of
-    the software is not in it; clear ``$RESULTCACHING_HOME`` after an update.
-
-    Parameters
-    ----------
-    network : Network
-    name : str, optional
-        What it begins with, by default the network's name. Letters, digits and ``_``, since Brain-Score's website takes no
-        hyphens; a ValueError for anything else.
+    the software is not in it; clear ``$RESULTCACHING_HOME`` after an update. ``name`` (by default the network's) may hold letters,
+    digits and ``_``, since Brain-Score's website takes no hyphens; a ValueError for anything else.
     """
     if name is None:
         name = re.sub(r"[^0-9A-Za-z]+", "_", network.name.replace("-", "")).strip("_")

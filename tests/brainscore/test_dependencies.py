@@ -93,7 +93,7 @@ for name in ("torch", "safetensors", "cnnf_brain", "cnnf_brain.io", "pooch"):
         __import__(name)
         importable.append(name)
     except ModuleNotFoundError as error:
-        assert error.name == name.partition(".")[0], error.name
+        assert error.name.partition(".")[0] in ("cnnf_brain", "pooch"), error.name
 found = [name for name in ("pooch", "torch") if importlib.util.find_spec(name) is not None]
 print(json.dumps([said, importable, found]))
 """
@@ -108,12 +108,14 @@ def closed():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_what_brain_score_lacks_cannot_be_imported(closed):
     _, importable, found = closed
     assert importable == ["torch", "safetensors"]
     assert found == ["torch"]
 
 
+@pytest.mark.slow
 def test_a_connection_in_a_rehearsal_is_refused(closed):
     said = closed[0]
     assert set(said) == {"connection", "look-up", "connect_ex", "gethostbyname", "udp", "http"}

@@ -42,6 +42,7 @@ def vendor():
     return vendor
 
 
+@pytest.mark.slow
 def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path):
     """Its features are those of the package, bit for bit."""
     from cnnf_brain import activations
