@@ -1,8 +1,7 @@
 """What tells one network from another: a hash over all that its features depend on. The user's own code, run and read.
 
-The hash takes in architecture, weights and the plain attributes of every module. Functions count by their code, closure, defaults
-and globals, the user's own classes and functions also by their source files. A hook, or an attribute of an unknown kind, leaves a
-network without a hash: its features are then never taken from a cache.
+Architecture, weights and the plain attributes of every module count; functions by their code, closure, defaults and globals; the
+user's own also by their source files. A network with a hook or an attribute of an unknown kind has no hash, and is never cached.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ def network_identity(module: nn.Module, code: bytes = b"") -> str:
     whole = _Hash()
     whole.add("code", code)
     whole.module("", module)
-    return whole.hexdigest()
+    return whole.whole.hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 over architecture, parameters and buffers alone."""
     whole = _Hash()
     whole.weights(module)
-    return whole.hexdigest()
+    return whole.whole.hexdigest()
 
 
 def call(spec: str) -> tuple[object, bytes]:
@@ -94,8 +93,7 @@ def sources(path: Path) -> dict[str, str]:
     """Path below the file's folder -> text, of a Python file (else a ValueError) and of all that it imports from beside itself."""
     todo, found = [path.name], dict[str, str]()
     while todo:
-        name = todo.pop()
-        if name in found:
+        if (name := todo.pop()) in found:
             continue
         try:
             found[name] = (path.parent / name).read_text(encoding="utf-8")
@@ -130,7 +128,6 @@ class _Hash:
 
     def __init__(self) -> None:
         self.whole = hashlib.sha256()
-        self.hexdigest = self.whole.hexdigest
         self.seen: dict[int, tuple[int, Any]] = {}  # by identity; values are held, so that no other takes their place
         self.files: set[Path] = set()
         self.modules: dict[int, str] = {}

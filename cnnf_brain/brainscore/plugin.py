@@ -38,7 +38,6 @@ BIBTEX = """@inproceedings{Huang2020CNNF,
   volume    = {33},
   year      = {2020}
 }"""
-DEFAULT_MODEL = "vgg16"
 KIND = "submit"  # whose folder it is, in results.RECORD
 
 
@@ -115,7 +114,7 @@ def identify(request: Request) -> Plugin:
     if given == networks.RANDOM:
         raise ValueError("random weights cannot be loaded by Brain-Score; save them in a file, and give that")
     card = Card() if given is None or weight_files.is_published(given) else read_card(given)
-    model = request.model or card.arch or DEFAULT_MODEL
+    model = request.model or card.arch or "vgg16"
     source = given or networks.default_weights(model, request.iterations)[0]
     settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": request.device}
     network = load_network(model, source, iterations=request.iterations, **settings)
@@ -171,9 +170,7 @@ def prepare(network: Network, options: Options) -> Plugin:
         )
     again = identity.load(path, Path(model.rpartition(":")[0]).parent)
     if made_hash(again.module) != made_hash(network.module):
-        raise ValueError(
-            f"{network.name}: {path} holds other weights than the network; save these, and give that file as weights"
-        )
+        raise ValueError(f"{network.name}: {path} holds other weights than the network; save these, and give that file")
     # the first pass shows whose row is whose; feedback amplifies rounding, which differs between batch sizes
     names = [*identity.regions.values(), *filter(None, [identity.readout])]
     tried = [LayerAt(committed.activations_model.layer_at(name).layer) for name in names]
