@@ -336,7 +336,7 @@ def test_a_network_in_memory(plugin, asked, own):
         plugin.prepare(network, plugin.Options(regions=REGIONS, neural_only=True))
 
 
-def test_the_identifier_of_a_pluginstays(identify, asked):
+def test_the_identifier_of_a_request_stays(identify, asked):
     """Leaderboard and caches know a model by it: a change here needs a new FEATURES_VERSION, or a word in CHANGELOG."""
     assert identify(asked()).identifier == "small_CNNF_6c729691_2it_2102af8f"
     assert identify(asked(iterations=1, feedback={"step": 0.2}, name="mine")).identifier == "mine_CNNF_6c729691_1it_db30f89d"
