@@ -1,23 +1,25 @@
-"""What tells one network from another: a hash over all that its features depend on, or no hash where that cannot be known.
+"""What tells one network from another: a hash over all that its features depend on. The user's own code, run and read.
 
-Architecture, weights, and the plain attributes of every module; functions by their code, closure, defaults and the
-globals that they read; the sources of classes and functions that are neither Python's, torch's nor this package's own, with
-what they import from beside themselves. A hook, or an attribute of a kind that is not known here,
-makes a network unidentifiable: its features are never taken from a cache.
+Architecture, weights and the plain attributes of every module count; functions by their code, closure, defaults and globals; the
+user's own also by their source files. A network with a hook or an attribute of an unknown kind has no hash, and is never cached.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import enum
 import functools
 import hashlib
+import importlib.util
 import inspect
+import json
 import logging
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cnnf_brain.checks import unknown
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.user_code import sources, version_of
 
-KNOWN = ("torch", "torchvision", "cnnf_brain", "builtins", "numpy")
+OWN = (False, "")  # of no library: its globals and attributes may be others in each run (see ``_origin``)
+KNOWN = ("torch", "torchvision", "cnnf_brain", "builtins", "numpy")  # their versions are in the keys of what is cached
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 TORCH = (type(...), torch.dtype, torch.device, torch.Size, torch.memory_format, torch.layout, slice, range)
 
@@ -38,38 +41,86 @@ class Unidentifiable(ValueError):
 
 
 def network_identity(module: nn.Module, code: bytes = b"") -> str:
-    """SHA-256 over all that a network's features depend on, but for the settings of a CNNF's feedback.
+    """SHA-256 over all that a network's features depend on, except the settings of a CNNF's feedback.
 
-    Parameters
-    ----------
-    module
-        The network.
-    code
-        Of the user, beside the sources of the module's classes: what made the network.
-
-    Raises
-    ------
-    Unidentifiable
-        A hook, or an attribute whose content cannot be hashed.
+    ``code`` stands for the user's code that made it (see ``call``). Unidentifiable where something cannot be hashed, as a hook.
     """
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         raise Unidentifiable("torch has a forward hook for all modules")
     whole = _Hash()
     whole.add("code", code)
     whole.module("", module)
-    return whole.hexdigest()
+    return whole.whole.hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 over architecture, parameters and buffers alone."""
     whole = _Hash()
     whole.weights(module)
-    return whole.hexdigest()
+    return whole.whole.hexdigest()
 
 
-def _refuse_hooks(path: str, module: nn.Module) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise Unidentifiable(f"{f'module {path!r}' if path else 'the network itself'} has a forward hook")
+def call(spec: str) -> tuple[object, bytes]:
+    """What ``function()`` returns, for ``path/to/file.py:function``, and the bytes that stand for it (sources, function).
+
+    A ValueError where the file or the function fails or there is no such function, a FileNotFoundError without such a file.
+    """
+    file, _, function = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"model {spec}: no file {path}")
+    name = f"_network_of_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None  # noqa: PT018
+    python = sys.modules[name] = importlib.util.module_from_spec(
+        found
+    )  # there, so that the sources of its classes are found
+    if str(path.resolve().parent) not in sys.path:
+        sys.path.append(str(path.resolve().parent))  # for what it imports from beside itself
+    doing = f"running {path}"
+    try:
+        found.loader.exec_module(python)
+        if callable(getattr(python, function, None)):
+            doing = f"calling {function}() in {path}"
+            return getattr(python, function)(), json.dumps([sources(path), function]).encode()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"model {spec}: {doing} failed: {type(error).__name__}: {error}") from error
+    known = [key for key, value in vars(python).items() if inspect.isfunction(value) and value.__module__ == name]
+    raise unknown("function", function, known, where=str(path))
+
+
+def sources(path: Path) -> dict[str, str]:
+    """Path below the file's folder -> text, of a Python file (else a ValueError) and of all that it imports from beside itself."""
+    todo, found = [path.name], dict[str, str]()
+    while todo:
+        if (name := todo.pop()) in found:
+            continue
+        try:
+            found[name] = (path.parent / name).read_text(encoding="utf-8")
+            tops = {one.partition(".")[0] for one in imported(found[name])}
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path.parent / name} cannot be read as Python ({error})") from error
+        for top in sorted(tops - set(sys.stdlib_module_names) - installed().keys()):
+            module = path.parent / f"{top}.py"
+            files = [module] if module.is_file() else sorted((path.parent / top).rglob("*.py"))
+            todo += [file.relative_to(path.parent).as_posix() for file in files]
+    return dict(sorted(found.items()))
+
+
+def imported(text: str) -> Iterator[str]:
+    """Dotted names of all that a file imports absolutely, anywhere in it; for ``from a import b`` both ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def installed() -> Mapping[str, list[str]]:
+    """Top-level module -> the installed distributions that provide it."""
+    return metadata.packages_distributions()
 
 
 class _Hash:
@@ -77,7 +128,6 @@ class _Hash:
 
     def __init__(self) -> None:
         self.whole = hashlib.sha256()
-        self.hexdigest = self.whole.hexdigest
         self.seen: dict[int, tuple[int, Any]] = {}  # by identity; values are held, so that no other takes their place
         self.files: set[Path] = set()
         self.modules: dict[int, str] = {}
@@ -98,10 +148,12 @@ class _Hash:
         self.modules |= {id(part): name for name, part in parts.items()}
         self.weights(module)
         for name, part in parts.items():
-            _refuse_hooks(name, part)
+            if part._forward_hooks or part._forward_pre_hooks:
+                raise Unidentifiable(f"{f'module {name!r}' if name else 'the network itself'} has a forward hook")
             self.kind(type(part))
-            beside = _of_torch() | (_of_feedback() if isinstance(part, CNNF) else frozenset())
-            for attribute in sorted(vars(part).keys() - beside):  # "forward" too, where it was replaced on the object
+            for attribute in sorted(
+                vars(part).keys() - _usual(isinstance(part, CNNF))
+            ):  # "forward" too, where it was replaced on the object
                 self.value(f"{name}.{attribute}", vars(part)[attribute])
 
     def value(self, name: str, value: Any) -> None:
@@ -110,11 +162,10 @@ class _Hash:
             self._array(name, value)
         elif type(value) in PLAIN or type(value) in TORCH or isinstance(value, Path):
             self.add(name, f"{type(value).__qualname__} {value!r}")
+        elif id(value) in self.modules:
+            self.add(name, f"module {self.modules[id(value)]}")
         elif isinstance(value, nn.Module):
-            if id(value) in self.modules:
-                self.add(name, f"module {self.modules[id(value)]}")
-            else:
-                self.module(name, value)
+            self.module(name, value)
         elif not self._again(name, value):
             self._structure(name, value)
             if not isinstance(value, type | types.ModuleType):  # what was set on it beside its content
@@ -130,49 +181,24 @@ class _Hash:
         return False
 
     def _structure(self, name: str, value: Any) -> None:
-        if isinstance(value, (*PLAIN, enum.Enum)):  # of a class of one's own
+        if isinstance(value, types.FunctionType):
+            return self._function(name, value)
+        if isinstance(value, type):
+            del self.seen[id(value)]
+            return self.kind(value)
+        shape = next((shape(value) for kinds, shape in _SHAPES if isinstance(value, kinds)), None)
+        unordered = isinstance(value, set | frozenset) and not all(isinstance(inside, PLAIN) for inside in value)
+        if shape is None or unordered:
+            raise Unidentifiable(f"{name} is a {_qualified(type(value))}, whose content is not known or has no order")
+        with_class, text, parts = shape
+        if with_class:
             self.kind(type(value))
-            self.add(name, f"{value!r}")
-        elif isinstance(value, Mapping):
-            self.kind(type(value))
-            self.add(name, f"{len(value)}")
-            for key, inside in value.items():
-                self.value(f"{name}.key", key)
-                self.value(f"{name}.value", inside)
-        elif isinstance(value, list | tuple):
-            self.kind(type(value))
-            self.add(name, f"{len(value)}")
-            for inside in value:
-                self.value(name, inside)
-        elif isinstance(value, set | frozenset):
-            self.add(name, f"{type(value).__qualname__} {sorted(map(repr, value))}")
-            if not all(isinstance(inside, PLAIN) for inside in value):
-                raise Unidentifiable(f"{name} is a set of values that have no order")
-        elif isinstance(value, functools.partial):
-            self.value(name, [value.func, value.args, value.keywords])
-        elif isinstance(value, types.MethodType):
-            self.value(name, [value.__func__, value.__self__])
-        elif isinstance(value, types.FunctionType):
-            self._function(name, value)
-        elif isinstance(value, types.BuiltinFunctionType | np.ufunc | torch._C.ScriptMethod):
-            self.add(name, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}")
-        elif isinstance(value, type):
-            self.seen.pop(id(value))
-            self.kind(value)
-        elif isinstance(value, logging.Logger):
-            self.add(name, value.name)
-        elif isinstance(value, types.ModuleType):
-            self.add(name, value.__name__)
-        elif dataclasses.is_dataclass(value):
-            self.kind(type(value))
-            for one in dataclasses.fields(value):
-                self.value(f"{name}.{one.name}", getattr(value, one.name))
-        else:
-            raise Unidentifiable(
-                f"{name} is a {type(value).__module__}.{type(value).__qualname__}, whose content is not known"
-            )
+        if text is not None:
+            self.add(name, text)
+        for part, inside in parts:
+            self.value(f"{name}{part}", inside)
 
-    def _array(self, name: str, values: Tensor | np.ndarray | np.generic) -> None:
+    def _array(self, name: str, values: Any) -> None:
         try:
             if not isinstance(values, Tensor):
                 values = np.array(values)  # contiguous, without negative strides
@@ -187,13 +213,13 @@ class _Hash:
 
     def _function(self, name: str, function: types.FunctionType) -> None:
         """By code, closure, defaults, the globals that it reads, and the sources of its module."""
-        self.add(name, f"{function.__module__}.{function.__qualname__}")
+        self.add(name, _qualified(function))
         names = self._code(name, function.__code__)
         for cell in function.__closure__ or ():
             self.value(f"{name}.closure", cell.cell_contents)
         self.value(f"{name}.defaults", [function.__defaults__, function.__kwdefaults__])
         self._source(function)
-        if _own(function):
+        if _origin(function) == OWN:
             for read in sorted(names & function.__globals__.keys()):
                 self.value(f"{name}.{read}", function.__globals__[read])
 
@@ -211,19 +237,20 @@ class _Hash:
 
     def kind(self, kind: type) -> None:
         """A class, by its name and, where it is not one of the known libraries', its sources and attributes."""
-        self.add("class", f"{kind.__module__}.{kind.__qualname__}")
+        self.add("class", _qualified(kind))
         if self._again("class", kind):
             return
         for base in kind.__mro__:
             self._source(base)
-            for name, value in sorted(vars(base).items()) if _own(base) else ():
+            for name, value in sorted(vars(base).items()) if _origin(base) == OWN else ():
                 if isinstance(value, staticmethod | classmethod):
                     value = value.__func__
                 if not name.startswith(("__", "_abc")) and not inspect.isdatadescriptor(value):
                     self.value(f"{base.__qualname__}.{name}", value)
 
     def _source(self, value: Any) -> None:
-        if _known(value):
+        known, versions = _origin(value)
+        if known:
             return
         try:
             source = inspect.getsourcefile(value)
@@ -235,31 +262,39 @@ class _Hash:
             self.files.add(Path(source))
             for name, text in sources(Path(source)).items():
                 self.add(f"source {name}", text)
-            self.add("version", version_of(_top(value)))
+            self.add("version", versions)
         elif isinstance(value, type):
             raise Unidentifiable(f"class {value.__qualname__} has no source file (defined in a shell?)")
 
 
-def _top(value: Any) -> str:
-    return str(value.__module__).split(".")[0]
+# Kinds -> whether the class counts, a text, and the parts inside with what their names end in. The first that fits is taken.
+_SHAPES: tuple[tuple[Any, Callable[[Any], tuple[bool, str | None, list[tuple[str, Any]]] | None]], ...] = (
+    ((*PLAIN, enum.Enum), lambda v: (True, repr(v), [])),  # of a class of the user's own
+    (Mapping, lambda v: (True, str(len(v)), [part for k, x in v.items() for part in ((".key", k), (".value", x))])),
+    (list | tuple, lambda v: (True, str(len(v)), [("", inside) for inside in v])),
+    (set | frozenset, lambda v: (False, f"{type(v).__qualname__} {sorted(map(repr, v))}", [])),
+    (functools.partial, lambda v: (False, None, [("", [v.func, v.args, v.keywords])])),
+    (types.MethodType, lambda v: (False, None, [("", [v.__func__, v.__self__])])),
+    (types.BuiltinFunctionType | np.ufunc | torch._C.ScriptMethod, lambda v: (False, _qualified(v), [])),
+    (logging.Logger, lambda v: (False, v.name, [])),
+    (types.ModuleType, lambda v: (False, v.__name__, [])),
+    (object, lambda v: (True, None, [(f".{f.name}", getattr(v, f.name)) for f in fields(v)]) if is_dataclass(v) else None),
+)
 
 
-def _known(value: Any) -> bool:
-    """Whether a class or function is of a library whose version is in the key of what is cached, or of Python."""
-    return _top(value) in KNOWN or _top(value) in sys.stdlib_module_names
+def _qualified(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
 
 
-def _own(value: Any) -> bool:
-    """Whether it is of no library: then its globals and attributes may be others in each run."""
-    return not _known(value) and not version_of(_top(value))
+def _origin(value: Any) -> tuple[bool, str]:
+    """Whether a class or function is Python's or of KNOWN, and if not, the distributions that provide it, with versions."""
+    top = str(value.__module__).split(".")[0]
+    if top in KNOWN or top in sys.stdlib_module_names:
+        return True, ""
+    return False, ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(installed().get(top, []))))
 
 
 @functools.cache
-def _of_torch() -> frozenset[str]:
-    return frozenset(vars(nn.Module()))
-
-
-@functools.cache
-def _of_feedback() -> frozenset[str]:
-    """What every CNNF has: its settings, which are told apart from the network."""
-    return frozenset(vars(CNNF(nn.Sequential(nn.Linear(1, 1)))))
+def _usual(feedback: bool) -> frozenset[str]:
+    """Attributes that every module has, or that every CNNF has, whose settings are told apart from the network."""
+    return frozenset(vars(CNNF(nn.Sequential(nn.Linear(1, 1))) if feedback else nn.Module()))

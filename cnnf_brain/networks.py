@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnf_brain import io
 from cnnf_brain.checks import near, unknown
-from cnnf_brain.identity import Unidentifiable, network_identity, weights_digest
+from cnnf_brain.identity import Unidentifiable, call, network_identity, weights_digest
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model import zoo
@@ -25,7 +25,6 @@ from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import checked_iterations
 from cnnf_brain.model.weights import SETTINGS, SMALL, Card, read_card
 from cnnf_brain.model.zoo import ARCHITECTURES, from_torchvision, small_net
-from cnnf_brain.user_code import call
 
 SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
 PUBLISHED = "IMAGENET1K_V1"

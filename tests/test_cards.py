@@ -127,7 +127,7 @@ def test_small_networks_come_back_bit_for_bit(trained_small):
 
 @pytest.mark.brainscore
 def test_a_plugin_scores_the_network_that_was_trained(trained_small, homes):
-    from cnnf_brain.brainscore.request import Request, identify
+    from cnnf_brain.brainscore.plugin import Request, identify
 
     folder, expected = trained_small
     regions = dict.fromkeys(("V1", "V2", "V4", "IT"), "relu3")

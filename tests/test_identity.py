@@ -139,8 +139,16 @@ def test_what_forward_reads_counts(monkeypatch, change):
     assert network_identity(kind()) != before
 
 
-@pytest.mark.parametrize("value", [Gain(2.0).apply, iter(()), torch.eye(2).to_sparse(), torch.empty(1, device="meta"), {1, (2,)}],
-                         ids=["method of another object", "iterator", "sparse", "meta", "set without an order"])  # fmt: skip
+UNKNOWN = {
+    "method of another object": Gain(2.0).apply,
+    "iterator": iter(()),
+    "sparse": torch.eye(2).to_sparse(),
+    "meta": torch.empty(1, device="meta"),
+    "set without an order": {1, (2,)},
+}
+
+
+@pytest.mark.parametrize("value", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_cannot_be_known_has_no_identity(value):
     with pytest.raises(Unidentifiable):
         network_identity(Holder(value))

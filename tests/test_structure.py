@@ -23,7 +23,7 @@ NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # The last paragraph of CONTRIBUTING.md's map, from the bottom up. A module may import what stands lower than itself, and
 # its neighbours on the same level unless they are strangers to each other.
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"types", "checks", "images", "io", "results", "style", "user_code"}),
+    frozenset({"types", "checks", "images", "io", "results", "style"}),
     frozenset({"model", "predictivity", "recordings", "datasets"}),
     frozenset({"networks", "identity"}),
     frozenset({"activations", "trainer", "attacks"}),

@@ -1,23 +1,228 @@
-"""Plugins -> their files, as Brain-Score takes them: a folder for a pull request, a ZIP for the website."""
+"""A network and what is asked for -> its plugin, ready to be written -> the files that Brain-Score takes.
+
+These are a folder for a pull request and a ZIP for the website.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import pprint
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import io, results
-from cnnf_brain.brainscore import vendor
-from cnnf_brain.brainscore.dependencies import requirements_of
-from cnnf_brain.brainscore.identity import Identity
-from cnnf_brain.brainscore.request import Plugin
+import torch
 
+from cnnf_brain import activations, io, networks, results
+from cnnf_brain.brainscore import vendor
+from cnnf_brain.brainscore.check import read_submission, taken
+from cnnf_brain.brainscore.commitment import REGIONS, Identity, Weights, commit, made_hash
+from cnnf_brain.brainscore.toy import pictures
+from cnnf_brain.brainscore.wrapper import LOGITS, check_name, default_bins
+from cnnf_brain.checks import unknown
+from cnnf_brain.model import weights as weight_files
+from cnnf_brain.model.card import Card, read_card
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.networks import Network, load_network
+from cnnf_brain.types import LayerAt
+
+BIBTEX = """@inproceedings{Huang2020CNNF,
+  title     = {Neural Networks with Recurrent Generative Feedback},
+  author    = {Huang, Yujia and Gornet, James and Dai, Sihui and Yu, Zhiding and Nguyen, Tan and Tsao, Doris Y.
+               and Anandkumar, Anima},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {33},
+  year      = {2020}
+}"""
 KIND = "submit"  # whose folder it is, in results.RECORD
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a plugin holds beside its network; what is left open follows from the network.
+
+    Attributes
+    ----------
+    weights : str or Path
+        The file, or the published name, that the plugin loads. Own code without weights makes them itself.
+    place : mapping
+        Where Brain-Score finds that file: ``stored`` and ``version_id``, or ``url``. Without a place the plugin is a draft.
+    model, name : str
+        What ``load_network`` takes; what the identifier begins with (by default the model).
+    regions : mapping
+        V1, V2, V4, IT -> layer, over the network's own. A layer without ``@`` is taken at the last iteration.
+    time_bins
+        (start, end) in ms of iterations 0, 1, ...; by default 70-120, 120-170, ...
+    neural_only : bool
+        For networks without ImageNet's 1000 classes: no behaviour, and V1 and V2 may have no layer.
+    bibtex : str
+        The reference for the leaderboard.
+    """
+
+    weights: str | Path | None = None
+    place: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    name: str | None = None
+    regions: Mapping[str, str] = field(default_factory=dict)
+    time_bins: tuple[tuple[int, int], ...] | None = None
+    neural_only: bool = False
+    bibtex: str = BIBTEX
+
+
+@dataclass(frozen=True)
+class Request(Options):
+    """A plugin whose network is loaded for it; what is left open is as on the weights' card, or as ``load_network`` has it.
+
+    ``iterations`` 0 is the CNN. ``feedback``: fields of FeedbackSettings. ``image_size``: pixels. ``device``: where the network is
+    tried; no part of the plugin.
+    """
+
+    iterations: int | None = None
+    feedback: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    device: str | torch.device = networks.AUTO
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that is ready to be written: its identity, the user's own code in it, its weights on this machine."""
+
+    identity: Identity
+    weights: Path | None = None
+    own: vendor.OwnCode | None = None
+    carded: bool = False  # whether the weights' card says how they were trained
+    bibtex: str = BIBTEX
+
+
+def control_of(request: Request, weights: str | Path | None = None, place: Mapping[str, str] | None = None) -> Request:
+    """The CNN beside a CNN-F: without feedback, of the same weights unless others are given."""
+    regions = {region: str(LayerAt(LayerAt.parse(layer).layer)) for region, layer in request.regions.items()}
+    other: dict[str, Any] = {} if weights is None else {"weights": weights, "place": place or {}}
+    return replace(request, iterations=0, feedback={}, time_bins=None, regions=regions, **other)
+
+
+def identify(request: Request) -> Plugin:
+    """The plugin of a network that is loaded for it.
+
+    Raises what ``load_network`` and ``prepare`` raise, and a ValueError for settings of a feedback that is not run.
+    """
+    given = None if request.weights is None else str(request.weights)
+    if given == networks.RANDOM:
+        raise ValueError("random weights cannot be loaded by Brain-Score; save them in a file, and give that")
+    card = Card() if given is None or weight_files.is_published(given) else read_card(given)
+    model = request.model or card.arch or "vgg16"
+    source = given or networks.default_weights(model, request.iterations)[0]
+    settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": request.device}
+    network = load_network(model, source, iterations=request.iterations, **settings)
+    if request.feedback and not network.iterations:
+        raise ValueError(
+            f"model {model}: settings of the feedback are given ({', '.join(request.feedback)}), and it runs no feedback iteration"
+        )
+    return prepare(network, replace(request, model=model, weights=source))
+
+
+def prepare(network: Network, options: Options) -> Plugin:
+    """The plugin of a network in memory. It is loaded once more as the plugin will, and tried on a few made-up images.
+
+    >>> network = load_network("vgg16", "trained.safetensors", iterations=2)
+    >>> plugin = prepare(network, Options(regions={"V4": "features.16@1", "IT": "features.23"}))
+    >>> write_plugins([plugin], Path("submission"))
+
+    Parameters
+    ----------
+    network : Network
+        From ``load_network``. For any other, ``options.model`` names the function that makes it (``path/to/file.py:function``).
+    options : Options
+        Its layers and all else.
+
+    Raises
+    ------
+    ValueError, OSError
+        A name that is refused or taken; a layer that is not named or not there; no 1000 classes for behavioural tasks; weights
+        that are not there, or not the network's; features of an image that depend on its batch (see ``activations.probe``).
+    """
+    model = options.model or network.origin.partition(" ")[0]
+    if not model:
+        raise ValueError(f"{network.name}: a plugin makes its network anew; give model, the function that makes this one")
+    own = vendor.read_own_code(model) if vendor.is_own_code(model) else None
+    path, weights = _weights(network, model, _source(network, model, options), options.place)
+    identity = Identity(
+        name=_name(options.name, own.function if own else model.removeprefix(networks.TORCHVISION), network.iterations),
+        model=f"{own.file}:{own.function}" if own else model,
+        iterations=network.iterations,
+        feedback={} if own else _feedback(network),
+        preprocessing=asdict(network.preprocessing),
+        regions=_regions(network, options.regions),
+        readout="" if options.neural_only else LOGITS,
+        time_bins=options.time_bins or default_bins(network.iterations),
+        weights=weights,
+        code=own.digest if own else "",
+    )
+    committed = commit(identity, network)  # every layer is there, and the classes are
+    where = taken(identity.identifier)
+    if where:
+        raise ValueError(
+            f"identifier {identity.identifier!r} is taken: brainscore-vision ships it in models/{where}; use another name"
+        )
+    again = identity.load(path, Path(model.rpartition(":")[0]).parent)
+    if made_hash(again.module) != made_hash(network.module):
+        raise ValueError(f"{network.name}: {path} holds other weights than the network; save these, and give that file")
+    # the first pass shows whose row is whose; feedback amplifies rounding, which differs between batch sizes
+    names = [*identity.regions.values(), *filter(None, [identity.readout])]
+    tried = [LayerAt(committed.activations_model.layer_at(name).layer) for name in names]
+    activations.probe(network, pictures(activations.PROBED), tried)
+    return Plugin(identity, path, own, bool(network.card.content), options.bibtex)
+
+
+def _source(network: Network, model: str, options: Options) -> str | None:
+    """The file or published name of a network's weights; None where the user's own code makes them."""
+    if options.weights is not None:
+        return str(options.weights)
+    if weight_files.is_published(network.weights) or Path(network.weights).is_file():
+        return network.weights
+    return networks.default_weights(model, network.iterations)[0]
+
+
+def _weights(network: Network, model: str, source: str | None, place: Mapping[str, str]) -> tuple[Path | None, Weights]:
+    """The file on this machine, and what the plugin knows of it. Published weights lie in torch's cache once they are loaded."""
+    if source is None:
+        return None, Weights("", made_hash(network.module), **place)
+    path, arch = Path(source), model.removeprefix(networks.TORCHVISION)
+    if weight_files.is_published(source):
+        path = weight_files.published_file(arch, source)
+        place = place or {"url": weight_files.published_entry(arch, source).url}
+    with open(path, "rb") as file:
+        sha1 = hashlib.file_digest(file, "sha1").hexdigest()
+    return path, Weights(path.name, io.sha256(path), sha1, **place)
+
+
+def _feedback(network: Network) -> dict[str, Any]:
+    """The settings of the feedback besides the iterations; none where it does not run."""
+    settings = network.module.settings.as_dict() if isinstance(network.module, CNNF) and network.iterations else {}
+    return {name: value for name, value in settings.items() if name != "iterations"}
+
+
+def _regions(network: Network, given: Mapping[str, str]) -> dict[str, str]:
+    """Region -> layer at an iteration, the last one unless it is named: what feedback has settled to."""
+    for region in given:
+        if region not in REGIONS:
+            raise unknown("region", region, REGIONS, "Brain-Score")
+    layers = {**network.layers, **given}
+    last = {
+        name: str(replace(LayerAt.parse(name), iteration=network.iterations)) for name in layers.values() if "@" not in name
+    }
+    return {region: last.get(layers[region], layers[region]) for region in REGIONS if region in layers}
+
+
+def _name(given: str | None, default: str, iterations: int) -> str:
+    """What the identifier begins with, in letters that Brain-Score takes."""
+    if given is not None:
+        check_name(given)
+    return f"{given or default}_{'CNNF' if iterations else 'CNN'}"
 
 
 def plugin_files(plugin: Plugin) -> dict[str, str]:
@@ -29,88 +234,54 @@ def plugin_files(plugin: Plugin) -> dict[str, str]:
     name = identity.identifier
     imports = own.imports if own else set()
     outside = {one.partition(".")[0] for one in imports}
-    if identity.weights.file.endswith(".safetensors"):
-        outside.add("safetensors")
-    requirements = requirements_of(outside)
+    outside |= {"safetensors"} if identity.weights.file.endswith(".safetensors") else set()
     literal = pprint.pformat(io.plain(identity.as_dict()), sort_dicts=False, width=116)
+    lines = "".join(f"    {line!r}\n" for line in plugin.bibtex.strip().splitlines(keepends=True))
     content = {
         "__init__.py": _INIT.format(identifier=name),
-        "model.py": _MODEL.format(
-            title=title(identity), identity=literal, bibtex=_wrapped(plugin.bibtex.strip()), own=vendor.OWN
-        ),
+        "model.py": _MODEL.format(title=identity.title, identity=literal, bibtex=f"(\n{lines})", own=vendor.OWN),
         "test.py": _TEST.format(identifier=name),
         f"region_layer_map/{name}.json": json.dumps(identity.regions, indent=2) + "\n",
         **vendor.package_files(imports),
     }
+    requirements = vendor.requirements_of(outside)
     if requirements:
         content["requirements.txt"] = "".join(f"{line}\n" for line in requirements)
     return content | (own.files(name) if own else {})
 
 
-def _wrapped(text: str) -> str:
-    """A literal of ``text``, line by line."""
-    return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + ")"
-
-
-def title(identity: Identity) -> str:
-    """What the model is, in a line."""
-    kind = (
-        f"CNN-F, {identity.iterations} feedback iterations" if identity.iterations else "CNN, the control without feedback"
-    )
-    return f"{identity.model} as {kind}"
-
-
 def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, Path]]:
     """Write ``output/IDENTIFIER/`` (for a pull request) and ``output/IDENTIFIER.zip`` (for the website) of each plugin.
 
-    ``run.json`` beside them notes where the weights lie on this machine. All of them are made in a folder beside ``output``
-    and then moved there. The same plugin gives the same bytes.
+    ``run.json`` beside them notes where the weights lie on this machine. Plugins that were written there before stay. The same
+    plugin gives the same bytes.
 
     Raises
     ------
-    ValueError
-        Where ``output`` holds anything but plugins that were written so.
-    OSError
-        Where it cannot be written, or another process writes there.
+    ValueError, OSError
+        ``output`` holds anything but plugins that were written so, cannot be written, or is held by another process.
     """
-    output = Path(os.path.realpath(output))
-    with results.locked(output):
-        results.recover(output)
-        results.claim(output, KIND, {})
-        temporary = results.beside(output, results.NEW)
-        try:
-            new, old = temporary / "new", temporary / "old"
-            for path in (new, old):
-                path.mkdir()
-            io.check_writable(new)
-            made = [_write(plugin, new) for plugin in plugins]
-            weights = {p.identity.identifier: None if p.weights is None else str(p.weights.resolve()) for p in plugins}
-            record = {"kind": KIND, "configuration": {}, "weights": read_record(output) | weights, **_about()}
-            output.mkdir(exist_ok=True)
-            io.write_json(output / results.RECORD, record)
-            for folder, archive in made:
-                if (output / folder.name).exists():
-                    (output / folder.name).rename(old / folder.name)
-                shutil.move(folder, output / folder.name)
-                archive.replace(output / archive.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return [(output / folder.name, output / archive.name) for folder, archive in made]
+    with results.results(output, KIND, {}) as folder:
+        weights = read_record(output)
+        for plugin in plugins:
+            _write(plugin, folder)
+            weights[plugin.identity.identifier] = None if plugin.weights is None else str(plugin.weights.resolve())
+        for path in (output / name for identifier in weights for name in (identifier, f"{identifier}.zip")):
+            if path.exists() and not (folder / path.name).exists():  # written before
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
+        about = {"command": results.command(), "commit": results.commit(), "versions": results.versions()}
+        io.write_json(folder / results.RECORD, {"weights": weights, **about})
+    names = [plugin.identity.identifier for plugin in plugins]
+    return [(output / name, output / f"{name}.zip") for name in names]
 
 
-def _about() -> dict[str, Any]:
-    return {"command": results.command(), "commit": results.commit(), "versions": results.versions()}
-
-
-def _write(plugin: Plugin, output: Path) -> tuple[Path, Path]:
-    """The folder and the ZIP of one plugin in ``output``, an empty folder."""
+def _write(plugin: Plugin, output: Path) -> None:
+    """The folder and the ZIP of one plugin."""
     name, content = plugin.identity.identifier, plugin_files(plugin)
     for file, text in content.items():
-        path = output / name / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        (output / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (output / name / file).write_text(text, encoding="utf-8")
     write_zip(output / f"{name}.zip", name, content)
-    return output / name, output / f"{name}.zip"
 
 
 def write_zip(path: Path, name: str, content: Mapping[str, str]) -> None:
@@ -146,6 +317,13 @@ def read_record(output: Path) -> dict[str, str | None]:
         ) from error
 
 
+def recorded_weights(archive: Path) -> Path | None:
+    """The weights that were noted beside a ZIP when it was written; None where they are not there any more."""
+    known = read_record(archive.parent)
+    noted = next((known[name] for name in read_submission(archive).identifiers if name in known), None)
+    return Path(noted) if noted is not None and Path(noted).is_file() else None
+
+
 _INIT = """\
 from brainscore_vision import model_registry
 
@@ -157,8 +335,8 @@ model_registry['{identifier}'] = lambda: get_model('{identifier}')
 _MODEL = '''\
 """{title}.
 
-Written by `python -m cnnf_brain.submit`. The identifier follows from the identity below: change neither by hand. The folder
-cnnf_brain beside this file is the part of that package which the model needs; no other is installed or used.
+Written by cnnf-brain. The identifier follows from the identity below: change neither by hand. The folder cnnf_brain beside this
+file is the part of that package which the model needs. No other is installed or used.
 """
 
 from pathlib import Path
@@ -187,37 +365,35 @@ from pathlib import Path
 import pytest
 from brainscore_vision import model_registry
 
-from .cnnf_brain.brainscore.commitment import local_file
-from .cnnf_brain.brainscore.identity import Identity
+from .cnnf_brain.brainscore.commitment import Identity
 from .model import IDENTITY, get_bibtex, get_model
 
 IDENTIFIER = '{identifier}'
+KNOWN = Identity.from_dict(IDENTITY)
 
 
 def test_the_identifier_is_that_of_the_identity():
     assert IDENTIFIER in model_registry
-    Identity.from_dict(IDENTITY).check_identifier(IDENTIFIER)
+    KNOWN.check_identifier(IDENTIFIER)
 
 
 def test_the_software_in_the_plugin_makes_its_features():
-    Identity.from_dict(IDENTITY).check_features()
+    KNOWN.check_features()
 
 
 def test_the_map_names_the_layers_of_the_identity():
     path = Path(__file__).parent / 'region_layer_map' / (IDENTIFIER + '.json')
-    assert json.loads(path.read_text()) == IDENTITY['regions']
+    assert json.loads(path.read_text()) == KNOWN.regions
 
 
 def test_bibtex():
     assert get_bibtex(IDENTIFIER).strip().startswith('@')
 
 
+@pytest.mark.skipif(not KNOWN.weights.here, reason='needs the weights on this machine: they are not fetched for a test')
 def test_regions_can_be_recorded_from():
-    weights = Identity.from_dict(IDENTITY).weights
-    if weights.file and not local_file(weights).is_file():
-        pytest.skip('needs the weights, which are not on this machine; they are not fetched for a test')
     model = get_model(IDENTIFIER)
     assert model.identifier == IDENTIFIER
-    for region in IDENTITY['regions']:
+    for region in KNOWN.regions:
         model.start_recording(region, time_bins=[(70, 170)])
 """

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from brainscore_core.supported_data_standards.brainio.assemblies import NeuronRecordingAssembly
+from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
+from brainscore_vision import load_ceiling, load_metric
+from brainscore_vision.benchmark_helpers.neural_common import NeuralBenchmark, average_repetition
+from brainscore_vision.metrics.regression_correlation import metric as metrics
+from PIL import Image
 
 from cnnf_brain.recordings import Recordings
 from cnnf_brain.types import Images
 
-try:
-    from brainscore_core.supported_data_standards.brainio.assemblies import NeuronRecordingAssembly
-    from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
-    from brainscore_vision import load_ceiling, load_metric
-    from brainscore_vision.benchmark_helpers.neural_common import NeuralBenchmark, average_repetition
-    from brainscore_vision.metrics.regression_correlation.metric import (
-        CrossRegressedCorrelation,
-        pearsonr_correlation,
-        pls_regression,
-    )
-except ImportError as error:
-    raise ImportError(
-        f"cnnf_brain.brainscore needs brainscore-vision ({error}): pip install 'cnnf-brain[brainscore]'"
-    ) from error
-
 WINDOW = (70, 170)  # ms
 SITES, REPEATS, COMPONENTS = 12, 4, 4  # of the toy benchmark
 SEEDS = {"V4": 0, "IT": 1}
+
+
+def pictures(n: int) -> Images:
+    """n made-up images: smooth, of random colours, 224 x 224."""
+    coarse = np.random.default_rng(0).integers(0, 256, (n, 7, 7, 3), dtype=np.uint8)
+    made = [io.BytesIO() for _ in coarse]
+    for pixels, file in zip(coarse, made, strict=True):
+        Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC).save(file, format="PNG")
+    return Images(tuple(f"picture{i:03}" for i in range(n)), lambda i: made[i].getvalue(), "made-up pictures")
 
 
 def toy_benchmark(region: str, images: Images, folder: Path) -> Any:
@@ -39,15 +40,15 @@ def toy_benchmark(region: str, images: Images, folder: Path) -> Any:
     data = np.random.default_rng(SEEDS[region]).standard_normal((len(images), SITES, REPEATS))
     data += data.mean(axis=2, keepdims=True)  # repeats that agree, which the ceiling is made of
     recordings = Recordings.from_arrays(data, images, region=region, source="simulated")
-    metric = CrossRegressedCorrelation(
-        regression=pls_regression(regression_kwargs={"n_components": COMPONENTS}),
-        correlation=pearsonr_correlation(),
+    metric = metrics.CrossRegressedCorrelation(
+        regression=metrics.pls_regression(regression_kwargs={"n_components": COMPONENTS}),
+        correlation=metrics.pearsonr_correlation(),
         crossvalidation_kwargs={"stratification_coord": None, "splits": 2, "train_size": 0.5},
     )
     return neural_benchmark(recordings, region, folder, metric=metric)
 
 
-def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, metric: Any = None) -> Any:
+def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, metric: Any = None, splits: int = 10) -> Any:
     """A NeuralBenchmark as MajajHong2015's: ``pls`` unless another metric is given, internal consistency as the ceiling, 8 degrees.
 
     ``pls`` is stratified by ``object_name`` where the recordings have it. A ValueError where they hold no repeats.
@@ -57,61 +58,45 @@ def neural_benchmark(recordings: Recordings, region: str, folder: Path, *, metri
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         target = average_repetition(single)
-        metric = metric or load_metric("pls", crossvalidation_kwargs={"stratification_coord": stratified})
+        metric = metric or load_metric("pls", crossvalidation_kwargs={"stratification_coord": stratified, "splits": splits})
         ceiling = load_ceiling("internal_consistency")
-    return NeuralBenchmark(
-        identifier=f"toy.{folder.name}.{region}-pls",
-        version=1,
-        assembly=target,
-        similarity_metric=metric,
-        visual_degrees=8,
-        number_of_trials=1,
-        ceiling_func=lambda: ceiling(single),
-        parent=region,
-        bibtex="",
-    )
+    about = {"identifier": f"toy.{folder.name}.{region}-pls", "version": 1, "parent": region, "bibtex": ""}
+    data = {"assembly": target, "similarity_metric": metric, "visual_degrees": 8, "number_of_trials": 1}
+    return NeuralBenchmark(**about, **data, ceiling_func=lambda: ceiling(single))
 
 
 def assembly(recordings: Recordings, region: str, folder: Path) -> Any:
-    """Single presentations (presentation, neuroid) as Brain-Score's assembly, with its stimuli in ``folder``."""
+    """Single presentations (presentation, neuroid) as Brain-Score's assembly, with its images in ``folder``."""
     repeats = recordings.repeats
     if repeats is None:
         raise ValueError(f"{recordings.source}: these recordings hold no repeats, which Brain-Score's ceiling is made of")
-    stimulus, repetition = np.nonzero(np.isfinite(repeats).any(axis=1))
-    n_neuroids = repeats.shape[1]
-    ids = np.array(recordings.images.ids)
-    about = {"stimulus_id": ids}
-    if recordings.object_names is not None:
-        about["object_name"] = recordings.object_names
-    else:
-        about["number"] = np.arange(len(ids))  # Brain-Score cannot split presentations that have one coordinate alone
+    image, repetition = np.nonzero(np.isfinite(repeats).any(axis=1))
+    n_sites = repeats.shape[1]
+    # Brain-Score cannot split presentations that have a single coordinate, so there are two in any case
+    objects = recordings.object_names
+    about = {"number": np.arange(len(repeats))} if objects is None else {"object_name": objects}
+    shown = stimulus_set(recordings.images, folder, **about)
+    coords = {name: ("presentation", shown[name].to_numpy()[image]) for name in ("stimulus_id", *about)}
+    coords |= {"repetition": ("presentation", repetition)}
+    coords |= {"neuroid_id": ("neuroid", np.arange(n_sites)), "region": ("neuroid", np.repeat(region, n_sites))}
+    coords |= {f"time_bin_{end}": ("time_bin", np.array([at])) for end, at in zip(("start", "end"), WINDOW, strict=True)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = NeuronRecordingAssembly(
-            repeats[stimulus, :, repetition][..., None],
-            coords={
-                **{name: ("presentation", values[stimulus]) for name, values in about.items()},
-                "repetition": ("presentation", repetition),
-                "neuroid_id": ("neuroid", list(recordings.site_ids)),
-                "region": ("neuroid", [region] * n_neuroids),
-                "time_bin_start": ("time_bin", [WINDOW[0]]),
-                "time_bin_end": ("time_bin", [WINDOW[1]]),
-            },
-            dims=["presentation", "neuroid", "time_bin"],
-        ).squeeze("time_bin")
-    made.attrs["stimulus_set"] = stimuli(recordings.images, folder, about)
+        values = repeats[image, :, repetition][..., None]
+        made = NeuronRecordingAssembly(values, coords=coords, dims=["presentation", "neuroid", "time_bin"]).squeeze(
+            "time_bin"
+        )
+    made.attrs["stimulus_set"] = shown
     return made
 
 
-def stimuli(images: Images, folder: Path, about: dict[str, np.ndarray]) -> Any:
-    """Images as Brain-Score's StimulusSet, written to ``folder``; ``about`` holds its columns."""
+def stimulus_set(images: Images, folder: Path, **columns: Any) -> Any:
+    """Images as Brain-Score's StimulusSet with these further columns; they are written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = StimulusSet({name: list(values) for name, values in about.items()})
-    made.stimulus_paths = {}
-    for number, name in enumerate(images.ids):
-        path = folder / f"{name}.png"
+    made = StimulusSet({"stimulus_id": list(images.ids), **{name: list(values) for name, values in columns.items()}})
+    made.stimulus_paths = {name: folder / f"{name}.png" for name in images.ids}
+    for number, path in enumerate(made.stimulus_paths.values()):
         if not path.exists():
             path.write_bytes(images.read(number))
-        made.stimulus_paths[name] = path
     made.identifier = f"toy.{folder.name}"
     return made

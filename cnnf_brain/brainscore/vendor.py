@@ -1,4 +1,4 @@
-"""What travels in a plugin: the part of this package that it needs, and the user's own code where that made the network."""
+"""What travels in a plugin: this package's part that it needs, the user's own code, and the names of packages to install."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import ast
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from cnnf_brain.user_code import imported, sources
+from packaging.requirements import InvalidRequirement, Requirement
+
+from cnnf_brain.identity import imported, installed, sources
 
 PACKAGE = "cnnf_brain"  # its name, and that of the folder in the plugin
 ROOT = Path(__file__).resolve().parents[1]
 START = f"{PACKAGE}.brainscore.commitment"  # all that a plugin calls
 OWN = "network_code"  # folder of the user's own code in the plugin
-ADDRESS = "brainscore_vision.models.{identifier}"  # a plugin's package
+ADDRESS = "brainscore_vision.models.{identifier}.cnnf_brain"  # the copy of this package in a plugin
+BASE = Requirement("brainscore-vision[test]")  # what a submission's tests are run with
 
 
 def package_files(also: Iterable[str] = ()) -> dict[str, str]:
     """Path in the plugin -> text, of every module of this package that ``commitment`` and ``also`` (dotted names) import.
 
-    Their imports of each other are relative, so that nothing is taken from an installed cnnf-brain. The package's own
-    ``__init__.py`` offers those of its names whose modules are there. The licence is beside it.
+    They import each other by relative names, so that nothing is taken from an installed cnnf-brain. The package's own
+    ``__init__.py`` offers those of its names that are defined in these modules. The licence is beside it.
     """
     todo, modules = [START, *also], dict[str, str]()
     while todo:
@@ -35,9 +40,8 @@ def package_files(also: Iterable[str] = ()) -> dict[str, str]:
         todo += imported(modules[path])
         parents = path.split("/")[:-1]
         todo += [".".join([PACKAGE, *parents[: n + 1]]) for n in range(len(parents))]
-    copies = {path: relative(text, path.count("/") + 1) for path, text in sorted(modules.items())}
-    version = metadata.version("cnnf-brain")
-    copies |= {"__init__.py": _init(version, set(modules)), "LICENSE": licence()}
+    copies = {path: redirected(text, "." * (path.count("/") + 1), path) for path, text in sorted(modules.items())}
+    copies |= {"__init__.py": _init(set(modules)), "LICENSE": licence()}
     return {f"{PACKAGE}/{path}": text for path, text in copies.items()}
 
 
@@ -50,23 +54,33 @@ def _module(name: str) -> str | None:
     return next((file for file in files if (ROOT / file).is_file()), None)
 
 
-def relative(text: str, depth: int) -> str:
-    """A module's text with its imports of this package as relative ones; ``depth`` 1 is a module directly in the package."""
-    dots = "." * depth
+def redirected(text: str, to: str, name: str) -> str:
+    """A file's text with its imports of this package taken from ``to``: dots (``from`` imports alone), or a copy's address.
+
+    A ValueError about the file ``name`` where an import has a form that is not known.
+    """
+    dots = to.endswith(".")
     made = re.sub(
-        rf"(?m)^(\s*)from {PACKAGE}(?:\.([\w.]+))? import\b", lambda m: f"{m[1]}from {dots}{m[2] or ''} import", text
+        rf"(?m)^(\s*)from {PACKAGE}\b\.?([\w.]*) import\b",
+        lambda found: f"{found[1]}from {to + found[2] if dots else f'{to}.{found[2]}'.rstrip('.')} import",
+        text,
     )
-    assert not any(name.partition(".")[0] == PACKAGE for name in imported(made)), "an import of a form that is not known"
+    forms = {r"(\.[\w.]+ as \w+| as \w+)": "", "()": f" as {PACKAGE}", r"(\.[\w.]+)": f", {to} as {PACKAGE}"}
+    for words, further in forms.items():
+        made = re.sub(rf"(?m)^(\s*)import {PACKAGE}{words}(?=\s*(?:#.*)?$)", rf"\1import {to}\2{further}", made)
+    if any(one.partition(".")[0] == PACKAGE for one in imported(made)):
+        raise ValueError(f"{name}: an import of {PACKAGE} is not in a line of its own; write one import in a line")
     return made
 
 
-def _init(version: str, modules: set[str]) -> str:
+def _init(modules: set[str]) -> str:
     """The copy's ``__init__.py``: what the package offers, as far as it is there."""
-    lines = [f'"""The part of cnnf-brain {version} that this plugin needs, copied; see LICENSE beside this file."""', ""]
+    version = metadata.version("cnnf-brain")
     statements = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8")).body
-    offered = (node for node in statements if isinstance(node, ast.ImportFrom) and _module(str(node.module)) in modules)
-    lines += [relative(ast.unparse(node), 1) for node in offered]
-    return "\n".join(lines) + "\n"
+    offered = [node for node in statements if isinstance(node, ast.ImportFrom) and _module(str(node.module)) in modules]
+    text = "\n".join(map(ast.unparse, offered))
+    about = f'"""The part of cnnf-brain {version} that this plugin needs, copied; see LICENSE beside this file."""'
+    return f"{about}\n\n{redirected(text, '.', '__init__.py')}\n"
 
 
 def licence() -> str:
@@ -105,19 +119,19 @@ class OwnCode:
 
     def files(self, identifier: str) -> dict[str, str]:
         """Path in the plugin -> text, with imports of this package turned to the plugin's copy of it."""
-        package = ADDRESS.format(identifier=identifier)
-        return {f"{OWN}/{name}": _of_copy(text, package, name) for name, text in self.sources.items()}
+        copy = ADDRESS.format(identifier=identifier)
+        return {f"{OWN}/{name}": redirected(text, copy, name) for name, text in self.sources.items()}
+
+
+def is_own_code(model: str) -> bool:
+    """Whether a network's name is that of a function in a file."""
+    return ".py:" in model
 
 
 def read_own_code(spec: str) -> OwnCode:
     """The code behind ``path/to/file.py:function``.
 
-    Raises
-    ------
-    ValueError
-        A name with a space, which Brain-Score's website refuses; a file that is not Python.
-    FileNotFoundError
-        No such file.
+    A FileNotFoundError without such a file, a ValueError for what is not Python or has a space in its name.
     """
     file, _, function = spec.rpartition(":")
     path = Path(file)
@@ -130,15 +144,81 @@ def read_own_code(spec: str) -> OwnCode:
     return OwnCode(path.name, function, own)
 
 
-def _of_copy(text: str, package: str, name: str) -> str:
-    """A file of the user's with its imports of this package taken from the copy in ``package``."""
-    copy = f"{package}.{PACKAGE}"
-    made = re.sub(rf"(?m)^(\s*)from {PACKAGE}((?:\.[\w.]+)?) import\b", rf"\1from {copy}\2 import", text)
-    made = re.sub(rf"(?m)^(\s*)import {PACKAGE}(\.[\w.]+ as \w+)(?=\s*(?:#.*)?$)", rf"\1import {copy}\2", made)
-    made = re.sub(rf"(?m)^(\s*)import {PACKAGE} as (\w+)(?=\s*(?:#.*)?$)", rf"\1import {copy} as \2", made)
-    made = re.sub(rf"(?m)^(\s*)import {PACKAGE}(?=\s*(?:#.*)?$)", rf"\1import {copy} as {PACKAGE}", made)
-    submodule = rf"(?m)^(\s*)import {PACKAGE}(\.[\w.]+)(?=\s*(?:#.*)?$)"
-    made = re.sub(submodule, rf"\1import {copy}\2, {copy} as {PACKAGE}", made)
-    if any(one.partition(".")[0] == PACKAGE for one in imported(made)):
-        raise ValueError(f"{name}: an import of {PACKAGE} is not in a line of its own; write one import in a line")
-    return made
+def unmet(line: str) -> str:
+    """What is wrong with a line of requirements.txt, judged by what is installed here; empty where it holds.
+
+    A package holds where it is installed from an index, in a version that the line admits. What is installed from a folder or
+    an address may stand on no index, and an address cannot be checked.
+    """
+    try:
+        needed = _requirement(line)
+    except InvalidRequirement as error:
+        return f"{line.strip()!r} is not a requirement ({str(error).splitlines()[0]})"
+    if needed is None:
+        return ""
+    if needed.url:
+        return f"{needed.name} is to come from {needed.url}, which is not checked; name a package of an index"
+    try:
+        found = metadata.distribution(needed.name)
+    except metadata.PackageNotFoundError:
+        return f"{needed.name} is not installed here; install it from the index, so that the plugin can be run with it"
+    if not needed.specifier.contains(found.version, prereleases=True):
+        return f"{needed} is asked for, and {found.version} is installed here"
+    if found.read_text("direct_url.json"):
+        return f"{needed.name} is installed here from a folder or an address, so no index may have it"
+    return ""
+
+
+def _requirement(line: str) -> Requirement | None:
+    """The requirement in a line of requirements.txt; None for a comment or an empty line."""
+    words = re.sub(r"(^|\s)#.*", "", line).strip()
+    return Requirement(words) if words else None
+
+
+def installed_with(requirements: Iterable[str]) -> frozenset[str]:
+    """Names of the distributions installed here that brainscore-vision or ``requirements`` bring, with all that they require."""
+    todo = [BASE, *filter(None, map(_requirement, requirements))]
+    seen: dict[str, set[str]] = {}
+    while todo:
+        needed = todo.pop()
+        extras = seen.setdefault(_normal(needed.name), set())
+        new = {"", *needed.extras} - extras
+        extras |= new
+        try:
+            lines = metadata.distribution(needed.name).requires or [] if new else []
+        except metadata.PackageNotFoundError:
+            del seen[_normal(needed.name)]
+            continue
+        known = (Requirement(line) for line in lines)
+        todo += [one for one in known if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in new)]
+    return frozenset(seen)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def _modules() -> dict[str, frozenset[str]]:
+    """Top-level module -> the installed distributions that it is of."""
+    return {name: frozenset(map(_normal, of)) for name, of in installed().items()}
+
+
+def absent(requirements: Iterable[str] = ()) -> frozenset[str]:
+    """Top-level modules that are installed here and that Brain-Score's machines lack; this package is one of them."""
+    there = installed_with(requirements)
+    return frozenset(name for name, of in _modules().items() if not of & there) | {PACKAGE}
+
+
+def requirements_of(modules: Iterable[str]) -> list[str]:
+    """Lines of requirements.txt, in the installed versions, for those of these top-level modules that Brain-Score lacks."""
+    lacking = sorted((set(modules) & absent()) - {PACKAGE})
+    names = dict.fromkeys(min(_modules()[module]) for module in lacking)
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def forget(modules: frozenset[str]) -> None:
+    """From here on these top-level modules cannot be imported in this process, as if they were not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(modules))  # type: ignore[arg-type]  # None stands for a module that is not there

@@ -1,6 +1,6 @@
 """The stages of a rehearsal, in a process beside a scratch copy of Brain-Score's models.
 
-``python -m cnnf_brain.brainscore.worker SCRATCH``: started by rehearsal.py, which sets the environment. It writes a line of JSON to
+``python -m cnnf_brain.brainscore.worker SCRATCH``: started by check.py, which sets the environment. It writes a line of JSON to
 ``SCRATCH/findings.jsonl`` where a stage begins, for each finding, and where the stage ends.
 """
 
@@ -13,9 +13,8 @@ import resource
 import shutil
 import sys
 import time
+import timeit
 import traceback
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,17 +25,15 @@ import brainscore_vision
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 
 from cnnf_brain import io
-from cnnf_brain.brainscore.commitment import local_file, weights_file
-from cnnf_brain.brainscore.dependencies import absent, forget
-from cnnf_brain.brainscore.identity import Weights
-from cnnf_brain.brainscore.offline import shut
-from cnnf_brain.brainscore.pictures import encoded_pictures, pictures
-from cnnf_brain.brainscore.rehearsal import STAGES
-from cnnf_brain.brainscore.rules import DRAFT, FAILED, NOT_RUN, OK, Finding, held
-from cnnf_brain.brainscore.toy import stimuli, toy_benchmark
+from cnnf_brain.brainscore.check import DRAFT, FAILED, NOT_RUN, OK, STAGES, Finding, held
+from cnnf_brain.brainscore.commitment import Weights
+from cnnf_brain.brainscore.toy import pictures, stimulus_set, toy_benchmark
+from cnnf_brain.brainscore.vendor import absent, forget
 
+HERE = ("127.0.0.1", "::1", "localhost", "")
 N_IMAGES = 16  # of the toy benchmark; memory and time are measured on them
 ROWS = 128  # that a step of PLS is timed on
 PATIENCE = 20.0  # seconds for an address to answer
@@ -65,39 +62,34 @@ class Rehearsal:
     features: dict[str, int] = field(default_factory=dict)  # of each layer
     step: dict[str, float] = field(default_factory=dict)  # seconds of a step of PLS on ROWS images, of each layer
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """As it stands in the plugin."""
-        return self.task["identity"]
-
 
 def weights(run: Rehearsal) -> Iterator[Finding]:
     """The address of the weights is asked for, and the file comes to where the plugin looks for it first.
 
     The network is open to this stage alone, and it runs nothing of the plugin.
     """
-    known = Weights(**run.identity["weights"])
+    known = Weights(**run.task["identity"]["weights"])
     if known.made:
         yield Finding("the plugin's own code makes its weights, and none are loaded", OK)
         return
-    given = run.task["weights"]
-    reached = ask(known, None if given is None else Path(given))
+    given = run.task["weights"] and Path(run.task["weights"])
+    reached = ask(known, given)
     yield reached
-    if given is None and reached.status != OK:
-        run.blocked = "the weights are neither on this machine nor fetched"
-        return
     if given is None:
-        path = weights_file(known)
-        yield Finding("the fetched weights have the plugin's SHA-256", OK, f"{path.stat().st_size} bytes")
+        if reached.status != OK:
+            run.blocked = "the weights are neither on this machine nor fetched"
+            return
+        size = known.fetch().stat().st_size
+        yield Finding("the fetched weights have the plugin's SHA-256", OK, f"{size} bytes")
         return
-    same = io.sha256(Path(given)) == known.sha256
-    yield held("the weights on this machine have the plugin's SHA-256", same, given if same else f"{given} is another file")
+    same = io.sha256(given) == known.sha256
+    told = str(given) if same else f"{given} is another file"
+    yield held("the weights on this machine have the plugin's SHA-256", same, told)
     if not same:
         run.blocked = "the weights on this machine are not the plugin's"
         return
-    target = local_file(known)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(given)
+    known.local.parent.mkdir(parents=True, exist_ok=True)
+    known.local.symlink_to(given)
 
 
 def ask(known: Weights, given: Path | None) -> Finding:
@@ -106,44 +98,40 @@ def ask(known: Weights, given: Path | None) -> Finding:
     if known.draft:
         return Finding(words, DRAFT, "it names none: upload the weights, and write the plugin anew with their place")
     try:
-        asked = urllib.request.Request(known.address, method="HEAD")
-        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-            length = answer.headers.get("Content-Length")
-    except urllib.error.HTTPError as error:
-        if error.code in (405, 501):
-            return Finding(words, NOT_RUN, f"{known.address} does not say whether it has the file ({error.code})")
-        return Finding(words, FAILED, f"{known.address} answers {error.code} {error.reason}")
+        length = io.download_size(known.address, PATIENCE)
     except OSError as error:
-        return Finding(words, NOT_RUN, f"{known.address} was not reached ({error})")
+        code = getattr(error.__cause__, "code", None)  # of an answer by HTTP
+        if code in (405, 501):
+            return Finding(words, NOT_RUN, f"{known.address} does not say whether it has the file ({code})")
+        return (
+            Finding(words, FAILED, str(error))
+            if code
+            else Finding(words, NOT_RUN, f"{known.address} was not reached ({error})")
+        )
     if given is None or length is None:
         return Finding(words, OK, f"{known.address} answers")
     size = given.stat().st_size
     told = f"{known.address} has {length} bytes, the file here {size}"
-    return held(words, int(length) == size, f"{told}; its content is compared when the weights are not on this machine")
+    return held(words, length == size, f"{told}; its content is compared when the weights are not on this machine")
 
 
 def load(run: Rehearsal) -> Iterator[Finding]:
     """Discovery, the model, its map and reference."""
     assert Path(brainscore_vision.__file__ or "").is_relative_to(run.scratch)
     identifier = run.task["identifier"]
-    try:
-        run.model = brainscore_vision.load_model(identifier)
-    except (Exception, SystemExit):
-        run.blocked = "the model cannot be loaded"
-        raise
+    run.blocked = "the model cannot be loaded"
+    run.model = brainscore_vision.load_model(identifier)
+    run.blocked = ""
     yield Finding("brainscore-vision discovers the plugin in a copy of its models folder and load_model loads it", OK)
-    same = run.model.identifier == identifier
-    yield held(
-        "the model's identifier is the registered one", same, "" if same else f"{run.model.identifier!r}, {identifier!r}"
-    )
+    found = run.model.identifier
+    same = found == identifier
+    yield held("the model's identifier is the registered one", same, "" if same else f"{found!r}, {identifier!r}")
     yield held("it runs without a GPU", not torch.cuda.is_available(), "CUDA_VISIBLE_DEVICES is empty")
     path = Path(run.task["plugin"], "region_layer_map", f"{identifier}.json")
     written = json.loads(path.read_text()) if path.is_file() else None
     used = dict(run.model.layer_model.region_layer_map)
-    agree = written == used
-    yield held(
-        f"region_layer_map/{identifier}.json is what the model uses", agree, f"{used}" if agree else f"{written}, {used}"
-    )
+    told = f"{used}" if written == used else f"{written}, {used}"
+    yield held(f"region_layer_map/{identifier}.json is what the model uses", written == used, told)
     bibtex = brainscore_vision.load_model_bibtex(identifier)
     yield held("get_bibtex gives the reference for the leaderboard", bool(bibtex and bibtex.strip().startswith("@")))
 
@@ -160,8 +148,9 @@ def tests(run: Rehearsal) -> Iterator[Finding]:
     path = Path(generic_plugin_tests.__file__ or "")
     images = path.parent / "generic_plugin_tests_resources"
     images.mkdir(exist_ok=True)
-    for name, image in zip(("rgb1.jpg", "rgb2.jpg", "rgb3.png"), pictures(3), strict=True):
-        image.save(images / name)
+    made = pictures(3)
+    for i, name in enumerate(("rgb1.jpg", "rgb2.jpg", "rgb3.png")):
+        made.decode(i).save(images / name)
     asked = ["--plugin_directory", run.task["plugin"]]
     added = (path.parent / "conftest.py").is_file()  # it adds that option
     helper = [] if added else [generic_plugin_tests_helper]
@@ -183,7 +172,7 @@ class Outcomes:
     """A pytest plugin that counts, and keeps what failed and why tests were skipped."""
 
     def __init__(self) -> None:
-        self.passed, self.wrong = 0, []  # type: ignore[var-annotated]
+        self.passed, self.wrong = 0, list[str]()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.passed += report.when == "call" and report.passed
@@ -200,29 +189,28 @@ def scoring(run: Rehearsal) -> Iterator[Finding]:
 
     All layers are run once, before; Brain-Score's own cache of activations serves the benchmarks.
     """
-    model, shown = run.model, encoded_pictures(N_IMAGES)
-    measure(run, stimuli(shown, run.scratch / "images", {"stimulus_id": np.array(shown.ids), "number": np.arange(N_IMAGES)}))
+    folder, shown = run.scratch / "images", pictures(N_IMAGES)
+    measure(run, stimulus_set(shown, folder, number=range(N_IMAGES)))
     scored = {}
     for region in ("V4", "IT"):
-        score = float(toy_benchmark(region, shown, run.scratch / "images")(model))
-        scored[region] = score
+        scored[region] = score = float(toy_benchmark(region, shown, folder)(run.model))
         told = f"{score:.3f} of {N_IMAGES} images (means nothing: SIMULATED)"
         yield held(f"a toy benchmark scores {region} end to end", bool(np.isfinite(score)), told)
-    layers = model.layer_model.region_layer_map
+    layers = run.model.layer_model.region_layer_map
     apart = layers["V4"] == layers["IT"] or scored["V4"] != scored["IT"]
     yield held("V4 and IT, asked for one after the other, are answered by their own layers", apart)
-    if run.identity["iterations"]:
-        yield in_time(model, toy_benchmark("IT", shown, run.scratch / "images")._assembly.attrs["stimulus_set"])
+    if run.task["identity"]["iterations"]:
+        yield in_time(run.model, stimulus_set(shown, folder, number=range(N_IMAGES)))
 
 
 def measure(run: Rehearsal, shown: Any) -> None:
     """Run all images at every layer that scoring asks for, and note what it took."""
-    model = run.model
-    regions = model.layer_model.region_layer_map
-    in_time = [name for region in regions for of_layer in model.layer_model._layers(region) for name in of_layer]
-    names = list(dict.fromkeys([*regions.values(), *(in_time if run.identity["iterations"] else [])]))
+    model = run.model.layer_model
+    regions = model.region_layer_map
+    in_time = [name for region in regions for of_layer in model._layers(region) for name in of_layer]
+    names = list(dict.fromkeys([*regions.values(), *(in_time if run.task["identity"]["iterations"] else [])]))
     started = time.time()
-    found = model.activations_model(shown, layers=names, number_of_trials=1, require_variance=False)
+    found = run.model.activations_model(shown, layers=names, number_of_trials=1, require_variance=False)
     run.seconds = (time.time() - started) / N_IMAGES
     for layer in dict.fromkeys(regions.values()):
         values = found.transpose("presentation", "neuroid").values[:, found["layer"].values == layer]
@@ -232,11 +220,10 @@ def measure(run: Rehearsal, shown: Any) -> None:
 
 def in_time(model: Any, shown: Any) -> Finding:
     """Whether several time bins are answered by different iterations."""
-    bins = [tuple(time_bin) for time_bin in model.layer_model._bins]
+    bins = model.layer_model._bins
     model.start_recording("IT", time_bins=bins)
-    found = model.look_at(shown)
-    values = found.transpose("time_bin", "presentation", "neuroid").values
-    differ = all(np.abs(values[t] - values[t - 1]).max() > 0 for t in range(1, len(bins)))
+    values = model.look_at(shown).transpose("time_bin", "presentation", "neuroid").values
+    differ = bool(np.abs(np.diff(values, axis=0)).max(axis=(1, 2)).all())
     told = ", ".join(f"{start}-{end}" for start, end in bins)
     return held("recorded from in several time bins, every iteration answers its own", differ, f"{told} ms")
 
@@ -245,21 +232,22 @@ def cost(run: Rehearsal) -> Iterator[Finding]:
     """What the images of the stage before make of the real benchmarks."""
     regions: dict[str, str] = run.model.layer_model.region_layer_map
     told = ", ".join(f"{region} {run.features[layer]} features" for region, layer in regions.items())
+    # peak memory of this process so far, in GiB; Linux counts in KiB, macOS in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     yield Finding(
-        f"{N_IMAGES} images are run at all layers", OK, f"{run.seconds:.3f} s/image, {peak():.1f} GiB at most; {told}"
+        f"{N_IMAGES} images are run at all layers", OK, f"{run.seconds:.3f} s/image, {peak:.1f} GiB at most; {told}"
     )
     have = psutil.virtual_memory().available / 2**30
     for name, region, images, sites in BENCHMARKS:
-        if region not in regions:
-            yield Finding(f"estimate for {name}, {images} images", OK, f"none: the plugin leaves out {region}")
-            continue
-        layer = regions[region]
-        memory = PLS_MEMORY * 4 * images * run.features[layer] / 2**30
-        fit = run.step[layer] * 0.9 * images / ROWS * PLS_STEPS * SPLITS
-        room = "" if memory < have else f" (this machine has {have:.0f} GiB free)"
-        told = f"about {memory:.1f} GiB{room}; here {duration(run.seconds * images)} for the images, {duration(fit)} for PLS"
-        yield Finding(f"estimate for {name}, {images} images", OK, f"{told} of {sites} sites")
-    if run.identity["readout"]:
+        layer, told = regions.get(region), f"none: the plugin leaves out {region}"
+        if layer is not None:
+            memory = PLS_MEMORY * 4 * images * run.features[layer] / 2**30
+            fit = run.step[layer] * 0.9 * images / ROWS * PLS_STEPS * SPLITS
+            room = "" if memory < have else f" (this machine has {have:.0f} GiB free)"
+            shown, fitted = duration(run.seconds * images), duration(fit)
+            told = f"about {memory:.1f} GiB{room}; here {shown} for the images, {fitted} for PLS of {sites} sites"
+        yield Finding(f"estimate for {name}, {images} images", OK, told)
+    if run.task["identity"]["readout"]:
         told = f"here {duration(run.seconds * RAJALINGHAM)} for the images"
         yield Finding(f"estimate for Rajalingham2018-i2n, {RAJALINGHAM} images", OK, told)
 
@@ -269,47 +257,61 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def seconds_per_step(features: np.ndarray) -> float:
+def seconds_per_step(features: NDArray[Any]) -> float:
     """Seconds of one power iteration of scikit-learn's PLS on these rows: X'u and Xw, the best of three."""
     u, w = np.ones(len(features)), np.ones(features.shape[1])
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        _ = features.T @ u, features @ w
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def peak() -> float:
-    """Largest resident memory of this process so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    return min(timeit.repeat(lambda: (features.T @ u, features @ w), number=1, repeat=3))
 
 
 def told(error: BaseException, scratch: Path) -> str:
     """An error for the reader of the findings, who cannot place a file in the scratch folder: it is gone by then."""
+    if isinstance(error, ModuleNotFoundError):
+        lacking = "Brain-Score's machines lack it, and requirements.txt does not name it"
+        return f"{type(error).__name__}: No module named {error.name!r}; {lacking}"
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check (--weights FILE)", text)
+    return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check", text)
+
+
+def shut() -> None:
+    """From here on Python's sockets make no connection beyond this machine: what asks for one fails at once, as without a network.
+
+    This finds mistakes. It is no fence against code that wants out: another process, or a library with sockets of its own.
+    """
+
+    def refuse(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            host = args[0]
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+            host = args[1][0] if isinstance(args[1], tuple) else ""
+        else:
+            return
+        if isinstance(host, str) and host not in HERE:
+            raise OSError(f"the rehearsal is offline, and something asks for {host}")
+
+    sys.addaudithook(refuse)
+
+
+PARTS: tuple[Callable[[Rehearsal], Iterator[Finding]], ...] = (weights, load, tests, scoring, cost)
 
 
 def main() -> int:
     """Run all stages: 0 where each came to its end, whatever it found."""
     scratch = Path(sys.argv[1])
     run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch)
-    stages: dict[str, Callable[[Rehearsal], Iterator[Finding]]]
-    stages = {"weights": weights, "load": load, "tests": tests, "scoring": scoring, "cost": cost}
     warnings.simplefilter("ignore")
     with open(scratch / "findings.jsonl", "w") as results:
-        for stage in STAGES:
-            if stage.name == "load":  # the plugin's code is run from here on
+        for stage in PARTS:
+            if stage is load:  # the plugin's code is run from here on
                 shut()
                 forget(absent(run.task["requirements"]))
-            perform(stage.name, stage.text, stages[stage.name], run, results)
+            perform(stage, run, results)
     shutil.rmtree(scratch / "homes" / "RESULTCACHING_HOME", ignore_errors=True)
     return 0
 
 
-def perform(name: str, text: str, stage: Callable[[Rehearsal], Iterator[Finding]], run: Rehearsal, results: IO[str]) -> None:
+def perform(stage: Callable[[Rehearsal], Iterator[Finding]], run: Rehearsal, results: IO[str]) -> None:
     """Run one stage and write what it finds; what it raises is a finding."""
+    name = stage.__name__
 
     def write(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=results, flush=True)
@@ -317,17 +319,13 @@ def perform(name: str, text: str, stage: Callable[[Rehearsal], Iterator[Finding]
     started = time.time()
     write({"begin": name})
     try:
-        if run.blocked:
-            write(asdict(Finding(text, NOT_RUN, f"since {run.blocked}")))
-        else:
-            for finding in stage(run):
-                write(asdict(finding))
+        found = iter([Finding(STAGES[name], NOT_RUN, f"since {run.blocked}")]) if run.blocked else stage(run)
+        for finding in found:
+            write(asdict(finding))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        lacking = isinstance(error, ModuleNotFoundError)
-        why = "; Brain-Score's machines lack it, and requirements.txt does not name it" if lacking else ""
-        write(asdict(Finding(text, FAILED, f"{told(error, run.scratch)}{why}")))
-        if name == "scoring":
+        write(asdict(Finding(STAGES[name], FAILED, told(error, run.scratch))))
+        if stage is scoring:
             run.blocked = "no image was run to its end"
     write({"end": name, "seconds": time.time() - started})
 

@@ -16,11 +16,6 @@ from cnnf_brain.predictivity.scores import brainscore_r, ceiled, score_predictio
 from cnnf_brain.recordings import Recordings, load
 from cnnf_brain.types import Images, LayerAt
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
 N_IMAGES, N_SITES = 160, 6
 LAYERS = {"V4": "pool1@2", "IT": "relu2@1"}
 

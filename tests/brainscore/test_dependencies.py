@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.brainscore
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,14 +39,14 @@ def packages(tmp_path, monkeypatch):
     ],
 )
 def test_a_requirement(packages, line, said):
-    from cnnf_brain.brainscore.dependencies import unmet
+    from cnnf_brain.brainscore.vendor import unmet
 
     assert unmet(line).startswith(said)
     assert bool(unmet(line)) == bool(said)
 
 
 def test_what_brain_score_brings():
-    from cnnf_brain.brainscore.dependencies import absent, installed_with, requirements_of
+    from cnnf_brain.brainscore.vendor import absent, installed_with, requirements_of
 
     there = installed_with([])
     assert {"torch", "numpy", "xarray", "pytest", "pytest-check"} <= there  # the last two by its extra "test"
@@ -59,22 +59,64 @@ def test_what_brain_score_brings():
     assert line.startswith("safetensors==")
 
 
-def test_what_brain_score_lacks_cannot_be_imported():
-    """In a process of its own, since it holds for good."""
-    code = (
-        "import importlib.util, cnnf_brain.io, safetensors\n"
-        "from cnnf_brain.brainscore.dependencies import absent, forget\n"
-        "forget(absent(['safetensors']))\n"
-        "import torch, safetensors\n"
-        "for name in ('cnnf_brain', 'cnnf_brain.io', 'pooch'):\n"
-        "    try:\n"
-        "        __import__(name)\n"
-        "    except ModuleNotFoundError:\n"
-        "        continue\n"
-        "    raise AssertionError(name)\n"
-        "assert importlib.util.find_spec('pooch') is None\n"
-        "assert importlib.util.find_spec('torch') is not None\n"
-    )
+CLOSED = """
+import importlib.util, json, socket, urllib.request
+import cnnf_brain.io, safetensors
+from cnnf_brain.brainscore.vendor import absent, forget
+from cnnf_brain.brainscore.worker import shut
+
+def udp():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"x", ("192.0.2.1", 53))
+
+ASKED = {
+    "connection": lambda: socket.create_connection(("192.0.2.1", 80), 1),
+    "look-up": lambda: socket.getaddrinfo("example.org", 80),
+    "connect_ex": lambda: socket.socket().connect_ex(("192.0.2.1", 80)),
+    "gethostbyname": lambda: socket.gethostbyname("example.org"),
+    "udp": udp,
+    "http": lambda: urllib.request.urlopen("http://example.org"),
+}
+shut()
+forget(absent(["safetensors"]))
+said = {}
+for name, ask in ASKED.items():
+    try:
+        ask()
+    except OSError as error:
+        said[name] = str(error)
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname(), 1).close()
+importable = []
+for name in ("torch", "safetensors", "cnnf_brain", "cnnf_brain.io", "pooch"):
+    try:
+        __import__(name)
+        importable.append(name)
+    except ModuleNotFoundError as error:
+        assert error.name.partition(".")[0] in ("cnnf_brain", "pooch"), error.name
+found = [name for name in ("pooch", "torch") if importlib.util.find_spec(name) is not None]
+print(json.dumps([said, importable, found]))
+"""
+
+
+@pytest.fixture(scope="module")
+def closed():
+    """What a process finds that was closed as a rehearsal's is: that holds for good."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", CLOSED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_what_brain_score_lacks_cannot_be_imported(closed):
+    _, importable, found = closed
+    assert importable == ["torch", "safetensors"]
+    assert found == ["torch"]
+
+
+@pytest.mark.slow
+def test_a_connection_in_a_rehearsal_is_refused(closed):
+    said = closed[0]
+    assert set(said) == {"connection", "look-up", "connect_ex", "gethostbyname", "udp", "http"}
+    assert all("the rehearsal is offline" in words for words in said.values()), said

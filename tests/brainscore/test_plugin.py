@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
-import http.server
 import json
 import re
 import shutil
-import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+from toy_networks import REGIONS
 
 from cnnf_brain import io
 from cnnf_brain.networks import shipped_weights
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
-REGIONS = {"V1": "conv1", "V2": "pool2@1", "V4": "pool2", "IT": "relu3"}
 STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 
 
@@ -41,20 +33,24 @@ def commitment():
     return commitment
 
 
-@pytest.fixture
-def ask():
-    """The plugin of the shipped small CNN-F, or what is asked for in its place."""
-    from cnnf_brain.brainscore.request import Request, identify
+@pytest.fixture(scope="module")
+def ask(asked):
+    """The plugin of the shipped small CNN-F, or what is asked for in its place; each is prepared once."""
+    from cnnf_brain.brainscore.plugin import identify
+
+    made = {}
 
     def ask(**given):
-        common = {"weights": shipped_weights(True), "model": "small", "regions": REGIONS, "neural_only": True}
-        return identify(Request(**{**common, **given}))
+        key = repr(given)
+        if key not in made:
+            made[key] = identify(asked(**given))
+        return made[key]
 
     return ask
 
 
 def read_submission(path: Path):
-    from cnnf_brain.brainscore.rules import read_submission
+    from cnnf_brain.brainscore.check import read_submission
 
     return read_submission(path)
 
@@ -74,7 +70,7 @@ def test_the_folder_and_the_zip(plugin, ask, tmp_path):
     inside = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     beside = [one for one in inside if not one.startswith("cnnf_brain/")]
     assert beside == ["__init__.py", "model.py", f"region_layer_map/{name}.json", "requirements.txt", "test.py"]
-    assert {"cnnf_brain/LICENSE", "cnnf_brain/brainscore/commitment.py", "cnnf_brain/model/feedback.py"} < set(inside)
+    assert {"cnnf_brain/LICENSE", "cnnf_brain/brainscore/commitment.py", "cnnf_brain/model/cnnf.py"} < set(inside)
     assert f"model_registry['{name}'] = lambda: get_model('{name}')\n" in (folder / "__init__.py").read_text()
     assert json.loads((folder / f"region_layer_map/{name}.json").read_text()) == dict(identity.regions)
     assert literal(folder) == json.loads(json.dumps(identity.as_dict()))
@@ -193,23 +189,6 @@ def test_a_network_that_is_down(commitment, stored, monkeypatch):
     assert not path.exists()
 
 
-@pytest.fixture
-def hub(tmp_path):
-    """A folder behind a server on this machine, and its address."""
-    folder = tmp_path / "hub"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
 def test_weights_from_a_hub(commitment, ask, hub, cache):
     folder, address = hub
     shutil.copy(shipped_weights(True), folder / "small.safetensors")
@@ -219,7 +198,7 @@ def test_weights_from_a_hub(commitment, ask, hub, cache):
     (kept,) = (cache / "weights").iterdir()
     assert io.sha256(kept) == identity.weights.sha256
     (folder / "small.safetensors").unlink()  # not fetched twice
-    assert commitment.weights_file(identity.weights) == kept
+    assert identity.weights.fetch() == kept
 
 
 def test_a_hub_that_gives_another_file_or_none(commitment, ask, hub, cache):
@@ -227,10 +206,10 @@ def test_a_hub_that_gives_another_file_or_none(commitment, ask, hub, cache):
     (folder / "small.safetensors").write_bytes(b"other weights")
     identity = ask(place={"url": f"{address}/small.safetensors"}).identity
     with pytest.raises(OSError, match=r"cannot be loaded, or is another file \(invalid hash value"):
-        commitment.weights_file(identity.weights)
+        identity.weights.fetch()
     (folder / "small.safetensors").unlink()
     with pytest.raises(OSError, match=r"http://127.0.0.1.* cannot be loaded.*404"):
-        commitment.weights_file(identity.weights)
+        identity.weights.fetch()
 
 
 def test_a_draft_names_no_place(commitment, ask, cache):

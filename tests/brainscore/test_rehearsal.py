@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import shutil
@@ -11,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -20,41 +17,25 @@ import pytest
 
 from cnnf_brain.networks import shipped_weights
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
 REGIONS = {"V1": "pool2@1", "V2": "pool2@1", "V4": "pool2@1", "IT": "relu3@2"}
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A server on this machine with the shipped CNN-F's weights, and its address."""
-    folder = tmp_path_factory.mktemp("hub")
+def address(hub) -> str:
+    """A server with the shipped CNN-F's weights."""
+    folder, address = hub
     shutil.copy(shipped_weights(True), folder / "small.safetensors")
     (folder / "short.safetensors").write_bytes(b"other")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    return address
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, hub) -> tuple[str, Path]:
-    """Identifier and ZIP of the shipped small CNN-F, whose weights are on the hub."""
-    from cnnf_brain.brainscore.plugin import write_plugins
-    from cnnf_brain.brainscore.request import Request, identify
+def written(tmp_path_factory, asked, address) -> tuple[str, Path]:
+    """Identifier and ZIP of the shipped small CNN-F, whose weights are on the server."""
+    from cnnf_brain.brainscore.plugin import identify, write_plugins
 
-    place = {"url": f"{hub}/small.safetensors"}
-    plugin = identify(Request(shipped_weights(True), place, model="small", regions=REGIONS, neural_only=True))
+    plugin = identify(asked(place={"url": f"{address}/small.safetensors"}, regions=REGIONS))
     ((_, archive),) = write_plugins([plugin], tmp_path_factory.mktemp("written") / "out")
     return plugin.identity.identifier, archive
 
@@ -76,7 +57,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def installed():
     """What the installed brainscore-vision holds, compared when the test is done."""
-    from cnnf_brain.brainscore.rules import models_folder
+    from cnnf_brain.brainscore.check import models_folder
 
     folder = models_folder().parent
     before = {name: state(folder / name) for name in ("models", "model_helpers")}
@@ -98,11 +79,11 @@ def scratch(tmp_path, monkeypatch) -> Path:
 @pytest.mark.slow
 def test_everything_that_can_be_checked(written, installed, scratch):
     """Without the weights here: they are fetched."""
-    from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
+    from cnnf_brain.brainscore.check import STAGES, check_plugin
 
     _, archive = written
     told: list[str] = []
-    found = list(rehearse(archive, None, told.append))
+    found = list(check_plugin(archive, None, told.append))
     said = {finding.rule: finding.detail for finding in found}
     assert [f"{f.rule}: {f.detail}" for f in found if f.status != "ok"] == []
     assert len(found) == 11 + 1 + 2 + 5 + 2 + 4 + 5
@@ -116,7 +97,7 @@ def test_everything_that_can_be_checked(written, installed, scratch):
     assert "V4 9216 features" in said["16 images are run at all layers"]  # 64 maps of 12 x 12
     estimate = said["estimate for MajajHong2015.V4-pls, 2560 images"]
     assert estimate.startswith(f"about {7 * 4 * 2560 * 9216 / 2**30:.1f} GiB")
-    assert [line.partition(":")[0] for line in told] == [stage.name for stage in STAGES for _ in range(2)]
+    assert [line.partition(":")[0] for line in told] == [name for name in STAGES for _ in range(2)]
     assert list(scratch.iterdir()) == []
 
 
@@ -153,15 +134,14 @@ BROKEN = {  # what is written in the plugin -> the stage that fails, and what is
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp_path, monkeypatch, name):
     """The stage fails, those after it are not run, and none is passed over in silence."""
-    from cnnf_brain.brainscore import rehearsal
+    from cnnf_brain.brainscore import check
 
     old, new, stage, said = BROKEN[name]
     if name == "never returns":
-        monkeypatch.setattr(rehearsal, "LIMIT", 25)
+        monkeypatch.setattr(check, "LIMIT", 25)
     other = changed(written[1], tmp_path / "other.zip", old, new)
-    found = list(rehearsal.rehearse(other, Path(shipped_weights(True))))
-    names = [one.name for one in rehearsal.STAGES]
-    texts = {one.text: one.name for one in rehearsal.STAGES}
+    found = list(check.check_plugin(other, Path(shipped_weights(True))))
+    names, texts = list(check.STAGES), {text: name for name, text in check.STAGES.items()}
     about = {texts[f.rule]: f for f in found if f.rule in texts}
     assert list(about) == names[names.index(stage) :]
     assert about[stage].status == "failed"
@@ -173,7 +153,7 @@ def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp
 @pytest.fixture(scope="module")
 def ask_place():
     """(address, whether the weights are here) -> the finding about the place of the weights."""
-    from cnnf_brain.brainscore.identity import Weights
+    from cnnf_brain.brainscore.commitment import Weights
     from cnnf_brain.brainscore.worker import ask
 
     def ask_place(url: str, here: bool = True):
@@ -182,15 +162,15 @@ def ask_place():
     return ask_place
 
 
-def test_an_address_is_asked(ask_place, hub):
-    there = ask_place(f"{hub}/small.safetensors")
+def test_an_address_is_asked(ask_place, address):
+    there = ask_place(f"{address}/small.safetensors")
     assert there.status == "ok"
     assert "its content is compared when the weights are not on this machine" in there.detail
-    assert ask_place(f"{hub}/small.safetensors", here=False).status == "ok"
-    other = ask_place(f"{hub}/short.safetensors")
+    assert ask_place(f"{address}/small.safetensors", here=False).status == "ok"
+    other = ask_place(f"{address}/short.safetensors")
     assert other.status == "failed"
     assert "short.safetensors has 5 bytes, the file here" in other.detail
-    absent = ask_place(f"{hub}/none.safetensors")
+    absent = ask_place(f"{address}/none.safetensors")
     assert (absent.status, "answers 404" in absent.detail) == ("failed", True)
     unreached = ask_place("http://127.0.0.1:9/small.safetensors")
     assert (unreached.status, "was not reached" in unreached.detail) == ("not run", True)
@@ -198,38 +178,44 @@ def test_an_address_is_asked(ask_place, hub):
 
 
 def test_an_upload_is_asked_for_by_its_version(monkeypatch):
-    from cnnf_brain.brainscore.identity import Weights
+    from cnnf_brain.brainscore.commitment import Weights
 
     stored = Weights("a.pt", "0" * 64, "1" * 40, stored="user_12/a.pt", version_id="v-1")
     bucket = "https://brainscore-storage.s3.amazonaws.com/brainscore-vision/models"
     assert stored.address == f"{bucket}/user_12/a.pt?versionId=v-1"
 
 
-@pytest.mark.slow
-def test_weights_that_are_nowhere(written, scratch, tmp_path, hub):
-    """Neither here nor reached: nothing is called ok that was not run."""
-    from cnnf_brain.brainscore.plugin import write_plugins
-    from cnnf_brain.brainscore.rehearsal import STAGES, rehearse
-    from cnnf_brain.brainscore.request import Request, identify
+def test_weights_that_are_nowhere(tmp_path, monkeypatch, asked):
+    """Neither here nor reached: nothing is called ok that was not run. All stages in this process, since none gets to run."""
+    from cnnf_brain.brainscore import worker
+    from cnnf_brain.brainscore.check import STAGES
+    from cnnf_brain.brainscore.plugin import identify
 
-    place = {"url": "http://127.0.0.1:9/small.safetensors"}
-    plugin = identify(Request(shipped_weights(True), place, model="small", regions=REGIONS, neural_only=True))
-    ((_, archive),) = write_plugins([plugin], tmp_path / "out")
-    found = list(rehearse(archive))[12:]
-    assert [finding.status for finding in found] == ["not run"] * 5
-    assert "was not reached" in found[0].detail
-    assert [finding.rule for finding in found[1:]] == [stage.text for stage in STAGES[1:]]
-    other = list(rehearse(written[1], Path(shipped_weights(False))))[12:]
-    assert [finding.status for finding in other] == ["failed", "failed"] + ["not run"] * 4
-    assert "is another file" in other[1].detail
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path))
+    identity = identify(asked(place={"url": "http://127.0.0.1:9/small.safetensors"})).identity.as_dict()
+
+    def findings(given: str | None) -> list[dict[str, str]]:
+        run = worker.Rehearsal({"identity": identity, "weights": given}, tmp_path)
+        with open(tmp_path / "findings", "w") as results:
+            for stage in worker.PARTS:
+                worker.perform(stage, run, results)
+        return [event for event in map(json.loads, (tmp_path / "findings").read_text().splitlines()) if "rule" in event]
+
+    found = findings(None)
+    assert [finding["status"] for finding in found] == ["not run"] * 5
+    assert "was not reached" in found[0]["detail"]
+    assert [finding["rule"] for finding in found[1:]] == list(STAGES.values())[1:]
+    other = findings(shipped_weights(False))
+    assert [finding["status"] for finding in other] == ["not run", "failed"] + ["not run"] * 4
+    assert "is another file" in other[1]["detail"]
 
 
 def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch):
-    from cnnf_brain.brainscore import rehearsal
+    from cnnf_brain.brainscore import check
 
-    monkeypatch.setattr(rehearsal, "_run", lambda scratch, tell: iter(()))
+    monkeypatch.setattr(check, "_run", lambda scratch, tell: iter(()))
     other = changed(written[1], tmp_path / "other.zip", "safetensors==", "no-such-package==")
-    found = list(rehearsal.rehearse(other))
+    found = list(check.check_plugin(other))
     assert [finding.status for finding in found] == ["ok"] * 11 + ["failed"]
     assert "no-such-package is not installed here" in found[-1].detail
 
@@ -237,15 +223,18 @@ def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch
 def test_a_stage_that_raises_or_exits_says_so(tmp_path):
     from cnnf_brain.brainscore.worker import Rehearsal, perform
 
-    def exits(run):
+    def load(run):
         raise SystemExit(0)
+        yield
+
+    def tests(run):
         yield
 
     run = Rehearsal({}, tmp_path)
     with open(tmp_path / "results", "w") as results:
-        perform("load", "the words", exits, run, results)
+        perform(load, run, results)
         run.blocked = "the model cannot be loaded"
-        perform("tests", "other words", exits, run, results)
+        perform(tests, run, results)
     events = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
     assert [event.get("begin") or event.get("end") or event["status"] for event in events] == [
         *("load", "failed", "load"),
@@ -258,25 +247,21 @@ def test_a_stage_that_raises_or_exits_says_so(tmp_path):
 
 
 def test_every_stage_is_heard_of():
-    from cnnf_brain.brainscore.rehearsal import STAGES, silent
+    from cnnf_brain.brainscore.check import STAGES, silent
 
-    names = [stage.name for stage in STAGES]
+    names, texts = list(STAGES), list(STAGES.values())
     assert list(silent(names, "why")) == []
     found = list(silent(names[:2], "why"))
-    assert [(f.rule, f.status) for f in found] == [
-        (STAGES[2].text, "failed"),
-        (STAGES[3].text, "not run"),
-        (STAGES[4].text, "not run"),
-    ]
+    assert [(f.rule, f.status) for f in found] == [*zip(texts[2:], ("failed", "not run", "not run"), strict=True)]
     assert found[0].detail == "why"
 
 
 def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
-    from cnnf_brain.brainscore.rehearsal import rehearse
+    from cnnf_brain.brainscore.check import check_plugin
 
     identifier, archive = written
     two = changed(archive, tmp_path / "two.zip", "from .model", "model_registry['second'] = None\nfrom .model")
-    found = list(rehearse(two))
+    found = list(check_plugin(two))
     assert [finding.detail for finding in found if finding.status == "failed"] == [f"found second, {identifier}"]
     assert all("since One identifier, registered as" in f.detail for f in found if f.status == "not run")
     assert sum(finding.status == "not run" for finding in found) == 5
@@ -284,10 +269,10 @@ def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
 
 
 def test_weights_that_are_not_there(written, tmp_path):
-    from cnnf_brain.brainscore.rehearsal import rehearse
+    from cnnf_brain.brainscore.check import check_plugin
 
     with pytest.raises(FileNotFoundError, match=r"weights .*none.pt: no such file"):
-        list(rehearse(written[1], tmp_path / "none.pt"))
+        list(check_plugin(written[1], tmp_path / "none.pt"))
 
 
 @pytest.mark.slow
@@ -318,29 +303,3 @@ def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path, word):
     assert process.returncode == 130
     assert said.splitlines()[-1] == "interrupted; the installed brainscore-vision is as it was"
     assert list(folder.iterdir()) == []
-
-
-def test_a_connection_in_a_rehearsal_is_refused():
-    """In a process of its own: the worker shuts the network for good."""
-    code = (
-        "import socket, urllib.request\n"
-        "from cnnf_brain.brainscore.offline import shut\n"
-        "shut()\n"
-        "def udp():\n"
-        "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:\n"
-        "        one.sendto(b'x', ('192.0.2.1', 53))\n"
-        "for ask in (lambda: socket.create_connection(('192.0.2.1', 80), 1), lambda: socket.getaddrinfo('example.org', 80),\n"
-        "            lambda: socket.socket().connect_ex(('192.0.2.1', 80)), lambda: socket.gethostbyname('example.org'), udp,\n"
-        "            lambda: urllib.request.urlopen('http://example.org')):\n"
-        "    try:\n"
-        "        ask()\n"
-        "    except OSError as error:\n"
-        "        assert 'the rehearsal is offline' in str(error), error\n"
-        "    else:\n"
-        "        raise AssertionError('connected')\n"
-        "server = socket.create_server(('127.0.0.1', 0))\n"
-        "socket.create_connection(server.getsockname(), 1).close()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -12,43 +12,33 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from toy_networks import REGIONS
 
 from cnnf_brain import io
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.zoo import sequential
 from cnnf_brain.networks import load_network, shipped_weights
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
-REGIONS = {"V1": "conv1", "V2": "pool2@1", "V4": "pool2", "IT": "relu3"}
 STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 
 
 @pytest.fixture(scope="module")
-def request_():
-    from cnnf_brain.brainscore import request
+def plugin():
+    from cnnf_brain.brainscore import plugin
 
-    return request
+    return plugin
 
 
 @pytest.fixture(scope="module")
-def identify(request_):
+def identify(plugin):
     """Request -> identity."""
-    return lambda request: request_.identify(request).identity
+    return lambda request: plugin.identify(request).identity
 
 
-@pytest.fixture
-def ask(request_):
+@pytest.fixture(scope="module")
+def ask(asked):
     """A request for a plugin of the shipped small pair."""
-
-    def ask(**given):
-        common = {"weights": shipped_weights(True), "model": "small", "regions": REGIONS, "neural_only": True}
-        return request_.Request(**{**common, **given})
-
-    return ask
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +51,10 @@ def headless(tmp_path_factory) -> Path:
     return path
 
 
-def test_identifiers_carry_the_weights_and_the_iterations(request_, identify, ask):
+def test_identifiers_carry_the_weights_and_the_iterations(plugin, identify, ask):
     sha = io.sha256(Path(shipped_weights(True)))
     cnnf = identify(ask())
-    cnn = identify(request_.control_of(ask()))
+    cnn = identify(plugin.control_of(ask()))
     assert re.fullmatch(rf"small_CNNF_{sha[:8]}_2it_[0-9a-f]{{8}}", cnnf.identifier)
     assert re.fullmatch(rf"small_CNN_{sha[:8]}_0it_[0-9a-f]{{8}}", cnn.identifier)
     assert cnnf.regions == {"V1": "conv1@2", "V2": "pool2@1", "V4": "pool2@2", "IT": "relu3@2"}
@@ -76,7 +66,7 @@ def test_identifiers_carry_the_weights_and_the_iterations(request_, identify, as
     assert cnnf.weights.sha256 == sha
 
 
-def test_identifiers_differ_wherever_the_model_does(request_, identify, ask):
+def test_identifiers_differ_wherever_the_model_does(plugin, identify, ask):
     identities = [
         identify(ask()),
         identify(ask(iterations=1)),
@@ -94,14 +84,14 @@ def test_identifiers_differ_wherever_the_model_does(request_, identify, ask):
     assert moved != identities[0]
 
 
-def test_the_card_says_what_is_not_asked_for(request_, identify, tmp_path):
+def test_the_card_says_what_is_not_asked_for(plugin, identify, tmp_path):
     torch.manual_seed(0)
     state = {k: v.contiguous() for k, v in sequential("alexnet", 10).state_dict().items() if k.startswith("features.")}
     card = {"arch": "alexnet", "image_size": 96, "feedback": {"iterations": 3, "target": "features.0", "step": 0.5}}
     path = tmp_path / "trained.safetensors"
     safetensors.torch.save_file(state, path, {"card": json.dumps(card)})
     regions = {"V1": "features.2@1"}
-    found = identify(request_.Request(weights=path, neural_only=True, regions=regions))
+    found = identify(plugin.Request(weights=path, neural_only=True, regions=regions))
     assert (found.model, found.iterations, found.preprocessing["size"]) == ("alexnet", 3, 96)
     assert (found.feedback["target"], found.feedback["step"]) == ("features.0", 0.5)
     # Brain-Score's own layers, at the last iteration
@@ -132,29 +122,29 @@ def test_the_card_says_what_is_not_asked_for(request_, identify, tmp_path):
         ({"model": "vgg17"}, r"model 'vgg17' is not known; did you mean 'vgg1"),
     ],
 )
-def test_what_no_plugin_is_made_of(request_, identify, ask, given, message):
+def test_what_no_plugin_is_made_of(plugin, identify, ask, given, message):
     with pytest.raises((ValueError, OSError), match=message):
         identify(ask(**given))
 
 
-def test_v1_and_v2_may_be_left_out_of_neural_benchmarks_alone(request_, identify, ask, published):
+def test_v1_and_v2_may_be_left_out_of_neural_benchmarks_alone(plugin, identify, ask, published):
     assert list(identify(ask(regions={})).regions) == ["V4", "IT"]
     two = {region: SQUEEZE[region] for region in ("V4", "IT")}
     with pytest.raises(ValueError, match=r"no layer is named for V1, V2; .*V4, IT are enough with neural_only"):
-        identify(request_.Request(model="torchvision:squeezenet1_1", regions=two))
+        identify(plugin.Request(model="torchvision:squeezenet1_1", regions=two))
 
 
-def test_a_region_that_is_left_out_is_not_recorded_from(request_, ask):
+def test_a_region_that_is_left_out_is_not_recorded_from(plugin, ask):
     from cnnf_brain.brainscore.commitment import commit
 
-    identity = request_.identify(ask(regions={})).identity
+    identity = plugin.identify(ask(regions={})).identity
     model = commit(identity, load_network("small", shipped_weights(True), device="cpu"))
     model.start_recording("IT", time_bins=[(70, 170)])
     with pytest.raises(NotImplementedError, match="has no layer for V1; it can be recorded from in V4, IT"):
         model.start_recording("V1", time_bins=[(70, 170)])
 
 
-def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(request_, identify, ask, monkeypatch):
+def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(plugin, identify, ask, monkeypatch):
     """Row i is image i's in the first pass; a later one of a VGG-16 may differ by percents between batch sizes."""
     from cnnf_brain import activations
 
@@ -168,30 +158,30 @@ def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(request_, ident
     assert identify(ask()).regions["IT"] == "relu3@2"
 
 
-def test_the_network_runs_on_the_device(request_, ask, monkeypatch):
+def test_the_network_runs_on_the_device(plugin, ask, monkeypatch):
     seen = []
-    load = request_.load_network
+    load = plugin.load_network
 
     def noted(*args, **given):
         seen.append(str(given["device"]))
         return load(*args, **given)
 
-    monkeypatch.setattr(request_, "load_network", noted)
-    request_.identify(ask())
-    request_.identify(ask(device="cpu"))
+    monkeypatch.setattr(plugin, "load_network", noted)
+    plugin.identify(ask())
+    plugin.identify(ask(device="cpu"))
     assert seen == ["auto", "cpu"]
     with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
-        request_.identify(ask(device="gpu"))
+        plugin.identify(ask(device="gpu"))
 
 
-def test_a_headless_network_takes_no_behaviour(request_, identify, headless):
-    request = request_.Request(weights=headless, model="alexnet", iterations=2)
+def test_a_headless_network_takes_no_behaviour(plugin, identify, headless):
+    request = plugin.Request(weights=headless, model="alexnet", iterations=2)
     with pytest.raises(ValueError, match="has no classes: Brain-Score's behavioural benchmarks read the 1000 logits"):
         identify(request)
 
 
-def test_an_identifier_that_is_taken(request_, identify, ask):
-    from cnnf_brain.brainscore.rules import taken
+def test_an_identifier_that_is_taken(plugin, identify, ask):
+    from cnnf_brain.brainscore.check import taken
 
     assert taken("vgg_16") == "vgg_16"
     assert taken("CORnet-S") == "cornet_s"  # registered under another name than its folder's
@@ -199,15 +189,14 @@ def test_an_identifier_that_is_taken(request_, identify, ask):
     assert taken(identify(ask()).identifier) == ""
 
 
-def test_an_identifier_that_a_shipped_model_has(request_, identify, ask, tmp_path, monkeypatch):
+def test_an_identifier_that_a_shipped_model_has(plugin, identify, ask, tmp_path, monkeypatch):
     """As if brainscore-vision shipped this very plugin, under a folder of another name; a link is the user's own."""
-    from cnnf_brain.brainscore import rules
-    from cnnf_brain.brainscore.plugin import write_plugins
+    from cnnf_brain.brainscore import check
 
-    ((folder, _),) = write_plugins([request_.identify(ask())], tmp_path / "written")
+    ((folder, _),) = plugin.write_plugins([plugin.identify(ask())], tmp_path / "written")
     models = tmp_path / "models"
     models.mkdir()
-    monkeypatch.setattr(rules, "models_folder", lambda: models)
+    monkeypatch.setattr(check, "models_folder", lambda: models)
     (models / folder.name).symlink_to(folder)
     assert identify(ask()).identifier == folder.name
     shutil.copytree(folder, models / "shipped")
@@ -233,12 +222,12 @@ def published(tmp_path, monkeypatch) -> Path:
 SQUEEZE = {"V1": "features.2", "V2": "features.5", "V4": "features.8", "IT": "features.12"}
 
 
-def test_a_network_of_torchvision(request_, published):
+def test_a_network_of_torchvision(plugin, published):
     """Its published weights have a place of their own, and how it was trained to see images goes into its identity."""
     model = "torchvision:squeezenet1_1"
-    plugin = request_.identify(request_.Request(model=model, regions=SQUEEZE))
-    found = plugin.identity
-    assert plugin.weights == published
+    made = plugin.identify(plugin.Request(model=model, regions=SQUEEZE))
+    found = made.identity
+    assert made.weights == published
     assert re.fullmatch(rf"squeezenet1_1_CNN_{io.sha256(published)[:8]}_0it_[0-9a-f]{{8}}", found.identifier)
     assert found.weights.url.startswith("https://")
     assert found.weights.url.endswith("/squeezenet1_1-b8a52dc0.pth")
@@ -251,15 +240,15 @@ def test_a_network_of_torchvision(request_, published):
     x = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(loaded.module(x), expected.module(x))
-    smaller = request_.identify(request_.Request(model=model, regions=SQUEEZE, image_size=128)).identity
+    smaller = plugin.identify(plugin.Request(model=model, regions=SQUEEZE, image_size=128)).identity
     assert smaller.preprocessing["size"] == 128
     assert smaller.identifier != found.identifier
 
 
-def test_a_network_of_torchvision_with_weights_of_ones_own(request_, published, tmp_path):
+def test_a_network_of_torchvision_with_weights_of_ones_own(plugin, published, tmp_path):
     (tmp_path / "mine.pth").write_bytes(published.read_bytes())
-    asked = request_.Request(tmp_path / "mine.pth", model="torchvision:squeezenet1_1", regions=SQUEEZE, iterations=0)
-    found = request_.identify(asked).identity
+    asked = plugin.Request(tmp_path / "mine.pth", model="torchvision:squeezenet1_1", regions=SQUEEZE, iterations=0)
+    found = plugin.identify(asked).identity
     assert found.weights.draft
     assert found.weights.file == "mine.pth"
 
@@ -275,44 +264,44 @@ def own(tmp_path) -> Path:
 MINE = {"V1": "first", "V2": "first", "V4": "act", "IT": "second"}
 
 
-def test_a_network_of_ones_own(request_, own):
-    plugin = request_.identify(request_.Request(model=f"{own}:net", regions=MINE, neural_only=True))
-    found = plugin.identity
+def test_a_network_of_ones_own(plugin, own):
+    made = plugin.identify(plugin.Request(model=f"{own}:net", regions=MINE, neural_only=True))
+    found = made.identity
     assert (found.model, found.iterations) == ("nets.py:net", 0)
     assert found.name == "net_CNN"
     assert found.weights.made
     assert not found.weights.draft
-    assert plugin.weights is None
+    assert made.weights is None
     assert Preprocessing(**found.preprocessing) == Preprocessing(16)
     assert found.load(None, own.parent).preprocessing == Preprocessing(16)
-    louder = request_.identify(request_.Request(model=f"{own}:louder", name="net", regions=MINE, neural_only=True)).identity
+    louder = plugin.identify(plugin.Request(model=f"{own}:louder", name="net", regions=MINE, neural_only=True)).identity
     assert louder.weights.sha256 == found.weights.sha256  # a gain that is no weight
     assert louder.identifier != found.identifier
     own.write_text(tiny.FILE.replace("seed=0", "seed=5"))
-    with pytest.raises(ValueError, match=r"nets.py:net made other weights than when the plugin was written"):
+    with pytest.raises(ValueError, match=r"nets.py:net makes other weights than the plugin's"):
         found.load(None, own.parent)
 
 
-def test_a_cnnf_of_ones_own_and_its_control(request_, own):
+def test_a_cnnf_of_ones_own_and_its_control(plugin, own):
     regions = {"V1": "0", "V2": "2", "V4": "2", "IT": "4"}
-    asked = request_.Request(model=f"{own}:feedback", regions=regions, neural_only=True)
-    found = request_.identify(asked).identity
-    control = request_.identify(request_.control_of(asked)).identity
+    asked = plugin.Request(model=f"{own}:feedback", regions=regions, neural_only=True)
+    found = plugin.identify(asked).identity
+    control = plugin.identify(plugin.control_of(asked)).identity
     assert (found.iterations, control.iterations) == (1, 0)
     assert (found.regions["IT"], control.regions["IT"]) == ("4@1", "4@0")
     assert found.weights.sha256 == control.weights.sha256
     assert found.load(None, own.parent).iterations == 1
     assert control.load(None, own.parent).iterations == 0
-    three = request_.identify(dataclasses.replace(asked, iterations=3)).identity
+    three = plugin.identify(dataclasses.replace(asked, iterations=3)).identity
     assert three.load(None, own.parent).iterations == 3
 
 
 @pytest.mark.parametrize(
     ("function", "given", "said"),
     [
-        ("drawn", {}, "makes other weights each time; save them in a file"),
+        ("drawn", {}, "nets.py:drawn makes other weights than the plugin's"),
         ("net", {"iterations": 2}, "has no feedback"),
-        ("feedback", {"feedback": {"step": 0.5}}, r"settings of the feedback are given \(step\), and the function itself"),
+        ("feedback", {"feedback": {"step": 0.5}}, "the function itself sets the feedback"),
         ("net", {"place": {"url": "https://hub/a"}}, "the network's own code makes its weights"),
         ("net", {"neural_only": False}, "has no classes"),
         ("net", {"regions": {}, "image_size": 0}, "image size is 0"),
@@ -322,10 +311,32 @@ def test_a_cnnf_of_ones_own_and_its_control(request_, own):
         ("dropped", {"regions": dict.fromkeys(MINE, "out")}, "it is not deterministic"),
     ],
 )
-def test_what_no_plugin_is_made_of_ones_own_code(request_, own, function, given, said):
+def test_what_no_plugin_is_made_of_ones_own_code(plugin, own, function, given, said):
     drawn = "\ndef drawn():\n    torch.seed()\n    return Net()\n"
     nameless = "\ndef other_net():\n    made = net()\n    made.regions = {}\n    return made\n"
     own.write_text(tiny.FILE + drawn + nameless)
     asked = {"model": f"{own}:{function}", "regions": MINE, "neural_only": True, **given}
     with pytest.raises(ValueError, match=said):
-        request_.identify(request_.Request(**asked))
+        plugin.identify(plugin.Request(**asked))
+
+
+def test_a_network_in_memory(plugin, asked, own):
+    """Its plugin is that of the request which loads the same network."""
+    network = load_network("small", shipped_weights(True), device="cpu")
+    made = plugin.prepare(network, plugin.Options(regions=REGIONS, neural_only=True))
+    assert made == plugin.identify(asked())
+    mine = load_network(f"{own}:net", device="cpu")
+    with pytest.raises(ValueError, match="a plugin makes its network anew; give model, the function that makes this one"):
+        plugin.prepare(mine, plugin.Options(regions=MINE, neural_only=True))
+    options = plugin.Options(model=f"{own}:net", regions=MINE, neural_only=True)
+    assert plugin.prepare(mine, options).identity.model == "nets.py:net"
+    with torch.no_grad():
+        network.module.conv1.weight.neg_()
+    with pytest.raises(ValueError, match=r"fashion_cnnf.safetensors holds other weights than the network; save these"):
+        plugin.prepare(network, plugin.Options(regions=REGIONS, neural_only=True))
+
+
+def test_the_identifier_of_a_request_stays(identify, asked):
+    """Leaderboard and caches know a model by it: a change here needs a new FEATURES_VERSION, or a word in CHANGELOG."""
+    assert identify(asked()).identifier == "small_CNNF_6c729691_2it_2102af8f"
+    assert identify(asked(iterations=1, feedback={"step": 0.2}, name="mine")).identifier == "mine_CNNF_6c729691_1it_db30f89d"

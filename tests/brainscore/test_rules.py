@@ -7,30 +7,26 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
 NAME = "my_model"
+IN = f"root/models/{NAME}/"
 INIT = f"from brainscore_vision import model_registry\nmodel_registry['{NAME}'] = lambda: None\n"
 GOOD = {
     "root/": "",
     "root/models/": "",
-    f"root/models/{NAME}/": "",
-    f"root/models/{NAME}/__init__.py": INIT,
-    f"root/models/{NAME}/model.py": "",
-    f"root/models/{NAME}/test.py": "",
-    f"root/models/{NAME}/region_layer_map/": "",
-    f"root/models/{NAME}/region_layer_map/{NAME}.json": "{}",
+    IN: "",
+    f"{IN}__init__.py": INIT,
+    f"{IN}model.py": "",
+    f"{IN}test.py": "",
+    f"{IN}region_layer_map/": "",
+    f"{IN}region_layer_map/{NAME}.json": "{}",
 }
 
 
 @pytest.fixture(scope="module")
 def rules():
-    from cnnf_brain.brainscore import rules
+    from cnnf_brain.brainscore import check
 
-    return rules
+    return check
 
 
 @pytest.fixture
@@ -64,42 +60,50 @@ def test_a_zip_that_keeps_all_rules(broken):
     assert broken(GOOD) == {}
 
 
+def without(end: str) -> dict[str, str]:
+    return {name: content for name, content in GOOD.items() if not name.endswith(end)}
+
+
+def registers(text: str) -> dict[str, str]:
+    return {**GOOD, f"{IN}__init__.py": text}
+
+
 @pytest.mark.parametrize(
     ("entries", "rule", "said"),
     [
-        (moved(f"root/models/{NAME}/model.py", f"root/models/{NAME}/my model.py"), "no_spaces", "my model.py"),
+        (moved(f"{IN}model.py", f"{IN}my model.py"), "no_spaces", "my model.py"),
         ({**GOOD, "other/": ""}, "one_root", "other, root"),
-        ({**GOOD, f"root/models/{NAME}/../../../x.py": ""}, "one_root", "../../../x.py"),
+        ({**GOOD, f"{IN}../../../x.py": ""}, "one_root", "../../../x.py"),
         ({**GOOD, "/etc/x": ""}, "one_root", "/etc/x"),
         ({**GOOD, "loose.py": ""}, "one_root", "loose.py"),
         ({**GOOD, "root/models/second/": "", "root/models/second/a.py": ""}, "plugin_folder", f"found {NAME}, second"),
         ({"root/": "", "root/model/": "", "root/model/a.py": ""}, "plugin_folder", "found none"),
         ({**GOOD, "root/models/notes.txt": ""}, "plugin_folder", "root/models/notes.txt"),
         ({**GOOD, "root/benchmarks/": ""}, "plugin_folder", "root/benchmarks/"),
-        ({k: v for k, v in GOOD.items() if not k.endswith("/")}, "folder_entries", f"root/models/, root/models/{NAME}/"),
-        ({k: v for k, v in GOOD.items() if k != "root/models/"}, "folder_entries", "missing: root/models/"),
-        ({k: v for k, v in GOOD.items() if not k.endswith("test.py")}, "needed_files", f"missing: {NAME}/test.py"),
-        ({k: v for k, v in GOOD.items() if not k.endswith("init__.py")}, "needed_files", f"missing: {NAME}/__init__.py"),
-        ({**GOOD, f"root/models/{NAME}/metadata.yml": ""}, "no_metadata", "metadata.yml"),
-        ({**GOOD, f"root/models/{NAME}/Metadata.YAML": ""}, "no_metadata", "Metadata.YAML"),
-        ({**GOOD, f"root/models/{NAME}/our_metadata.yml": ""}, "no_metadata", "our_metadata.yml"),
-        ({**GOOD, f"root/models/{NAME}/weights.pth": ""}, "no_weights", "weights.pth"),
-        ({**GOOD, f"root/models/{NAME}/a/b.safetensors": ""}, "no_weights", "b.safetensors"),
-        ({**GOOD, f"root/models/{NAME}/__init__.py": INIT + 'model_registry["two"] = 1\n'}, "one_identifier", f"found {NAME}, two"),
-        ({**GOOD, f"root/models/{NAME}/__init__.py": "for n in names: model_registry[n] = 1\n"}, "one_identifier", "found none"),
+        (without("/"), "folder_entries", f"root/models/, {IN}"),
+        (without("root/models/"), "folder_entries", "missing: root/models/"),
+        (without("test.py"), "needed_files", f"missing: {NAME}/test.py"),
+        (without("init__.py"), "needed_files", f"missing: {NAME}/__init__.py"),
+        ({**GOOD, f"{IN}metadata.yml": ""}, "no_metadata", "metadata.yml"),
+        ({**GOOD, f"{IN}Metadata.YAML": ""}, "no_metadata", "Metadata.YAML"),
+        ({**GOOD, f"{IN}our_metadata.yml": ""}, "no_metadata", "our_metadata.yml"),
+        ({**GOOD, f"{IN}weights.pth": ""}, "no_weights", "weights.pth"),
+        ({**GOOD, f"{IN}a/b.safetensors": ""}, "no_weights", "b.safetensors"),
+        (registers(INIT + 'model_registry["two"] = 1\n'), "one_identifier", f"found {NAME}, two"),
+        (registers("for n in names: model_registry[n] = 1\n"), "one_identifier", "found none"),
         (moved(NAME, "my-model"), "no_hyphens", "my-model"),
-        ({**GOOD, f"root/models/{NAME}/__init__.py": INIT.replace(NAME, "cnn-f")}, "no_hyphens", "cnn-f"),
-        ({**GOOD, f"root/models/{NAME}/__init__.py": INIT.replace(NAME, "alexnet")}, "not_taken", "models/alexnet"),
+        (registers(INIT.replace(NAME, "cnn-f")), "no_hyphens", "cnn-f"),
+        (registers(INIT.replace(NAME, "alexnet")), "not_taken", "models/alexnet"),
         (moved(NAME, "vgg_16"), "not_taken", "vgg_16 is in"),
     ],
-)  # fmt: skip
+)
 def test_a_zip_that_breaks_a_rule(broken, entries, rule, said):
     found = broken(entries)
     assert said in found[rule]
 
 
 def test_a_zip_that_is_too_large(broken, rules, monkeypatch):
-    noise = {f"root/models/{NAME}/data.txt": "".join(map(str, range(4000)))}
+    noise = {f"{IN}data.txt": "".join(map(str, range(4000)))}
     assert broken({**GOOD, **noise}) == {}
     monkeypatch.setattr(rules, "MAX_BYTES", 10_000)
     assert list(broken({**GOOD, **noise})) == ["size"]

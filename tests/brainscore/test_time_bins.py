@@ -15,11 +15,6 @@ from toy_networks import toy_network
 from cnnf_brain.images import batches
 from cnnf_brain.types import Images, LayerAt
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
 BINS = ((70, 120), (120, 170), (170, 220))
 REGIONS = {"V1": "conv1@0", "V2": "pool1@1", "V4": "pool1@2", "IT": "relu2@2"}
 
@@ -33,7 +28,7 @@ def pieces():
     from brainscore_vision.benchmark_helpers.neural_common import NeuralBenchmark
     from brainscore_vision.metrics import Score
 
-    from cnnf_brain.brainscore import IterationCommitment, IterationWrapper, time_bins
+    from cnnf_brain.brainscore import IterationCommitment, IterationWrapper, wrapper
 
     return SimpleNamespace(
         NeuronRecordingAssembly=NeuronRecordingAssembly,
@@ -43,7 +38,7 @@ def pieces():
         Score=Score,
         IterationCommitment=IterationCommitment,
         IterationWrapper=IterationWrapper,
-        time_bins=time_bins,
+        wrapper=wrapper,
     )
 
 
@@ -104,18 +99,18 @@ def rows(found, time_bin: int | None = None) -> np.ndarray:
     ],
 )
 def test_shares_of_a_bin_are_its_overlap_with_each_iteration(pieces, asked, expected):
-    found = pieces.time_bins.shares(BINS, asked)
+    found = pieces.wrapper.shares(BINS, asked)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_a_bin_without_extent_has_no_shares(pieces):
     with pytest.raises(ValueError, match="time bin 100-100 ms has no extent"):
-        pieces.time_bins.shares(BINS, [(70, 100), (100, 100)])
+        pieces.wrapper.shares(BINS, [(70, 100), (100, 100)])
 
 
 def test_default_bins(pieces):
-    assert pieces.time_bins.default_bins(2) == BINS
-    assert pieces.time_bins.default_bins(0) == ((70, 120),)
+    assert pieces.wrapper.default_bins(2) == BINS
+    assert pieces.wrapper.default_bins(0) == ((70, 120),)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +123,7 @@ def test_default_bins(pieces):
 )
 def test_bins_that_do_not_fit(pieces, bins, iterations, message):
     with pytest.raises(ValueError, match=message):
-        pieces.time_bins.check_bins(bins, iterations)
+        pieces.wrapper.check_bins(bins, iterations)
 
 
 def test_each_time_bin_is_answered_by_its_iterations(commitment, shown):

@@ -14,15 +14,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from toy_networks import REGIONS
 
 from cnnf_brain.networks import shipped_weights
 
-pytestmark = [
-    pytest.mark.brainscore,
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
-REGIONS = {"V1": "conv1", "V2": "pool2@1", "V4": "pool2", "IT": "relu3"}
 ROOT = Path(__file__).resolve().parents[2]
 
 # A process that has no cnnf_brain: the plugin is imported from the folder it lies in.
@@ -47,12 +42,11 @@ def vendor():
     return vendor
 
 
+@pytest.mark.slow
 def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path):
     """Its features are those of the package, bit for bit."""
     from cnnf_brain import activations
-    from cnnf_brain.brainscore.commitment import local_file
-    from cnnf_brain.brainscore.plugin import write_plugins
-    from cnnf_brain.brainscore.request import Request, identify
+    from cnnf_brain.brainscore.plugin import Request, identify, write_plugins
     from cnnf_brain.types import LayerAt
 
     weights = tmp_path / "small.pt"
@@ -66,7 +60,7 @@ def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path):
     environment["PYTHONPATH"] = str(folder.parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNF_BRAIN_CACHE", environment["CNNF_BRAIN_CACHE"])
-        shutil.copy(weights, local_file(plugin.identity.weights))
+        shutil.copy(weights, plugin.identity.weights.local)
     command = [
         sys.executable,
         "-W",
@@ -98,31 +92,44 @@ def test_the_copy_is_small_licensed_and_free_of_the_package(vendor):
     for name, text in copy.items():
         if name.endswith(".py"):
             assert "cnnf_brain" not in {one.partition(".")[0] for one in vendor.imported(text)}, name
+    there = {name.removeprefix("cnnf_brain/") for name in copy}
+    assert {"model/settings.py", "types.py", "checks.py", "io.py", "identity.py"} < there
+    assert not there & {
+        "results.py",
+        "cli.py",
+        "gram.py",
+        "style.py",
+        "compare.py",
+        "brainscore/plugin.py",
+        "brainscore/check.py",
+    }
+    assert not {name.partition("/")[0] for name in there} & {"recordings", "predictivity", "trainer", "report", "attacks"}
     assert "CNNF" in copy["cnnf_brain/__init__.py"]
     assert "predictivity" not in copy["cnnf_brain/__init__.py"]
 
 
 def test_the_copy_imports_what_brain_score_has(vendor):
     """All but safetensors, which requirements.txt names for such weights, and pooch, which a plugin never asks for."""
-    from cnnf_brain.brainscore.dependencies import absent
-
-    tops = {one.partition(".")[0] for name, text in vendor.package_files().items() if name.endswith(".py")
-            for one in vendor.imported(text)}  # fmt: skip
-    assert tops & absent() <= {"safetensors", "pooch"}
+    texts = [text for name, text in vendor.package_files().items() if name.endswith(".py")]
+    tops = {one.partition(".")[0] for text in texts for one in vendor.imported(text)}
+    assert tops & vendor.absent() <= {"safetensors", "pooch"}
     assert {"torch", "brainscore_vision"} <= tops
 
 
 @pytest.mark.parametrize(
-    ("text", "depth", "made"),
+    ("text", "to", "made"),
     [
-        ("from cnnf_brain import files\n", 1, "from . import files\n"),
-        ("    from cnnf_brain.model.zoo import (\n        a,\n    )\n" , 2, "    from ..model.nets import (\n        a,\n    )\n"),
-        ("from cnnf_brains import x\n", 1, "from cnnf_brains import x\n"),
+        ("from cnnf_brain import io\n", ".", "from . import io\n"),
+        (
+            "if 1:\n    from cnnf_brain.model.zoo import (\n        a,\n    )\n",
+            "..",
+            "from ..model.zoo import (\n        a,\n    )\n",
+        ),
+        ("from cnnf_brains import x\n", ".", "from cnnf_brains import x\n"),
     ],
-)  # fmt: skip
-def test_imports_become_relative(vendor, text, depth, made):
-    source = text if not text.startswith(" ") else f"if 1:\n{text}"
-    assert vendor.relative(source, depth).endswith(made)
+)
+def test_imports_become_relative(vendor, text, to, made):
+    assert made in vendor.redirected(text, to, "a.py")
 
 
 OWN = "brainscore_vision.models.mine.cnnf_brain"

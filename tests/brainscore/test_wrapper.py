@@ -26,12 +26,6 @@ from cnnf_brain.recordings import Recordings
 from cnnf_brain.recordings.simulated import simulated
 from cnnf_brain.types import Images, LayerAt
 
-pytestmark = [
-    pytest.mark.brainscore,
-    # brainscore-core's own class, when it is first imported
-    pytest.mark.filterwarnings("ignore:xarray subclass Score should explicitly define __slots__:FutureWarning"),
-]
-
 SIZE = 64
 N_SITES, CEILING = 12, 0.8
 LAYERS = ["pool1@0", "pool1@1", "pool1@2"]

@@ -12,6 +12,7 @@ from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 
 SIZE = 48
+REGIONS = {"V1": "conv1", "V2": "pool2@1", "V4": "pool2", "IT": "relu3"}  # of the shipped small network
 
 
 def toy_layers(seed: int = 0, classes: int = 1000) -> nn.Sequential:
