@@ -14,6 +14,7 @@ from typing import Any
 
 COMMANDS = ("compare", "robustness", "visualize", "report", "submit")
 INTERRUPTED = 130
+STOPPED = 75  # EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
 NOT_GIVEN = None
 
 
@@ -64,12 +65,28 @@ def given(args: argparse.Namespace, record: type) -> dict[str, Any]:
     }
 
 
+def refuse(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    records: Iterable[type],
+    why: str,
+    *,
+    but: Iterable[str] = (),
+) -> None:
+    """A usage error where a flag of one of the ``records`` was given, except those of the fields named in ``but``."""
+    for field in (field for record in records for field in fields(record)):
+        if field.name not in set(but) and getattr(args, field.name, NOT_GIVEN) is not NOT_GIVEN:
+            parser.error(f"{flag_of(field)} {why}")
+
+
 def number(kind: type[int] | type[float], limits: Mapping[str, Any]) -> Callable[[str], float]:
     """An argparse type: a finite number, ``above`` (greater than), ``least`` (at least) or ``most`` where these are set."""
 
     def read(text: str) -> float:
         value = kind(text)
         above, least, most = (limits.get(name) for name in ("above", "least", "most"))
+        if least is not None and most is not None and not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{least:g}, {most:g}]")
         if not math.isfinite(value) or (above is not None and not value > above):
             raise argparse.ArgumentTypeError(
                 f"{text} is not above {above:g}" if above is not None else f"{text} is not finite"
