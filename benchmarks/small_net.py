@@ -19,7 +19,8 @@ import torch
 from turns import in_turn
 
 from cnnf_brain import results, small_net
-from cnnf_brain.trainer.loop import LossWeights, train_step
+from cnnf_brain.trainer.config import LossWeights
+from cnnf_brain.trainer.loop import Objective
 
 LIMIT = 1.15
 
@@ -64,8 +65,15 @@ def step(iterations: int, images: torch.Tensor, labels: torch.Tensor, amp: str |
     )
     model = small_net(**feedback).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=5e-4)
-    weights = LossWeights() if iterations else LossWeights(0.0, 0.0, 0.0)
-    return lambda: train_step(model, optimizer, images, labels, weights, amp=amp)
+    objective = Objective(model, LossWeights() if iterations else LossWeights(0.0, 0.0, 0.0), amp=amp)
+
+    def made() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        total, _ = objective(images, labels)
+        total.backward()
+        optimizer.step()
+
+    return made
 
 
 if __name__ == "__main__":

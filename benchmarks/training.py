@@ -39,12 +39,12 @@ from torch import nn
 from torchvision import datasets, models, transforms
 from turns import medians
 
-from cnnf_brain.datasets.image_batches import training_loader
-from cnnf_brain.datasets.image_index import index_images
+from cnnf_brain.datasets.image_batches import DiskBatches
+from cnnf_brain.datasets.image_index import ImageIndex, index_images
 from cnnf_brain.model.zoo import sequential
-from cnnf_brain.trainer.recipe import Recipe
-from cnnf_brain.trainer.start import starting_network, train_mode
-from cnnf_brain.trainer.stream import Objective
+from cnnf_brain.trainer.config import Recipe
+from cnnf_brain.trainer.imagenet import starting_network
+from cnnf_brain.trainer.loop import Objective, train_mode
 
 STEP_LIMIT, MEMORY_LIMIT, FLOPS_LIMIT = 1.1, 1.6, 0.4
 PARTS = ("step", "memory", "data", "flops")
@@ -58,8 +58,11 @@ def main() -> int:
         print(json.dumps(memory_of_one(args, *args.one_memory)))
         return 0
     parts: dict[str, Callable[[argparse.Namespace], tuple[dict[str, Any], bool]]] = {
-        "step": step_times, "memory": memory, "data": data_path, "flops": flops
-    }  # fmt: skip
+        "step": step_times,
+        "memory": memory,
+        "data": data_path,
+        "flops": flops,
+    }
     path = Path("results", "benchmark-training.json")
     path.parent.mkdir(exist_ok=True)
     figures = json.loads(path.read_text()) if path.exists() else {}
@@ -71,8 +74,13 @@ def main() -> int:
         found, fine = parts[part](args)
         met &= fine
         name = f"{part}, compiled" if part == "step" and args.compile else part
-        figures[name] = {**found, "torch": str(torch.__version__), "threads": torch.get_num_threads(),
-                         "machine": card(args.device), "met": fine}  # fmt: skip
+        figures[name] = {
+            **found,
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "machine": card(args.device),
+            "met": fine,
+        }
     path.write_text(json.dumps(figures, indent=2) + "\n")
     return int(not met)
 
@@ -103,12 +111,12 @@ def arguments() -> argparse.Namespace:
 def step_of(args: argparse.Namespace, n: int, batch_size: int, *, again: bool = False) -> Callable[[], None]:
     """A training step of the CNN-F with ``n`` iterations as the trainer makes it; ``again``: iterations recomputed."""
     feedback = {"iterations": n, "match_layers": args.match_layers, **FEEDBACK}
-    recipe = Recipe(arch=args.arch, weights="none", feedback=feedback, amp=amp(args), checkpoint_iterations=again)
-    model, _ = starting_network(args.arch, "none", 1000, feedback)
-    objective = Objective(model, recipe)
+    recipe = Recipe(arch=args.arch, weights="none", feedback=feedback, num_classes=1000)
+    model, _ = starting_network(recipe)
+    objective = Objective(model, recipe.losses, amp=amp(args), recompute=again)
     if args.compile:
         objective.compile()
-    return stepping(args, model, batch_size, lambda x, y: objective(x, y)[0] / len(x))
+    return stepping(args, model, batch_size, lambda x, y: objective(x, y)[0])
 
 
 def step_of_cnn(args: argparse.Namespace, batch_size: int) -> Callable[[], None]:
@@ -208,12 +216,8 @@ def data_path(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         folder = unpacked(index, Path(scratch, "files"), args.images)
         flat, _ = index_images(folder.parent)
         ways: dict[str, Callable[[int], Iterator[int]]] = {
-            "ours, as given": lambda w: (
-                len(b.labels) for b in training_loader(index, args.image_size, 64, seed=0, workers=w)
-            ),
-            "ours, folders": lambda w: (
-                len(b.labels) for b in training_loader(flat, args.image_size, 64, seed=0, workers=w)
-            ),
+            "ours, as given": lambda w: loaded(index, args.image_size, w),
+            "ours, folders": lambda w: loaded(flat, args.image_size, w),
             "ImageFolder": lambda w: (len(y) for _, y in image_folder(folder, args.image_size, w)),
         }
         rates: dict[str, dict[str, float]] = {}
@@ -246,11 +250,22 @@ def rate(ways: dict[str, Callable[[int], Iterator[int]]], workers: int, n: int, 
     return best
 
 
+def loaded(index: ImageIndex, size: int, workers: int) -> Iterator[int]:
+    """The numbers of images in our batches of 64."""
+    batches = DiskBatches(index=index, size=size, batch_size=64, workers=workers).batches()
+    return (len(batch.labels) for batch in batches)
+
+
 def image_folder(folder: Path, size: int, workers: int) -> Iterator[Any]:
     """torchvision's way: the shorter side to ``size``, the middle, a flip, normalised; shuffled, epoch after epoch."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-             transforms.Normalize(mean, std)]  # fmt: skip
+    steps = [
+        transforms.Resize(size),
+        transforms.CenterCrop(size),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ]
     images = datasets.ImageFolder(str(folder), transforms.Compose(steps))
     while True:
         yield from torch.utils.data.DataLoader(images, 64, shuffle=True, num_workers=workers)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from idx_files import NAMES, drawn, idx
+from idx_files import write_idx
 from tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
 from cnnf_brain.trainer import card as card_files
-from cnnf_brain.trainer import small, start
+from cnnf_brain.trainer import small
 from cnnf_brain.types import LayerAt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,11 +68,7 @@ def imagenet_images(size: int = SIZE) -> Tensor:
 
 @pytest.fixture(scope="module")
 def idx_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("idx")
-    for part, n, seed in (("train", 240, 1), ("test", 40, 2)):
-        for file, values in zip(NAMES[part], drawn(n, seed), strict=True):
-            (folder / file).write_bytes(idx(values))
-    return folder
+    return write_idx(tmp_path_factory.mktemp("idx"))
 
 
 SMALL = {
@@ -161,8 +157,7 @@ def pictures(tmp_path) -> Path:
 
 def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tensor:
     seen = note_outputs(monkeypatch, lambda card: imagenet_images(card["image_size"]))
-    for module in (zoo, start):
-        monkeypatch.setattr(module, "sequential", tiny)
+    monkeypatch.setattr(zoo, "sequential", tiny)
     model = more[more.index("--model") + 1] if "--model" in more else "cnnf"
     rest = [word for i, word in enumerate(more) if "--model" not in (word, more[i - 1] if i else "")]
     assert imagenet.main(flags(data, output, *rest, model=model, steps=2)) == 0

@@ -54,52 +54,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import shlex
 import sys
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cnnf_brain import results
+from cnnf_brain import cli, results
 from cnnf_brain.datasets.image_batches import TooManyBadImages
-from cnnf_brain.datasets.image_index import ImageIndex, index_images, index_validation
-from cnnf_brain.io import sha256, write_json
-from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import Card, is_published, published_file, read_card
-from cnnf_brain.model.zoo import ARCHITECTURES
-from cnnf_brain.networks import place, plan
+from cnnf_brain.datasets.image_index import index_images, index_validation
+from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.report import page
-from cnnf_brain.results import commit, machine, versions
-from cnnf_brain.trainer.card import WEIGHTS, check_finished, finish, save_weights
-from cnnf_brain.trainer.config import check_same, environment
+from cnnf_brain.trainer import evaluation, imagenet
+from cnnf_brain.trainer.card import WEIGHTS
+from cnnf_brain.trainer.config import CNN, IMAGENET_FEEDBACK, LossWeights, Recipe, recorded
 from cnnf_brain.trainer.distributed import Ranks, join
-from cnnf_brain.trainer.evaluation import check_classes, check_evaluation, evaluate_network, table, write_evaluation
-from cnnf_brain.trainer.flags import (
-    FEEDBACK,
-    STOPPED,
-    add_model_flags,
-    evaluated_feedback,
-    feedback_settings,
-    given_feedback,
-    loss_weights,
-    positive,
-    settle_model_flags,
-    weight,
-    whole,
-)
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
-from cnnf_brain.trainer.recipe import Recipe
-from cnnf_brain.trainer.start import NO_WEIGHTS, bare_network, starting_network, train_mode
-from cnnf_brain.trainer.stream import StreamTrainer
 
-PAPER = Recipe()
-EVALUATES = {"evaluate", "data", "model", *FEEDBACK, "feedback_defaults", "arch", "weights", "image_size", "resize", "batch_size",
-             "workers", "max_bad", "limit_validation", "output", "device"}  # fmt: skip
+LOADING = ("batch_size", "workers", "max_bad")
+EVALUATES = ("arch", "weights", "image_size", "resize", *LOADING)  # fields of Recipe that --evaluate uses
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,199 +80,76 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
     command = shlex.join(["python", "training/imagenet.py", *argv])
-    try:
-        with join(args.device) as ranks, place_for_results(args, ranks):
+
+    def work() -> int:
+        with join(args.device) as ranks:
             return evaluate(args, ranks, command) if args.evaluate else run(args, ranks, command)
-    except (ValueError, OSError, NonFiniteLoss, TooManyBadImages) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    return cli.run(work, NonFiniteLoss, TooManyBadImages)
 
 
 def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
-    """Data, model, training, result."""
-    with in_turn(ranks):
+    """Data, training, result."""
+    wanted, folder = recipe(args), output(args)
+    with ranks.in_turn():
         train, validation = index_images(args.data)
-    train, validation = train.spaced(args.limit), validation.spaced(args.limit_validation)
-    recipe = recipe_of(args, len(train.classes))
-    start = started_from(recipe.weights, args.output)
-    configuration = {
-        **recipe.outcome(),
-        "weights": f"sha256:{start['sha256']}" if "sha256" in start else recipe.weights,
-        "data": {"train": train.digest(), "validation": validation.digest()},
-    }
-    if finished(args.output, configuration, recipe, ranks):
-        return 0
-    torch.manual_seed(recipe.seed)
-    model, origin = starting_network(recipe.arch, recipe.weights, recipe.num_classes, recipe.feedback)
-    model.to(ranks.device)
-    record = {"command": command, "configuration": configuration, "steps": recipe.steps, "commit": commit(),
-              "versions": versions()}  # fmt: skip
-    card = {"title": title(recipe), **record, "feedback": model.settings.as_dict(), "arch": recipe.arch, "start": origin,
-            "started_from": start, "image_size": recipe.image_size, "resize": recipe.resize,
-            "classes_sha256": train.classes_digest(), "machine": machine(ranks.device), "ranks": ranks.size}  # fmt: skip
-    trainer = StreamTrainer(
-        model, recipe, configuration, args.output, ranks,
-        on_best=lambda found: save_weights(args.output / "best.safetensors", model, with_accuracy(card, found)),
-    )  # fmt: skip
-    found = trainer.resume()
-    if args.resume and found is None:
-        raise ValueError(f"--resume: {args.output} has no checkpoint; leave --resume out to start there")
-    if ranks.rank == 0:
-        write_json(args.output / "config.json", {**record, "environment": environment(ranks.device)})
-        introduce(args, recipe, ranks, origin, train, validation, found, holds=train_mode(model))
+    images = train.spaced(args.limit), validation.spaced(args.limit_validation)
     with Stop() as stop:
-        if not trainer.run(train, validation, stop):
-            if ranks.rank == 0:
-                why = stop.requested.name if stop.requested else "a signal to another rank"
-                print(
-                    f"stopped by {why} after step {trainer.position.step}, saved; the same command continues",
-                    file=sys.stderr,
-                )
-            return STOPPED
+        card = imagenet.train(wanted, images, folder, command, ranks=ranks, insist=args.resume, stop=stop)
+    if card is None:
+        return cli.STOPPED
     if ranks.rank == 0:
-        assert trainer.position.validation is not None
-        card = with_accuracy(card, trainer.position.validation) | {"training_seconds": round(trainer.position.seconds)}
-        report(finish(args.output, model, card), args.output / WEIGHTS)
-    ranks.wait()
+        report(card, folder / WEIGHTS)
     return 0
+
+
+def recipe(args: argparse.Namespace) -> Recipe:
+    """The flags as the one record that the trainer reads."""
+    feedback, losses = dict(CNN), LossWeights(0.0, 0.0, 0.0)
+    if args.model == "cnnf":
+        feedback = recorded(FeedbackSettings(**{**IMAGENET_FEEDBACK, **cli.given(args, FeedbackSettings)}))
+        losses = LossWeights(**cli.given(args, LossWeights))
+    return Recipe(**cli.given(args, Recipe), feedback=feedback, losses=losses)
+
+
+def output(args: argparse.Namespace) -> Path:
+    """The folder of the run."""
+    if args.output is not None:
+        return Path(args.output)
+    wanted = recipe(args)
+    iterations = f"-{wanted.feedback['iterations']}" if args.model == "cnnf" else ""
+    return Path("runs", f"imagenet-{wanted.arch}-{args.model}{iterations}-seed{wanted.seed}")
 
 
 def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     """The accuracy of given weights, at every iteration."""
-    card = Card() if is_published(args.weights) else read_card(args.weights)
-    arch, feedback = args.arch or card.arch or PAPER.arch, evaluated_feedback(args, card)
-    planned = plan(arch, args.weights, iterations=feedback.pop("iterations"), feedback=feedback,
-                   image_size=args.image_size or card.image_size)  # fmt: skip
-    with in_turn(ranks):
-        index = index_validation(args.data).spaced(args.limit_validation)
-        check_classes(planned, index)  # before weights are downloaded
-        network = place(planned.load(), ranks.device)
-    shown = replace(network.preprocessing, resize=args.resize or card.resize)
-    network = replace(network, preprocessing=shown)
-    assert isinstance(network.module, CNNF)
-    settings: dict[str, Any] = {"arch": arch, "feedback": {"iterations": 0}}
-    if network.iterations:
-        settings["feedback"] = network.module.settings.as_dict()
-    settings |= {"image_size": shown.size, "resize": shown.resize}
-    file = published_file(arch, args.weights) if is_published(args.weights) else Path(args.weights)
-    about = {"weights": args.weights, "sha256": sha256(file), "settings": settings, "data": index.digest(), "command": command,
-             "commit": commit(), "versions": versions(), "machine": machine(ranks.device)}  # fmt: skip
-    if args.output is not None:
-        check_evaluation(args.output, about)
-    if ranks.rank == 0:
-        cut = "whole middle square" if shown.resize is None else f"of the middle, resized to {shown.resize}"
-        how = ", ".join(f"{name} {value}" for name, value in settings["feedback"].items())
-        print(f"{network.name}, weights {args.weights} ({how}): {len(index)} images of {len(index.classes)} classes from "
-              f"{args.data}, at {shown.size} x {shown.size} pixels, {cut}, on {machine(ranks.device)}", flush=True)  # fmt: skip
-    accuracy = evaluate_network(network, index, batch_size=args.batch_size, workers=args.workers, max_bad=args.max_bad,
-                                ranks=ranks)  # fmt: skip
-    if ranks.rank == 0:
-        print(table(accuracy))
+    weights = args.weights or Recipe().weights
+    given = cli.given(args, FeedbackSettings)
+    planned = evaluation.planned_network(weights, args.arch, args.image_size, given, args.model)
+    place = contextlib.nullcontext() if ranks.rank or args.output is None else results.opened(args.output)
+    with place:
+        with ranks.in_turn():
+            index = index_validation(args.data).spaced(args.limit_validation)
+            evaluation.check_classes(planned, index)  # before weights are downloaded
+            network = evaluation.load_planned(planned, args.resize, ranks)
+        record = evaluation.evaluation_record(planned, network, index, command)
         if args.output is not None:
-            print(f"written: {write_evaluation(args.output, accuracy, about)}")
+            evaluation.check_evaluation(args.output, record)
+        if ranks.rank == 0:
+            settings = record["settings"]
+            how = ", ".join(f"{name} {value}" for name, value in settings["feedback"].items())
+            shown = evaluation.how_shown(settings["image_size"], settings["resize"])
+            images = f"{len(index)} images of {len(index.classes)} classes from {args.data}, {shown}"
+            print(f"{network.name}, weights {weights} ({how}): {images}, on {record['machine']}", flush=True)
+        loading = replace(Recipe(), **{name: value for name in LOADING if (value := getattr(args, name)) is not None})
+        accuracy = evaluation.evaluate_network(
+            network, index, ranks=ranks, **{name: getattr(loading, name) for name in LOADING}
+        )
+        if ranks.rank == 0:
+            print(evaluation.table(accuracy))
+            if args.output is not None:
+                print(f"written: {evaluation.write_evaluation(args.output, accuracy, record)}")
     return 0
-
-
-def place_for_results(args: argparse.Namespace, ranks: Ranks) -> AbstractContextManager[None]:
-    """Rank 0 makes --output and, for training, holds it alone. The folder is removed again if nothing was written to it."""
-    if ranks.rank or args.output is None:
-        return contextlib.nullcontext()
-    return results.opened(args.output) if args.evaluate else results.occupied(args.output)
-
-
-@contextlib.contextmanager
-def in_turn(ranks: Ranks) -> Any:
-    """Rank 0 first, so that the others find in the cache what it has listed and downloaded."""
-    if ranks.rank:
-        ranks.wait()
-    yield
-    if ranks.rank == 0:
-        ranks.wait()
-
-
-def started_from(weights: str, output: Path) -> dict[str, str]:
-    """The weights that training begins with: a name as given, a file by its path from ``output`` and its SHA-256."""
-    if not Path(weights).is_file():
-        return {"weights": weights}
-    return {"weights": os.path.relpath(Path(weights).resolve(), output.resolve()), "sha256": sha256(Path(weights))}
-
-
-def recipe_of(args: argparse.Namespace, classes_found: int) -> Recipe:
-    """The flags as the one record that the trainer reads."""
-    num_classes = args.num_classes or classes_found
-    if num_classes < classes_found:
-        raise ValueError(f"--num-classes {num_classes}: {args.data} has {classes_found} classes; leave the flag out")
-    weights = args.weights
-    if weights != NO_WEIGHTS and not is_published(weights) and not Path(weights).is_file():
-        raise FileNotFoundError(f"--weights {weights}: no such file; give one, {PAPER.weights} or {NO_WEIGHTS}")
-    return Recipe(
-        arch=args.arch, weights=weights, feedback=feedback_settings(args),
-        losses=loss_weights(args),
-        image_size=args.image_size, resize=args.resize, num_classes=num_classes, steps=args.steps, batch_size=args.batch_size,
-        learning_rate=args.lr, momentum=args.momentum, weight_decay=args.weight_decay, decay_every=args.decay_every,
-        decay_factor=args.decay_factor, clip=args.clip, seed=args.seed, amp=args.amp, accumulate=args.accumulate,
-        checkpoint_iterations=args.checkpoint_iterations, channels_last=args.channels_last, compile=args.compile,
-        save_every=args.save_every, keep=args.keep, validate_every=args.validate_every, log_every=args.log_every,
-        max_bad=args.max_bad, workers=args.workers,
-    )  # fmt: skip
-
-
-def introduce(
-    args: argparse.Namespace,
-    recipe: Recipe,
-    ranks: Ranks,
-    origin: str,
-    train: ImageIndex,
-    validation: ImageIndex,
-    found: Path | None,
-    *,
-    holds: bool,
-) -> None:
-    """What is about to be done, on standard output."""
-    portion = recipe.batch_size / ranks.size / recipe.accumulate
-    lines = [
-        f"{title(recipe)}: {origin}",
-        f"{len(train)} training and {len(validation)} validation images of {len(train.classes)} classes from {args.data}, "
-        f"at {recipe.image_size} x {recipe.image_size} pixels"
-        f"{', the whole middle square' if recipe.resize is None else f' of the middle, resized to {recipe.resize}'}",
-        f"{recipe.batch_size} images a step = {ranks.size} ranks x {recipe.accumulate} portions x {portion:g} images; learning "
-        f"rate {recipe.learning_rate:g} for that step, whatever the ranks, x {recipe.decay_factor:g} every {recipe.decay_every}",
-        f"{'continuing ' + str(found) if found else 'from the start'}, on {machine(ranks.device)}, output {args.output}",
-    ]
-    if holds:
-        lines.append("batch normalisation keeps its statistics; its scale and bias are trained")
-    print("\n".join(lines), flush=True)
-
-
-def title(recipe: Recipe) -> str:
-    """The network and its task in words."""
-    n = recipe.feedback["iterations"]
-    return f"{recipe.arch} {f'CNN-F-{n}' if n else 'CNN'}, ImageNet ({recipe.num_classes} classes)"
-
-
-def with_accuracy(card: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """``card`` with what a validation found, and after which step."""
-    return {**card, "step": found["step"], "n_validation": found["images"], "validation_accuracy": found["top1"],
-            "validation_top5_accuracy": found["top5"]}  # fmt: skip
-
-
-def finished(output: Path, configuration: dict[str, Any], recipe: Recipe, ranks: Ranks) -> bool:
-    """Whether ``output`` holds this very run, finished, its weights checked or restored; a ValueError where it is another."""
-    path = output / "card.json"
-    if not path.exists():
-        return False
-    card = json.loads(path.read_text())
-    check_same(card["configuration"], configuration, path)
-    if card["steps"] < recipe.steps:
-        return False
-    if card["steps"] > recipe.steps:
-        raise ValueError(f"{path} is of {card['steps']} steps, more than --steps {recipe.steps}; choose another --output")
-    if ranks.rank == 0:
-        with torch.device("meta"):
-            network = bare_network(recipe.arch, recipe.num_classes)
-        check_finished(output, card, network, lambda state: state["position"]["step"] == card["steps"])
-        report(card, output / WEIGHTS)
-    return True
 
 
 def report(card: dict[str, Any], path: Path) -> None:
@@ -312,79 +162,44 @@ def report(card: dict[str, Any], path: Path) -> None:
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; contradictions are usage errors (exit code 2)."""
     summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=rest,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    add, count, size = parser.add_argument, positive(int), positive(float)
+    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, count = parser.add_argument, cli.number(int, {"above": 0})
     add("--data", type=Path, metavar="DIR", required=True, help="train/ and val/, or train-*.tar and val-*.tar")
     add("--evaluate", action="store_true", help="no training: the accuracy of --weights at every iteration")
-    add_model_flags(parser, "input, features.4, ...", required=False, match_layers=True)
-    add("--arch", choices=ARCHITECTURES, help=f"default {PAPER.arch}")
-    add("--weights", default=PAPER.weights, metavar="FILE",
-        help=f"a file (convolutions alone: a new classifier on top), {PAPER.weights} (default) or {NO_WEIGHTS}")  # fmt: skip
-    add("--image-size", type=count, metavar="PIXELS", help=f"default {PAPER.image_size}")
-    add("--resize", type=count, metavar="PIXELS",
-        help="shorter side before the middle is cut out (torchvision: 256); default: the whole middle square")  # fmt: skip
-    add("--num-classes", type=count, metavar="K", help="default: as many as the data has")
-    add("--steps", type=count, default=PAPER.steps, help=f"default {PAPER.steps}")
-    add(
-        "--batch-size",
-        type=count,
-        default=PAPER.batch_size,
-        help=f"images of a step over all ranks (default {PAPER.batch_size})",
-    )
-    add("--lr", type=size, default=PAPER.learning_rate, help=f"default {PAPER.learning_rate}")
-    add("--momentum", type=weight, default=PAPER.momentum, help=f"default {PAPER.momentum}")
-    add("--weight-decay", type=weight, default=PAPER.weight_decay, help="default 0: the paper states none")
-    add("--decay-every", type=count, default=PAPER.decay_every, metavar="STEPS", help=f"default {PAPER.decay_every}")
-    add("--decay-factor", type=size, default=PAPER.decay_factor,
-        help=f'default {PAPER.decay_factor}, "decreased by 10%%" read literally; 0.1 is the other reading')  # fmt: skip
-    add("--clip", type=size, metavar="NORM", help="scale gradients above this norm down to it (default: none)")
-    add("--seed", type=whole, default=0, help="of new layers, the order of the images, flips and dropout (default 0)")
-    add("--amp", choices=["bfloat16"], help="mixed precision in training; validation stays in float32")
-    add("--channels-last", action="store_true", help="memory layout that is faster on most devices")
-    add("--compile", action="store_true", help="torch.compile")
-    add("--accumulate", type=count, default=1, metavar="PORTIONS", help="of a rank's part of the batch, one after another")
-    add("--checkpoint-iterations", action="store_true", help="less memory: compute each iteration again for its gradient")
-    add(
-        "--workers",
-        type=whole,
-        default=PAPER.workers,
-        help=f"processes that decode, for each rank (default {PAPER.workers})",
-    )
-    add("--max-bad", type=weight, default=PAPER.max_bad, metavar="SHARE",
-        help=f"damaged images are skipped, up to this share (default {PAPER.max_bad})")  # fmt: skip
-    add("--save-every", type=count, default=PAPER.save_every, metavar="STEPS", help=f"default {PAPER.save_every}")
-    add("--keep", type=count, default=PAPER.keep, metavar="K", help=f"checkpoints, the newest (default {PAPER.keep})")
-    add(
-        "--validate-every", type=count, default=PAPER.validate_every, metavar="STEPS", help=f"default {PAPER.validate_every}"
-    )
-    add("--log-every", type=count, default=PAPER.log_every, metavar="STEPS", help=f"default {PAPER.log_every}")
+    add("--model", choices=["cnn", "cnnf"], help="required, but for --evaluate")
+    cli.add_flags(parser, FeedbackSettings, defaults=IMAGENET_FEEDBACK)
+    cli.add_flags(parser, LossWeights)
+    cli.add_flags(parser, Recipe)
     add("--limit", type=count, metavar="N", help="only N of the training images, evenly spaced (to try things out)")
     add("--limit-validation", type=count, metavar="N", help="only N of the validation images, evenly spaced")
-    add("--output", type=Path, metavar="DIR",
-        help="default runs/imagenet-ARCH-MODEL-seedN; with --evaluate: for evaluation.json, default none")  # fmt: skip
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default runs/imagenet-ARCH-MODEL-seedN; with --evaluate: for evaluation.json, default none",
+    )
     add("--resume", action="store_true", help="insist on a checkpoint to continue (one is continued in any case)")
     add("--device", default="auto", help="auto (the default): cuda where there is one, else cpu")
     args = parser.parse_args(argv)
     if args.evaluate:
         settle_evaluation(parser, args)
-        return args
-    settle_model_flags(parser, args)
-    args.arch, args.image_size = args.arch or PAPER.arch, args.image_size or PAPER.image_size
-    if args.output is None:
-        iterations = f"-{args.iterations}" if args.model == "cnnf" else ""
-        args.output = Path("runs", f"imagenet-{args.arch}-{args.model}{iterations}-seed{args.seed}")
+    elif args.model is None:
+        parser.error("the following arguments are required: --model")
+    elif args.model == "cnn":
+        cli.refuse(parser, args, (FeedbackSettings, LossWeights), "is for --model cnnf: a CNN has no feedback")
     return args
 
 
 def settle_evaluation(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """A usage error where --evaluate was given what it does not use."""
-    for name, value in vars(args).items():
-        if name not in EVALUATES and value != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')} is for training; --evaluate does not train")
-    if args.weights == NO_WEIGHTS:
+    why = "is for training; --evaluate does not train"
+    cli.refuse(parser, args, (LossWeights, Recipe), why, but=EVALUATES)
+    for flag, value in (("--limit", args.limit), ("--resume", args.resume or None)):
+        if value is not None:
+            parser.error(f"{flag} {why}")
+    if args.weights == imagenet.NO_WEIGHTS:
         parser.error("--evaluate measures weights; give --weights a file or a published name")
-    if args.model == "cnn" and given_feedback(args):
+    if args.model == "cnn" and cli.given(args, FeedbackSettings):
         parser.error("a CNN has no feedback; give its settings with --model cnnf")
 
 

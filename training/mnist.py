@@ -43,21 +43,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cnnf_brain import cli
 from cnnf_brain.datasets import mnist
+from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.report import page
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.adversary import ATTACKS, MODES, Adversary
-from cnnf_brain.trainer.flags import (
-    STOPPED,
-    add_model_flags,
-    feedback_settings,
-    loss_weights,
-    positive,
-    settle_model_flags,
-    share,
-    weight,
-    whole,
-)
+from cnnf_brain.trainer.card import WEIGHTS
+from cnnf_brain.trainer.config import CNN, SMALL_FEEDBACK, LossWeights, recorded
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
 
@@ -66,52 +58,49 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
     command = shlex.join(["python", "training/mnist.py", *argv])
-    try:
-        with Stop() as stop:
-            for seed in args.seeds:
-                card = small.train(
-                    settings(args, seed), output(args, seed), command, folder=args.data, device=args.device,
-                    save_every=args.save_every, insist=args.resume, stop=stop,
-                )  # fmt: skip
-                if card is None:
-                    return STOPPED
-                report(card, output(args, seed) / "model.safetensors")
-    except (ValueError, OSError, NonFiniteLoss) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.run(lambda: train(args, command), NonFiniteLoss)
+
+
+def train(args: argparse.Namespace, command: str) -> int:
+    """The runs of all seeds."""
+    with Stop() as stop:
+        for seed in seeds(args):
+            folder = output(args, seed)
+            card = small.train(
+                settings(args, seed), folder, command, folder=args.data, device=args.device, insist=args.resume, stop=stop
+            )
+            if card is None:
+                return cli.STOPPED
+            report(card, folder / WEIGHTS)
     return 0
+
+
+def seeds(args: argparse.Namespace) -> list[int]:
+    """The seeds of the runs, each once."""
+    return [args.seed or 0] if args.seeds is None else list(dict.fromkeys(args.seeds))
 
 
 def settings(args: argparse.Namespace, seed: int) -> small.Settings:
     """The run of one seed."""
-    adversary = None
-    if args.adversarial:
-        adversary = Adversary(args.adversarial, args.attack, args.epsilon, args.attack_step, seed)
-    feedback = feedback_settings(args)
+    feedback, losses = dict(CNN), LossWeights(0.0, 0.0, 0.0)
+    if args.model == "cnnf":
+        feedback = recorded(FeedbackSettings(**{**SMALL_FEEDBACK, **cli.given(args, FeedbackSettings)}))
+        losses = LossWeights(**cli.given(args, LossWeights))
     if args.normalisation:
         feedback["normalisation"] = args.normalisation
-    return small.Settings(
-        dataset=args.dataset,
-        feedback=feedback,
-        losses=loss_weights(args),
-        epochs=args.epochs,
-        learning_rate=args.lr,
-        weight_decay=args.weight_decay,
-        batch_size=args.batch_size,
-        seed=seed,
-        half=args.half,
-        limit=args.limit,
-        adversary=adversary,
-        amp=args.amp,
-    )
+    adversary = small.Adversary(**{**cli.given(args, small.Adversary), "seed": seed}) if args.mode else None
+    given = {**(small.ADVERSARIAL if adversary else small.STANDARD), **cli.given(args, small.Settings), "seed": seed}
+    return small.Settings(**given, feedback=feedback, losses=losses, adversary=adversary)
 
 
 def output(args: argparse.Namespace, seed: int) -> Path:
     """The folder of one seed's run."""
     if args.output is not None:
-        return args.output / f"seed{seed}" if args.many else args.output
-    iterations = f"-{args.iterations}" if args.model == "cnnf" else ""
-    adversarial = f"-{args.adversarial}-{args.attack}-{args.epsilon:g}" if args.adversarial else ""
+        return Path(args.output) / f"seed{seed}" if args.seeds is not None else Path(args.output)
+    run = settings(args, seed)
+    iterations = f"-{run.feedback['iterations']}" if args.model == "cnnf" else ""
+    made = run.adversary
+    adversarial = f"-{made.mode}-{made.attack}-{made.epsilon:g}" if made else ""
     return Path("runs", f"{args.dataset}-{args.model}{iterations}{adversarial}-seed{seed}")
 
 
@@ -126,57 +115,30 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; contradictions are usage errors (exit code 2)."""
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, standard, hardened = parser.add_argument, small.STANDARD, small.ADVERSARIAL
+    add, whole = parser.add_argument, cli.number(int, {"least": 0})
     add("--dataset", choices=sorted(mnist.TITLES), required=True)
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
-    add_model_flags(parser, "input, relu1, ...")
+    add("--model", choices=["cnn", "cnnf"], required=True)
+    cli.add_flags(parser, FeedbackSettings, defaults=SMALL_FEEDBACK)
     add("--normalisation", choices=["rms", "l2"], help="of the maps (default rms; l2 as printed in A.4)")
-    add("--adversarial", choices=MODES, help="train on adversarial images alone, or clean and adversarial ones together")
-    add("--attack", choices=sorted(ATTACKS), help="of --adversarial (default pgd7)")
-    add("--epsilon", type=share, help="of --adversarial, for images in [0, 1] (default 0.3)")
-    add(
-        "--attack-step",
-        type=positive(float),
-        help="step size of PGD, for images in [0, 1] (default: the paper's, 0.01 to 0.015)",
-    )
-    add("--epochs", type=positive(int),
-        help=f"default {standard['epochs']}, with --adversarial {hardened['epochs']}")  # fmt: skip
-    add("--lr", type=positive(float),
-        help=f"default {standard['learning_rate']:g}, with --adversarial {hardened['learning_rate']:g}")  # fmt: skip
-    add("--weight-decay", type=weight, default=5e-4, help="default 5e-4")
-    add("--batch-size", type=positive(int), default=64, help="clean images of a step (default 64)")
+    cli.add_flags(parser, LossWeights)
+    cli.add_flags(parser, small.Adversary, defaults={"mode": None})
+    hardened = {name: f"{small.STANDARD[name]:g}, with --adversarial {value:g}" for name, value in small.ADVERSARIAL.items()}
+    cli.add_flags(parser, small.Settings, defaults=hardened)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=whole, help="of weights, order of the images and random starts (default 0)")
     which.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="several runs; those that are finished stay")
-    add("--limit", type=positive(int), metavar="N", help="only N of the training images, evenly spaced (to try things out)")
-    add("--amp", choices=["bfloat16"], help="mixed precision in training; validation and test stay in float32")
-    add("--half", action="store_true", help="store the weights in float16, and measure those")
     add("--output", type=Path, metavar="DIR", help="default runs/DATASET-MODEL-seedN")
-    add("--save-every", type=positive(int), default=500, metavar="STEPS", help="between checkpoints (default 500)")
     add("--resume", action="store_true", help="insist on a checkpoint to continue (one is continued in any case)")
     add("--device", default="auto", help="auto (the default): cuda where there is one, else cpu")
     args = parser.parse_args(argv)
-    settle_model_flags(parser, args)
-    settle_training_flags(parser, args)
+    if args.model == "cnn":
+        cli.refuse(parser, args, (FeedbackSettings, LossWeights), "is for --model cnnf: a CNN has no feedback")
+    if args.mode is None:
+        cli.refuse(parser, args, (small.Adversary,), "is for --adversarial only|augment", but=("seed",))
+    elif args.attack == "fgsm" and args.step_size is not None:
+        parser.error("--attack-step is for PGD: FGSM is one step of epsilon")
     return args
-
-
-def settle_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Defaults that depend on the mode; a usage error where an attack's setting has no attack."""
-    if args.adversarial is None:
-        for name in ("attack", "epsilon", "attack_step"):
-            if getattr(args, name) is not None:
-                parser.error(f"--{name.replace('_', '-')} is for --adversarial only|augment")
-    else:
-        args.attack = args.attack or "pgd7"
-        args.epsilon = 0.3 if args.epsilon is None else args.epsilon
-        if args.attack == "fgsm" and args.attack_step is not None:
-            parser.error("--attack-step is for PGD: FGSM is one step of epsilon")
-    defaults = small.ADVERSARIAL if args.adversarial else small.STANDARD
-    args.epochs = args.epochs or defaults["epochs"]
-    args.lr = args.lr or defaults["learning_rate"]
-    args.many = args.seeds is not None
-    args.seeds = list(dict.fromkeys(args.seeds)) if args.many else [args.seed or 0]
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from cnnf_brain.brainscore.toy import pictures
 from cnnf_brain.brainscore.wrapper import LOGITS, check_name, default_bins
 from cnnf_brain.checks import unknown
 from cnnf_brain.model import weights as weight_files
-from cnnf_brain.model.card import Card, read_card
 from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, load_network
 from cnnf_brain.types import LayerAt
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from cnnf_brain.datasets.image_index import ChangedShard, ImageIndex
 from cnnf_brain.images import Preprocessing
 
-Keys = tuple[np.ndarray, np.ndarray]  # numbers of images in the index (B,) int64, and whether each is mirrored (B,) bool
+Array = np.ndarray[Any, Any]
+Keys = tuple[Array, Array]  # numbers of images in the index (B,) int64, and whether each is mirrored (B,) bool
 
 
 class Batch(NamedTuple):
@@ -46,7 +47,23 @@ class Batch(NamedTuple):
     bad: dict[str, str]
 
 
-def decode(content: bytes, size: int, resize: int | None = None) -> np.ndarray:
+class Source(Protocol):
+    """Where the batches of a training run come from: ``DiskBatches``, or ``mnist.MemoryBatches``."""
+
+    def batches(self, start: int) -> Iterable[Batch]:
+        """The batches of the steps ``start``, ``start`` + 1 and so on without end, this rank's part of each."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 images of a batch as the network takes them, on the device of ``images``."""
+
+    def epochs(self, step: int) -> float:
+        """How often the images were seen when ``step`` steps are done."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+
+def decode(content: bytes, size: int, resize: int | None = None) -> Array:
     """The square in the middle of an image, (size, size, 3) uint8 RGB.
 
     The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). The paper says
@@ -68,7 +85,7 @@ def decode(content: bytes, size: int, resize: int | None = None) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
             raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
-        image.draft(None, (2 * scaled, 2 * scaled))  # type: ignore[arg-type]
+        image.draft(None, (2 * scaled, 2 * scaled))
         rgb = image.convert("RGB")
     side = min(rgb.size) * size / scaled
     left, top = (rgb.width - side) / 2, (rgb.height - side) / 2
@@ -205,73 +222,74 @@ def _check_ranks(n_images: int, batch_size: int, rank: int, world_size: int) -> 
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not in 0..{world_size - 1}, the ranks of a world of {world_size}")
     if batch_size < world_size:
-        raise ValueError(f"a batch of {batch_size} images over all ranks leaves some of the {world_size} ranks without any; "
-                         "take a larger batch or fewer ranks")  # fmt: skip
+        raise ValueError(
+            f"a batch of {batch_size} images over all ranks leaves some of the {world_size} ranks without any; "
+            "take a larger batch or fewer ranks"
+        )
 
 
-def training_loader(
-    index: ImageIndex,
-    size: int,
-    batch_size: int,
-    *,
-    seed: int,
-    start: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    resize: int | None = None,
-) -> DataLoader[Batch]:
-    """The batches of steps ``start``, ``start`` + 1 and so on without end, shuffled and mirrored.
+@dataclass(frozen=True, kw_only=True)
+class DiskBatches:
+    """The images of an index as batches, for training or for one pass; each rank loads its part of every batch.
 
-    To resume is to begin with ``start`` = the number of steps done: what workers had prepared beyond it is decoded again.
-
-    Parameters
+    Attributes
     ----------
-    index, size
-        The images, shown at ``size`` x ``size`` pixels.
+    index, size, resize
+        The images, shown at ``size`` x ``size`` pixels; ``resize``: see ``decode``.
     batch_size
         Images of a step over all ranks; rank r gets the images r, r + ``world_size``, ... of it.
+    seed
+        Of the order of the images and of what is mirrored.
     workers
         Processes that decode; 0: this one.
     device
         Where the batches will go: for CUDA they are put into pinned memory.
-    resize
-        See ``decode``.
     """
-    order = TrainingOrder(len(index), batch_size, seed, start, rank, world_size)
-    return _loader(ShownImages(index, size, resize), order, workers, torch.device(device), persistent=False)
 
+    index: ImageIndex
+    size: int
+    batch_size: int
+    resize: int | None = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+    device: torch.device | str = "cpu"
 
-def validation_loader(
-    index: ImageIndex,
-    size: int,
-    batch_size: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    resize: int | None = None,
-) -> DataLoader[Batch]:
-    """One pass over all images at each ``iter``, rank r's part (see ValidationOrder); workers stay for the next pass."""
-    order = ValidationOrder(len(index), batch_size, rank, world_size)
-    return _loader(ShownImages(index, size, resize), order, workers, torch.device(device), persistent=workers > 0)
+    def __len__(self) -> int:
+        return len(self.index)
 
+    def batches(self, start: int = 0) -> DataLoader[Batch]:
+        """The batches of steps ``start``, ``start`` + 1 and so on without end, shuffled and mirrored.
 
-def _loader(
-    images: ShownImages, order: Iterable[Keys], workers: int, device: torch.device, *, persistent: bool
-) -> DataLoader[Batch]:
-    return DataLoader(
-        images,
-        batch_size=None,  # the order hands out whole batches
-        sampler=order,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=persistent,
-        worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # else each iter() would draw from the generator that dropout uses: no exact resume
-    )
+        To resume is to begin with the number of steps done: what workers had prepared beyond it is decoded again.
+        """
+        return self._loader(TrainingOrder(len(self), self.batch_size, self.seed, start, self.rank, self.world_size))
+
+    def once(self) -> DataLoader[Batch]:
+        """One pass over all images at each ``iter``, this rank's part (see ValidationOrder); workers stay for the next pass."""
+        order = ValidationOrder(len(self), self.batch_size, self.rank, self.world_size)
+        return self._loader(order, persistent=self.workers > 0)
+
+    def epochs(self, step: int) -> float:
+        """How often the images were seen when ``step`` steps are done."""
+        return step * self.batch_size / len(self)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """``normalise``: as the network takes them."""
+        return normalise(images)
+
+    def _loader(self, order: Iterable[Keys], *, persistent: bool = False) -> DataLoader[Batch]:
+        return DataLoader(
+            ShownImages(self.index, self.size, self.resize),
+            batch_size=None,  # the order hands out whole batches
+            sampler=order,
+            num_workers=self.workers,
+            pin_memory=torch.device(self.device).type == "cuda",
+            persistent_workers=persistent,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # else each iter() would draw from the generator that dropout uses: no exact resume
+        )
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

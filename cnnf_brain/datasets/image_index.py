@@ -25,6 +25,7 @@ import numpy as np
 
 from cnnf_brain.io import cache_folder, write_whole
 
+Array = np.ndarray[Any, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -49,13 +50,13 @@ class ImageIndex:
     root: Path
     part: str
     classes: tuple[str, ...]
-    names: np.ndarray
-    labels: np.ndarray
-    sizes: np.ndarray
+    names: Array
+    labels: Array
+    sizes: Array
     shards: tuple[str, ...]
-    shard: np.ndarray
-    offsets: np.ndarray
-    headers: np.ndarray
+    shard: Array
+    offsets: Array
+    headers: Array
     flat: bool = False
     _open: dict[int, int] = field(default_factory=dict, init=False, repr=False)  # shard -> descriptor, in this process
 
@@ -83,8 +84,10 @@ class ImageIndex:
         begin = int(self.offsets[number]) - BLOCK
         content = os.pread(self._descriptor(int(self.shard[number])), BLOCK + int(self.sizes[number]), begin)
         if _mark(content[:BLOCK]) != self.headers[number]:
-            raise ChangedShard(f"{self.path(number)} is not where it was when the shard was listed: the shard has been replaced "
-                               "or changed since; start again, so that it is listed anew")  # fmt: skip
+            raise ChangedShard(
+                f"{self.path(number)} is not where it was when the shard was listed: the shard has been replaced "
+                "or changed since; start again, so that it is listed anew"
+            )
         return content[BLOCK:]
 
     def _descriptor(self, shard: int) -> int:
@@ -154,8 +157,10 @@ def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
     train, validation = (_arrays(root, part, _list(root, part)) for part in ("train", "val"))
     classes = np.unique(train["wnids"])
     if len(classes) < 2:
-        raise ValueError(f"{root}: all training images are of the class {os.fsdecode(classes[0])!r}; expected train/<wnid>/ "
-                         "folders (or members <wnid>/<file> of shards) of at least two classes")  # fmt: skip
+        raise ValueError(
+            f"{root}: all training images are of the class {os.fsdecode(classes[0])!r}; expected train/<wnid>/ "
+            "folders (or members <wnid>/<file> of shards) of at least two classes"
+        )
     return _labelled(root, "train", classes, train), _labelled(root, "val", classes, validation)
 
 
@@ -176,7 +181,7 @@ def index_validation(root: Path) -> ImageIndex:
     return _labelled(root, "val", classes, columns)
 
 
-def _labelled(root: Path, part: str, classes: np.ndarray, columns: dict[str, Any]) -> ImageIndex:
+def _labelled(root: Path, part: str, classes: Array, columns: dict[str, Any]) -> ImageIndex:
     """The index of a part whose wnids are all in ``classes`` (sorted)."""
     wnids = columns.pop("wnids")
     lacking = np.setdiff1d(wnids, classes)
@@ -214,11 +219,21 @@ def _arrays(root: Path, part: str, listing: _Listing) -> dict[str, Any]:
     twice = np.flatnonzero(names[1:] == names[:-1])
     if len(twice):
         a, b = (listing.shards[shard[twice[0] + i]] for i in (0, 1))
-        raise ValueError(f"{root}: {os.fsdecode(names[twice[0]])} occurs more than once, in {a} and {b} ({len(twice)} such "
-                         f"images in {part}); every image is to be seen once an epoch, so leave only one of them")  # fmt: skip
+        raise ValueError(
+            f"{root}: {os.fsdecode(names[twice[0]])} occurs more than once, in {a} and {b} ({len(twice)} such "
+            f"images in {part}); every image is to be seen once an epoch, so leave only one of them"
+        )
     wnids = np.array([name.partition(b"/")[0] for name in names.tolist()])
-    return {"names": names, "wnids": wnids, "sizes": sizes, "shards": listing.shards, "shard": shard,
-            "offsets": offsets, "headers": headers, "flat": listing.flat}  # fmt: skip
+    return {
+        "names": names,
+        "wnids": wnids,
+        "sizes": sizes,
+        "shards": listing.shards,
+        "shard": shard,
+        "offsets": offsets,
+        "headers": headers,
+        "flat": listing.flat,
+    }
 
 
 def _is_image(name: str) -> bool:
@@ -240,15 +255,19 @@ def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
 def _list_folder(folder: Path) -> _Listing:
     wnids, stray = _scan(folder)
     if wnids and stray:
-        raise ValueError(f"{folder} has {len(stray)} images beside its {len(wnids)} class folders ({stray[0][0]}); "
-                         "move each into the folder of its class")  # fmt: skip
+        raise ValueError(
+            f"{folder} has {len(stray)} images beside its {len(wnids)} class folders ({stray[0][0]}); "
+            "move each into the folder of its class"
+        )
     if not wnids and folder.name == "val" and stray:
         labels = _devkit_labels(folder.parent, len(stray))
         found = [(os.fsencode(f"{wnid}/{name}"), size, 0, 0, 0) for wnid, (name, size) in zip(labels, stray, strict=True)]
         return _Listing(found, flat=True)
     if not wnids:
-        raise ValueError(f"{folder} has no folders; expected {folder.name}/<wnid>/ with images (ILSVRC2012_img_train.tar holds "
-                         "a tar file for each class: unpack each into the folder of its name)")  # fmt: skip
+        raise ValueError(
+            f"{folder} has no folders; expected {folder.name}/<wnid>/ with images (ILSVRC2012_img_train.tar holds "
+            "a tar file for each class: unpack each into the folder of its name)"
+        )
     found = []
     for wnid in wnids:
         deeper, images = _scan(folder / wnid)
@@ -278,11 +297,15 @@ def _devkit_labels(root: Path, n_images: int) -> list[str]:
         wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
         labels = [wnids[int(line)] for line in truth.read_text().split()]
     except Exception as error:  # on other files, loadmat raises whatever it runs into
-        raise ValueError(f"{truth} and {META} beside it do not fit together ({type(error).__name__}: {error}); "
-                         "expected those of ILSVRC2012_devkit_t12: a number of a synset on each line") from error  # fmt: skip
+        raise ValueError(
+            f"{truth} and {META} beside it do not fit together ({type(error).__name__}: {error}); "
+            "expected those of ILSVRC2012_devkit_t12: a number of a synset on each line"
+        ) from error
     if len(labels) != n_images:
-        raise ValueError(f"{root / 'val'} has {n_images} images, but {truth} has {len(labels)} lines, one for each in the "
-                         "order of their names; put back what is missing")  # fmt: skip
+        raise ValueError(
+            f"{root / 'val'} has {n_images} images, but {truth} has {len(labels)} lines, one for each in the "
+            "order of their names; put back what is missing"
+        )
     return labels
 
 
@@ -334,8 +357,10 @@ def _members(path: Path) -> Iterator[tuple[bytes, int, int, int]]:
             if file.read(BLOCK) != bytes(BLOCK):
                 raise tarfile.ReadError(f"no end mark after {last}")
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole tar file ({error}): truncated, damaged or compressed; "
-                         "copy or make it again, uncompressed") from error  # fmt: skip
+        raise ValueError(
+            f"{path} is not a whole tar file ({error}): truncated, damaged or compressed; "
+            "copy or make it again, uncompressed"
+        ) from error
 
 
 def _checked(path: Path, member: tarfile.TarInfo) -> bytes:
@@ -343,9 +368,13 @@ def _checked(path: Path, member: tarfile.TarInfo) -> bytes:
     name = member.name.removeprefix("./")
     wnid, _, file = name.partition("/")
     if not wnid or "/" in file or not file or wnid.startswith("."):
-        raise ValueError(f"{path}: member {member.name!r} is not of the form <wnid>/<file>; make the shard anew with the "
-                         "class folders at its top")  # fmt: skip
+        raise ValueError(
+            f"{path}: member {member.name!r} is not of the form <wnid>/<file>; make the shard anew with the "
+            "class folders at its top"
+        )
     if not member.isreg() or member.issparse():
-        raise ValueError(f"{path}: member {member.name!r} is a link or a sparse file; make the shard anew from plain files "
-                         "(tar --hard-dereference --dereference)")  # fmt: skip
+        raise ValueError(
+            f"{path}: member {member.name!r} is a link or a sparse file; make the shard anew from plain files "
+            "(tar --hard-dereference --dereference)"
+        )
     return os.fsencode(name)

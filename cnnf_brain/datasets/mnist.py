@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +22,17 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.datasets.image_batches import Batch
 from cnnf_brain.io import cache_folder
+
+Array = np.ndarray[Any, Any]
 
 CLASSES = 10
 SIDE = 28
-FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 TITLES = {"fashion": "FashionMNIST", "mnist": "MNIST"}
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -48,7 +56,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Tensor | np.ndarray) -> ImageSet:
+    def __getitem__(self, rows: Tensor | Array) -> ImageSet:
         rows = torch.as_tensor(rows)
         return ImageSet(self.images[rows], self.labels[rows])
 
@@ -62,7 +70,56 @@ def scale(images: Tensor) -> Tensor:
     return images.unsqueeze(1).to(torch.float32).div_(127.5).sub_(1.0)
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
+@dataclass(frozen=True)
+class MemoryBatches:
+    """Images in memory as batches of the steps of a training run, the last of an epoch as small as is left.
+
+    The order of the images in an epoch comes from ``seed`` and the number of the epoch alone.
+    """
+
+    images: ImageSet
+    batch_size: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in which every image is seen once."""
+        return -(-len(self) // self.batch_size)
+
+    def order(self, epoch: int) -> Array:
+        """The order of the images in an epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of the steps ``start``, ``start`` + 1 and so on without end."""
+        epoch, done = divmod(start, self.steps_per_epoch)
+        for number in itertools.count(epoch):
+            order = self.order(number)
+            yield from (self._batch(order, k) for k in range(done, self.steps_per_epoch))
+            done = 0
+
+    def once(self) -> list[Batch]:
+        """All images once, in their own order."""
+        return [self._batch(np.arange(len(self)), k) for k in range(self.steps_per_epoch)]
+
+    def _batch(self, order: Array, number: int) -> Batch:
+        rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+        chosen = self.images[rows]
+        return Batch(chosen.images, chosen.labels, torch.from_numpy(rows), {})
+
+    def epochs(self, step: int) -> float:
+        """How often the images were seen when ``step`` steps are done."""
+        return step / self.steps_per_epoch
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """``scale``: as the network takes them."""
+        return scale(images)
+
+
+def read_idx(path: Path, dimensions: int) -> Array:
     """One IDX file of unsigned bytes, gzipped or not (told by its first bytes, not by its name).
 
     Raises
@@ -156,7 +213,7 @@ class Source:
             raise FileNotFoundError(f"{self.folder} has no {missing}(.gz)")
         return images, labels
 
-    def _check_identity(self, images: np.ndarray, path: Path) -> None:
+    def _check_identity(self, images: Array, path: Path) -> None:
         digest = _digest(images).hex()
         for name, known in PUBLISHED.items():
             if digest == known and name != self.dataset:
@@ -214,8 +271,10 @@ def split(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """
     n_validation = len(images) // 12
     if n_validation < CLASSES:
-        raise ValueError(f"{len(images)} training images are too few: a twelfth is held out for validation, "
-                         f"and that must be at least {CLASSES}")  # fmt: skip
+        raise ValueError(
+            f"{len(images)} training images are too few: a twelfth is held out for validation, "
+            f"and that must be at least {CLASSES}"
+        )
     train, validation = train_test_split(
         np.arange(len(images)), test_size=n_validation, random_state=seed, stratify=images.labels.numpy()
     )
@@ -230,7 +289,7 @@ def _missing(folder: Path) -> list[str]:
     return [name for names in FILES.values() for name in names if not _file(folder, name)]
 
 
-def _digest(values: np.ndarray) -> bytes:
+def _digest(values: Array) -> bytes:
     """SHA-256 of the uncompressed IDX file that holds ``values``."""
     header = np.array([0x800 + values.ndim, *values.shape], dtype=">u4")
     return hashlib.sha256(header.tobytes() + values.tobytes()).digest()

@@ -19,9 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cnnf_brain import networks, results
+from cnnf_brain.cli import STOPPED, number
 from cnnf_brain.robustness import grids, report, work
 from cnnf_brain.robustness.workshop import open_workshop
-from cnnf_brain.trainer.flags import STOPPED, positive, share, whole
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
 
@@ -106,27 +106,32 @@ def remaining(first: float, done: float, total: float, seconds: float) -> str:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     summary, _, rest = (__doc__ or "").partition("\n")
+    count, rate, share = number(int, {"above": 0}), number(float, {"above": 0}), number(float, {"least": 0, "most": 1})
     p = argparse.ArgumentParser("python -m cnnf_brain.robustness", description=summary, epilog=rest,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
     p.add_argument("--quick", action="store_true", help="a smaller grid, about ten minutes on two cores, labelled as such")
     p.add_argument("--recipe", choices=list(grids.RECIPES), default=grids.TUNED,
                    help="how CNN-Fs are made: tuned on validation images (default), or the paper's; captions name it")  # fmt: skip
-    p.add_argument("--seeds", type=whole, nargs="+", metavar="N", help="default: the paper's five")
-    p.add_argument("--epochs", type=positive(int), help="default: 30, with adversarial training 90")
-    p.add_argument("--learning-rate", type=positive(float), help="default: 1e-3, with adversarial training 1e-4")
+    p.add_argument("--seeds", type=number(int, {"least": 0}), nargs="+", metavar="N", help="default: the paper's five")
+    p.add_argument("--epochs", type=count, help="default: 30, with adversarial training 90")
+    p.add_argument("--learning-rate", type=rate, help="default: 1e-3, with adversarial training 1e-4")
     p.add_argument(
         "--amp", choices=["bfloat16"], help="mixed precision in training, named in captions; attacks stay in float32"
     )
-    p.add_argument("--limit", type=positive(int), metavar="N", help="training images (default: all)")
-    p.add_argument("--images", type=positive(int), metavar="N", help="images that are attacked (default 1000)")
-    p.add_argument("--strong-images", type=positive(int), metavar="N", help="of these, for the worst case (default 200)")
+    p.add_argument("--limit", type=count, metavar="N", help="training images (default: all)")
+    p.add_argument("--images", type=count, metavar="N", help="images that are attacked (default 1000)")
+    p.add_argument("--strong-images", type=count, metavar="N", help="of these, for the worst case (default 200)")
     p.add_argument(
         "--weaker-attacks", action="store_true", help="for the worst case, with fewer steps and queries; captions say so"
     )
     p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
     p.add_argument(
-        "--strong-epsilons", type=share, nargs="+", metavar="E", help="of the worst case (default 0.1 0.3; fig8b 0.3 0.4)"
+        "--strong-epsilons",
+        type=share,
+        nargs="+",
+        metavar="E",
+        help="of the worst case (default 0.1 0.3; fig8b 0.3 0.4)",
     )
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")

@@ -109,8 +109,8 @@ class Training:
 
     def do(self, stop: Stop | None) -> bool:
         settings, shop = self.model.settings(self.shop.grid, self.seed), self.shop
-        return small.train(settings, self.folder, shop.command, folder=shop.data_folder, device=shop.device, stop=stop,
-                           measure=shop.grid.images) is not None  # fmt: skip
+        found = small.train(settings, self.folder, shop.command, folder=shop.data_folder, device=shop.device, stop=stop)
+        return found is not None
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,8 @@ from typing import Any
 from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack
 from cnnf_brain.checks import unknown
-from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.loop import LossWeights
-from cnnf_brain.trainer.small import ADVERSARIAL, STANDARD, Settings
+from cnnf_brain.trainer.config import LossWeights
+from cnnf_brain.trainer.small import ADVERSARIAL, STANDARD, Adversary, Settings
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ class Model:
             limit=grid.limit,
             adversary=replace(self.adversary, seed=seed) if self.adversary else None,
             amp=grid.amp,
+            measure=grid.images,
         )
 
 

@@ -17,8 +17,8 @@ from cnnf_brain.datasets import mnist
 from cnnf_brain.io import sha256, short_hash
 from cnnf_brain.robustness.grids import Grid, Model
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.adversary import UNITS
 from cnnf_brain.trainer.card import WEIGHTS
+from cnnf_brain.trainer.small import UNITS
 
 DIGITS = 12  # of the hashes in names
 TRAINING_IMAGES = 55_000  # all that are not kept for validation

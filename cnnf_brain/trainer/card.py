@@ -18,12 +18,19 @@ from torch import nn
 
 from cnnf_brain.io import sha256, write_json, write_text, write_whole
 from cnnf_brain.model.weights import check_state, read_card, read_weights
+from cnnf_brain.results import commit, versions
 from cnnf_brain.trainer import checkpoint
+from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import check_same
 
 WEIGHTS = "model.safetensors"
 HASH = "weights_sha256"  # of the file WEIGHTS; in card.json alone, since a file cannot hold its own hash
 ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
+
+
+def about(command: str, configuration: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What a run is, as its card and ``config.json`` hold it: command, configuration, ``more``, commit, versions."""
+    return {"command": command, "configuration": configuration, **more, "commit": commit(), "versions": versions()}
 
 
 def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
@@ -91,41 +98,61 @@ def check_weights(folder: Path, card: dict[str, Any], network: nn.Module) -> Non
         raise LostWeights(f"{path} holds the weights of another run than the card beside it")
 
 
-def check_finished(folder: Path, card: dict[str, Any], model: nn.Module, is_last: Callable[[dict[str, Any]], bool]) -> None:
-    """Say that a run is finished, once its weights are checked or restored from the checkpoint of its last step.
+def finished(
+    folder: Path, configuration: dict[str, Any], steps: int, network: Callable[[], nn.Module], *, writes: bool = True
+) -> dict[str, Any] | None:
+    """The card of the finished run in ``folder``, its weights checked or restored from the checkpoint of its last step.
 
     Parameters
     ----------
-    card
-        The content of ``card.json``.
-    model
-        A network of the run's architecture, on the meta device for instance; it may be given the weights.
-    is_last
-        Whether the state of a checkpoint is that of the last step.
+    configuration, steps
+        What the run is to be. Where the card says how many steps were made, more of them continue the run.
+    network
+        Makes a network of the run's architecture, of which no weights are used.
+    writes
+        Whether this process is the one that checks the weights and writes; the others take the card alone.
+
+    Returns
+    -------
+    dict or None
+        None where there is no card, or one of fewer steps.
 
     Raises
     ------
     LostWeights
         The weights are lost, and no checkpoint of the last step gives them back.
+    ValueError
+        Another run was finished there, or one of more steps.
     """
-    try:
-        check_weights(folder, card, model)
-        print(f"already finished: {folder / 'card.json'}")
-    except LostWeights as lost:
-        source = _restore(folder, card, model, is_last, lost)
-        print(f"{lost}: restored from {source}")
+    path = folder / "card.json"
+    if not path.exists():
+        return None
+    card: dict[str, Any] = json.loads(path.read_text())
+    check_same(card["configuration"], configuration, path)
+    made = card.get("steps", steps)
+    if made > steps:
+        raise ValueError(f"{path} is of {made} steps, more than the {steps} asked for; choose another output folder")
+    if made < steps:
+        return None
+    if writes:
+        with torch.device("meta"):
+            model = network()
+        try:
+            check_weights(folder, card, model)
+            print(f"already finished: {path}")
+        except LostWeights as lost:
+            print(f"{lost}: restored from {_restore(folder, card, model, steps, lost)}")
+    return card
 
 
-def _restore(
-    folder: Path, card: dict[str, Any], model: nn.Module, is_last: Callable[[dict[str, Any]], bool], lost: LostWeights
-) -> Path:
+def _restore(folder: Path, card: dict[str, Any], model: nn.Module, steps: int, lost: LostWeights) -> Path:
     """Write the weights of a finished run again; the checkpoint that had them."""
     advice = f"put the file back, or remove {folder / 'card.json'} to finish the run again"
     try:
         found = checkpoint.newest(folder / "checkpoints")
     except checkpoint.DamagedCheckpoint as error:
         raise LostWeights(f"{lost}, and {error}") from error
-    if found is None or not is_last(found[1]):
+    if found is None or Position.of(found[1]).step != steps:
         raise LostWeights(f"{lost}, and {folder / 'checkpoints'} has no checkpoint of the run's last step; {advice}")
     path, state = found
     check_same(state["configuration"], card["configuration"], path)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,52 @@ from cnnf_brain.io import write_whole
 
 FORMAT = "cnnf-brain checkpoint 1"
 PATTERN = "checkpoint-*.safetensors"
+
+
+@dataclass
+class Position:
+    """Where a run is: all that changes in it beside the states of the network and the optimizer.
+
+    Attributes
+    ----------
+    step, seconds
+        Steps done and seconds of training.
+    sums, images, norms
+        Since the last line of the log: each loss term at each iteration (N+1,), summed over the images of all ranks; the number
+        of these images; the norm of each step's gradient.
+    validation, best
+        What validation said last and at best, with the step.
+    bad
+        Path -> reason of the damaged training images met so far.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    images: int = 0
+    norms: list[float] = field(default_factory=list)
+    validation: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    bad: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: dict[str, Any], n_images: int = sys.maxsize) -> Position:
+        """The position in a checkpoint's state. Older ones of images in memory (``n_images``) count epochs and batches."""
+        if "position" in state:
+            return cls(**state["position"])
+        old = state["progress"]
+        images = min(old["batch"] * state["configuration"].get("batch_size", 1), n_images)
+        judged = None if old["batch"] else {"step": old["step"]}  # the last step of an epoch was saved with its validation
+        return cls(old["step"], old["seconds"], old["sums"], images, validation=judged)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the weights of now are validated."""
+        return self.validation is not None and self.validation["step"] == self.step
+
+    def means(self) -> dict[str, list[float]]:
+        """Each loss term at each iteration, the mean over the images since the last line of the log."""
+        return {term: (values / max(self.images, 1)).tolist() for term, values in self.sums.items()}
 
 
 class DamagedCheckpoint(ValueError):
@@ -70,7 +118,8 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
     if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
         raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
-    return _restore(json.loads(metadata["state"]), tensors)
+    state: dict[str, Any] = _restore(json.loads(metadata["state"]), tensors)
+    return state
 
 
 def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: int = 3) -> Path:
@@ -108,21 +157,6 @@ def clean(folder: Path) -> None:
     """Remove what writers that were killed left in ``folder`` (no other may be writing there)."""
     for left in folder.glob(f".{PATTERN}"):
         left.unlink()
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """torch's generator states on the CPU and, for a CUDA device, there."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set what ``random_states`` gave; a run that moves to another kind of device keeps the CPU's alone."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,14 +1,178 @@
-"""What a run was: its configuration and its surroundings, compared."""
+"""The settings of a training run, whose fields are also flags of the commands, and how runs are compared."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cnnf_brain.checks import differences
+from cnnf_brain.checks import differences, unknown
+from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.model.state import REDUCTIONS
+from cnnf_brain.model.zoo import ARCHITECTURES, SMALL_DEFAULTS, STABLE
+from cnnf_brain.types import option
+
+NORM_LOSS = 2  # 1 took the norm of f(l) behind its normalisation
+CNN = {"iterations": 0}  # the feedback of a network without any
+SMALL_FEEDBACK: Mapping[str, Any] = SMALL_DEFAULTS  # what differs from FeedbackSettings where nothing is said
+IMAGENET_FEEDBACK: Mapping[str, Any] = STABLE
+
+
+def recorded(feedback: FeedbackSettings) -> dict[str, Any]:
+    """The settings of a CNN-F as configurations hold them: without those that are newer than the first runs and at their
+    default, so that older runs go on."""
+    newer = {"ada_relu": "signed", "tolerance": None}
+    return {name: value for name, value in feedback.as_dict().items() if newer.get(name, ...) != value}
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1.
+
+    ``reduction`` of the reconstruction loss over the elements of h: "mean", or "sum" as Table 1 prints it. The printed sum with
+    weight w is the mean with weight w times the number of elements (784 for an MNIST image).
+
+    Raises ValueError for another reduction.
+    """
+
+    reconstruction: float = option(0.1, "weight of the reconstruction loss", metavar="WEIGHT", least=0)
+    latent: float = option(0.0, "weight of the latent loss", metavar="WEIGHT", least=0)
+    norm: float = option(0.0, "weight of the norm loss", metavar="WEIGHT", least=0)
+    reduction: str = option(
+        "mean",
+        "of the reconstruction loss over elements: the mean, or the sum as Table 1 prints it",
+        flag="reconstruction-reduction",
+        choices=REDUCTIONS,
+    )
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise unknown("reduction of the reconstruction loss", self.reduction, REDUCTIONS)
+
+    def active(self) -> dict[str, float]:
+        """Term -> weight, of those that are not zero; cross-entropy first."""
+        weights = {"reconstruction": self.reconstruction, "latent": self.latent, "norm": self.norm}
+        return {"cross_entropy": 1.0, **{term: weight for term, weight in weights.items() if weight}}
+
+    def configuration(self) -> dict[str, Any]:
+        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there.
+
+        Where the norm loss is used, ``norm_loss`` says which one: a network of another is not taken for one of this.
+        """
+        found = {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
+        return {**found, "norm_loss": NORM_LOSS} if self.norm else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The steps of a run and what is done between them; the defaults are the paper's for ImageNet (Huang et al. 2020, B.5.1).
+
+    A batch and its learning rate are those of all ranks together; the rate is never scaled. ``decay_factor``: "decreased by
+    10%" is 0.9 read literally, and 0.1 where it means what is usual on ImageNet. ``clip``: the largest norm of the gradient.
+    ``max_bad``: the share of images that may be damaged.
+    """
+
+    steps: int = option(200_000, "optimizer steps", above=0)
+    learning_rate: float = option(0.005, "learning rate", flag="lr", above=0)
+    decay_every: int = option(100_000, "between two decays of the learning rate", metavar="STEPS", above=0)
+    decay_factor: float = option(0.9, '"decreased by 10%%" read literally; 0.1 is the other reading', above=0)
+    clip: float | None = option(None, "scale gradients above this norm down to it (default: none)", metavar="NORM", above=0)
+    seed: int = option(0, "of new layers, the order of the images, flips and dropout", least=0)
+    accumulate: int = option(1, "of a rank's part of the batch, one after another", metavar="PORTIONS", above=0)
+    channels_last: bool = option(False, "memory layout that is faster on most devices")
+    compile: bool = option(False, "torch.compile")
+    save_every: int = option(1000, "between two checkpoints", metavar="STEPS", above=0)
+    keep: int = option(3, "checkpoints that stay, the newest", metavar="K", above=0)
+    validate_every: int = option(5000, "between two validations", metavar="STEPS", above=0)
+    log_every: int = option(20, "between two lines of the log", metavar="STEPS", above=0)
+    max_bad: float = option(0.001, "damaged images are skipped, up to this share", metavar="SHARE", least=0)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step number ``step`` (the first is 0)."""
+        return self.learning_rate * self.decay_factor ** (step // self.decay_every)
+
+    def validates(self, step: int) -> bool:
+        """Whether there is a validation when ``step`` steps are done."""
+        return step == self.steps or step % self.validate_every == 0
+
+
+# Settings that change how a step is computed, not what it computes: its result differs in rounding, or not at all.
+MEANS = ("accumulate", "checkpoint_iterations", "channels_last", "compile")
+# Settings of what is done beside the steps.
+BESIDE = ("steps", "save_every", "keep", "validate_every", "log_every", "max_bad", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Schedule):
+    """How a network is trained on ImageNet: all settings of a run. The defaults are the paper's.
+
+    The paper gives the batch, the steps, SGD with momentum, the learning rate, its decay every 100,000 steps and the flip. It
+    gives neither the iterations, target and step of the feedback, nor the weights of the losses, nor a weight decay.
+    ``feedback``: what ``CNNF`` takes. ``image_size``, ``resize``: see ``image_batches.decode``; without ``resize`` the whole
+    middle square of an image is shown. ``num_classes``: None for as many as the data has.
+
+    Raises ValueError where settings contradict each other.
+    """
+
+    arch: str = option("vgg16", "the network", choices=ARCHITECTURES)
+    weights: str = option(
+        "IMAGENET1K_V1", "a published name, a file (convolutions alone: a new classifier on top) or none", metavar="FILE"
+    )
+    feedback: dict[str, Any] = field(default_factory=lambda: {"iterations": 2})
+    losses: LossWeights = field(default_factory=LossWeights)
+    image_size: int = option(224, "the square that is shown", metavar="PIXELS", above=0)
+    resize: int | None = option(
+        None,
+        "shorter side before the middle is cut out (torchvision: 256); default: the whole middle square",
+        metavar="PIXELS",
+        above=0,
+    )
+    num_classes: int | None = option(None, "default: as many as the data has", metavar="K", above=0)
+    batch_size: int = option(128, "images of a step over all ranks", above=0)
+    momentum: float = option(0.9, "of SGD", least=0)
+    weight_decay: float = option(0.0, "of SGD; the paper states none", least=0)
+    amp: str | None = option(None, "mixed precision in training; validation stays in float32", choices=("bfloat16",))
+    checkpoint_iterations: bool = option(False, "less memory: compute each iteration again for its gradient")
+    workers: int = option(4, "processes that decode, for each rank", least=0)
+
+    def __post_init__(self) -> None:
+        if self.losses.latent and self.feedback.get("match_layers"):
+            raise ValueError(
+                "the latent loss takes biases that are the same for each image, and with match_layers they are not; "
+                "set match_layers to False, or the weight latent to 0"
+            )
+        if self.checkpoint_iterations and (self.losses.latent or self.losses.norm):
+            raise ValueError(
+                "checkpoint_iterations gives up the states that the latent and norm losses need; "
+                "leave it out, or set their weights to 0"
+            )
+        if self.image_size < 32:
+            raise ValueError(f"image_size {self.image_size}: nothing is left of it above the poolings; 32 is the least")
+        if self.resize is not None and self.resize < self.image_size:
+            raise ValueError(f"resize {self.resize}: expected at least image_size, {self.image_size} pixels, or None")
+
+    @property
+    def title(self) -> str:
+        """The network and its task in words."""
+        n = self.feedback["iterations"]
+        return f"{self.arch} {f'CNN-F-{n}' if n else 'CNN'}, ImageNet ({self.num_classes} classes)"
+
+    def outcome(self) -> dict[str, Any]:
+        """What decides what each step learns, as JSON values: a run is only continued where it is the same.
+
+        Settings that are newer than the first runs have an entry only where they are not the default, so that those go on.
+        """
+        settings = {**asdict(self), "losses": self.losses.configuration()}
+        left_out = (*MEANS, *BESIDE, *(("resize",) if self.resize is None else ()))
+        return {name: value for name, value in settings.items() if name not in left_out}
+
+    def means(self) -> dict[str, Any]:
+        """What decides the rounding alone."""
+        return {name: getattr(self, name) for name in MEANS}
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:

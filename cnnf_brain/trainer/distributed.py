@@ -40,21 +40,33 @@ class Ranks:
             dist.all_gather_object(parts, mapping, group=self.group)
         return dict(sorted(item for part in parts for item in (part or {}).items()))
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Rank 0 first, so that the others find in the cache what it has listed and downloaded."""
+        if self.rank:
+            self.wait()
+        yield
+        if self.rank == 0:
+            self.wait()
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
 
-def meeting_point() -> dist.Store:
+def meeting_point() -> Any:
     """Where ranks find each other, apart for each attempt of a torchrun on one machine.
 
     torchrun's store outlives its workers: with --max-restarts a new worker may read the address of a dead one there. Several
     machines count attempts each for themselves, so that there the store is left as it is.
     """
-    store, _, _ = next(iter(dist.rendezvous("env://")))
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(iter(rendezvous("env://")))
     alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store) if alone else store
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store) if alone else store
 
 
 @contextmanager
@@ -69,16 +81,18 @@ def join(device: str) -> Iterator[Ranks]:
     ValueError
         Where there is no such device, or a machine has more ranks than cards.
     """
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in
-                         (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))  # fmt: skip
-    # not ``pick``, which would take memory of the first card for every rank
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    # not ``pick_device``, which would take memory of the first card for every rank
     place = torch.device(device) if re.fullmatch(r"cuda(:\d+)?", device) else pick_device(device)
     if place.type == "cuda":
         cards = torch.cuda.device_count()
         number = local if place.index is None else place.index
         if number >= cards:
-            raise ValueError(f"device {device}: this machine has {cards} CUDA devices, and this process would take number "
-                             f"{number}; start at most {cards} processes on it, or try the device cpu")  # fmt: skip
+            raise ValueError(
+                f"device {device}: this machine has {cards} CUDA devices, and this process would take number "
+                f"{number}; start at most {cards} processes on it, or try the device cpu"
+            )
         place = torch.device("cuda", number)
         torch.cuda.set_device(place)
     if size == 1:

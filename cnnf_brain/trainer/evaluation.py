@@ -1,70 +1,100 @@
-"""Top-1 and top-5 accuracy on the validation images, at every iteration, of any network."""
+"""Top-1 and top-5 accuracy on ImageNet or images like it, at every iteration, of any network; evaluation.json."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from cnnf_brain.checks import differences
-from cnnf_brain.datasets.image_batches import Batch, Feed, check_bad, validation_loader
+from cnnf_brain.datasets.image_batches import DiskBatches, check_bad
 from cnnf_brain.datasets.image_index import ImageIndex
-from cnnf_brain.io import plain, write_json
+from cnnf_brain.io import plain, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import is_published, published_entry
-from cnnf_brain.networks import SMALL, TORCHVISION, Network, Plan
+from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.model.weights import SMALL, Card, is_published, published_entry, published_file, read_card
+from cnnf_brain.networks import TORCHVISION, Network, Plan, place, plan
+from cnnf_brain.results import commit, machine, versions
+from cnnf_brain.trainer.config import IMAGENET_FEEDBACK, Recipe
 from cnnf_brain.trainer.distributed import Ranks
+from cnnf_brain.trainer.metrics import Accuracy, measure
 
 EVALUATION = "evaluation.json"
 QUESTION = ("sha256", "settings", "data")  # entries of evaluation.json that decide its numbers
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """``top1`` and ``top5``: shares of the ``images`` images whose label comes first, or among the first five, at iterations
-    0..N. ``bad``: path -> reason of the images that could not be decoded and are not counted."""
-
-    top1: tuple[float, ...]
-    top5: tuple[float, ...]
-    images: int
-    bad: Mapping[str, str] = field(default_factory=dict)
+def how_shown(size: int, resize: int | None) -> str:
+    """How images are shown, in words."""
+    return f"at {size} x {size} pixels, {'the whole middle square' if resize is None else f'of the middle, resized to {resize}'}"
 
 
-@torch.no_grad()
-def measure(logits: Callable[[Tensor], Tensor], loader: DataLoader[Batch], iterations: int, ranks: Ranks) -> Accuracy:
-    """The accuracy over the images of ``loader``, over all ranks.
+def evaluated_feedback(given: Mapping[str, Any], card: Card, model: str | None = None) -> dict[str, Any]:
+    """The settings to evaluate weights with, as ``CNNF`` takes them: those given, else those of the card, else the defaults.
+
+    Weights of a CNN, or without a card, have feedback only where ``model`` is "cnnf" or iterations are given; with "cnn" they
+    have none. A ValueError where settings of feedback were given for a network without iterations.
+    """
+    defaults = {**FeedbackSettings().as_dict(), **IMAGENET_FEEDBACK}
+    trained = card.iterations or 0
+    unsaid = 0 if model == "cnn" else trained or (defaults["iterations"] if model == "cnnf" else 0)
+    iterations = given.get("iterations", unsaid)
+    others = {name: value for name, value in given.items() if name != "iterations"}
+    if not iterations and others:
+        raise ValueError(
+            f"{', '.join(others)}: settings of feedback, and these weights are evaluated without; give the "
+            "iterations, or leave the settings out"
+        )
+    settings = {**(card.feedback if trained else defaults), **others} if iterations else {}
+    return {**settings, "iterations": iterations}
+
+
+def planned_network(
+    weights: str, arch: str | None, image_size: int | None, given: Mapping[str, Any], model: str | None
+) -> Plan:
+    """What is to be evaluated: as on the card of ``weights``, unless told otherwise; nothing is downloaded.
 
     Parameters
     ----------
-    logits
-        uint8 images (B, 3, H, W) on the device of ``ranks`` -> (iterations + 1, B, K).
-    loader
-        This rank's part of one pass. Nothing is exchanged on the way: ranks may have unequally many images, and each counts
-        once.
+    weights
+        A file or a published name.
+    given, model
+        Settings of the feedback; see ``evaluated_feedback``.
     """
-    feed = Feed(loader)
-    counts = torch.zeros(3, iterations + 1, dtype=torch.float64, device=ranks.device)  # top-1, top-5, images
-    shown = tqdm(feed, "validation", len(loader), disable=None if ranks.rank == 0 else True, leave=False, file=sys.stderr)
-    for batch in shown:
-        if not len(batch.labels):
-            continue
-        images, labels = (part.to(ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
-        found = logits(images)
-        right = found.topk(min(5, found.shape[-1]), dim=-1).indices == labels[None, :, None]
-        counts[0] += right[..., 0].sum(1)
-        counts[1] += right.any(-1).sum(1)
-        counts[2] += len(labels)
-    top1, top5, n = ranks.sum(counts)
-    bad = ranks.union(feed.bad)
-    return Accuracy(tuple((top1 / n).tolist()), tuple((top5 / n).tolist()), int(n[0]), bad)
+    card = Card() if is_published(weights) else read_card(weights)
+    feedback = evaluated_feedback(given, card, model)
+    iterations = feedback.pop("iterations")
+    arch = arch or card.arch or Recipe().arch
+    return plan(arch, weights, iterations=iterations, feedback=feedback, image_size=image_size or card.image_size)
+
+
+def load_planned(planned: Plan, resize: int | None, ranks: Ranks) -> Network:
+    """The network on the device of ``ranks``; images resized as given, else as on the card of its weights."""
+    network = place(planned.load(), ranks.device)
+    return replace(network, preprocessing=replace(network.preprocessing, resize=resize or planned.card.resize))
+
+
+def evaluation_record(planned: Plan, network: Network, index: ImageIndex, command: str) -> dict[str, Any]:
+    """What an evaluation was, for ``evaluation.json``: weights, settings, images, and how it was made."""
+    size, resize = network.preprocessing.size, network.preprocessing.resize
+    feedback: dict[str, Any] = {"iterations": 0}
+    if isinstance(network.module, CNNF) and network.iterations:
+        feedback = network.module.settings.as_dict()
+    arch, weights = planned.spec, str(planned.weights)
+    return {
+        "weights": weights,
+        "sha256": sha256(published_file(arch, weights) if is_published(weights) else Path(weights)),
+        "settings": {"arch": arch, "feedback": feedback, "image_size": size, "resize": resize},
+        "data": index.digest(),
+        "command": command,
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(network.device),
+    }
 
 
 def evaluate_network(
@@ -79,7 +109,7 @@ def evaluate_network(
     """Top-1 and top-5 of ``network`` over the images of ``index``, at iterations 0..N; of a network without feedback at 0 alone.
 
     Images are shown as the trainer shows them, at ``network.preprocessing``: without ``resize`` the whole middle square, with it
-    the middle of the resized image (see ``image_data.decode``). In float32.
+    the middle of the resized image (see ``image_batches.decode``). In float32.
 
     Parameters
     ----------
@@ -104,17 +134,26 @@ def evaluate_network(
     ranks = Ranks(device=network.device) if ranks is None else ranks
     shown, module = network.preprocessing, network.module.eval()
     if network.headless:
-        raise ValueError(f"{network.name}: the weights {network.weights} have no classifier, so that it names no classes; give "
-                         "weights with one")  # fmt: skip
+        raise ValueError(
+            f"{network.name}: the weights {network.weights} have no classifier, so that it names no classes; give weights with one"
+        )
     check_classes(network, index)
 
     def logits(images: Tensor) -> Tensor:
         x = shown.normalise(images.to(torch.float32).div_(255))
         return module.unroll(x).logits if isinstance(module, CNNF) else module(x)[None]
 
-    loader = validation_loader(index, shown.size, batch_size, rank=ranks.rank, world_size=ranks.size, workers=workers,
-                               device=ranks.device, resize=shown.resize)  # fmt: skip
-    accuracy = measure(logits, loader, network.iterations, ranks)
+    batches = DiskBatches(
+        index=index,
+        size=shown.size,
+        resize=shown.resize,
+        batch_size=batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        workers=workers,
+        device=ranks.device,
+    )
+    accuracy = measure(logits, batches.once(), network.iterations, ranks)
     check_bad(accuracy.bad, len(index), max_bad, "validation")
     return accuracy
 
@@ -189,11 +228,11 @@ def check_evaluation(folder: Path, question: Mapping[str, Any]) -> None:
         )
 
 
-def write_evaluation(folder: Path, accuracy: Accuracy, about: Mapping[str, Any]) -> Path:
-    """``evaluation.json`` in ``folder``: what was evaluated (``about``, with QUESTION), then the accuracy; its path."""
+def write_evaluation(folder: Path, accuracy: Accuracy, record: Mapping[str, Any]) -> Path:
+    """``evaluation.json`` in ``folder``: what was evaluated (``evaluation_record``), then the accuracy; its path."""
     path = folder / EVALUATION
-    write_json(path, {**about, "images": accuracy.images, "top1": accuracy.top1, "top5": accuracy.top5,
-                      "bad_images": dict(accuracy.bad)})  # fmt: skip
+    found = {"images": accuracy.images, "top1": accuracy.top1, "top5": accuracy.top5, "bad_images": dict(accuracy.bad)}
+    write_json(path, {**record, **found})
     return path
 
 

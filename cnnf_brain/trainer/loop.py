@@ -1,104 +1,42 @@
-"""Training: one step, epochs over images in memory, validation, and stopping and resuming without a trace.
+"""The training loop, for images in memory and from disk, in one process or many: losses, steps, validation, stop and resume.
 
-What a run does is a function of its configuration alone: the order of the images in an epoch comes from seed and
-epoch, so that a position in the data is two numbers, and everything else that changes is in the checkpoint.
+What a step does is a function of the configuration, the weights before it and its number: the images come from (seed, step),
+the random numbers of dropout from (seed, step, rank). So the position of a run is one number, and on as many ranks a run that
+was stopped goes on as if it had not been. On another number of ranks the images of every step are the same and so is the
+gradient, up to rounding and to the masks of dropout.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import signal
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
-from cnnf_brain.checks import unknown
-from cnnf_brain.datasets.mnist import ImageSet, scale
-from cnnf_brain.io import write_text
+from cnnf_brain.datasets.image_batches import Batch, Feed, Source, check_bad
 from cnnf_brain.model.cnnf import CNNF, recomputed
-from cnnf_brain.model.state import REDUCTIONS, feedback_losses
+from cnnf_brain.model.state import feedback_losses
 from cnnf_brain.trainer import checkpoint
-from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.config import check_same, environment, warn_of_change
+from cnnf_brain.trainer.checkpoint import Position
+from cnnf_brain.trainer.config import LossWeights, Schedule, check_same, environment, warn_of_change
+from cnnf_brain.trainer.distributed import Ranks
+from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or a weight is not finite any more; names the last good checkpoint."""
-
-
-NORM_LOSS = 2  # 1 took the norm of f(l) behind its normalisation
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1.
-
-    ``reduction`` of the reconstruction loss over the elements of h: "mean", or "sum" as Table 1 prints it. The printed sum with
-    weight w is the mean with weight w times the number of elements (784 for an MNIST image).
-
-    Raises ValueError for another reduction.
-    """
-
-    reconstruction: float = 0.1
-    latent: float = 0.0
-    norm: float = 0.0
-    reduction: str = "mean"
-
-    def __post_init__(self) -> None:
-        if self.reduction not in REDUCTIONS:
-            raise unknown("reduction of the reconstruction loss", self.reduction, REDUCTIONS)
-
-    def active(self) -> dict[str, float]:
-        """Term -> weight, of those that are not zero; cross-entropy first."""
-        weights = {"reconstruction": self.reconstruction, "latent": self.latent, "norm": self.norm}
-        return {"cross_entropy": 1.0, **{term: weight for term, weight in weights.items() if weight}}
-
-    def configuration(self) -> dict[str, Any]:
-        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there.
-
-        Where the norm loss is used, ``norm_loss`` says which one: a network of another is not taken for one of this.
-        """
-        found = {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
-        return {**found, "norm_loss": NORM_LOSS} if self.norm else found
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and in what portions; ``save_every`` steps there is a checkpoint within an epoch."""
-
-    epochs: int
-    batch_size: int
-    seed: int
-    save_every: int = 500
-
-    def order(self, epoch: int, n_images: int) -> np.ndarray:
-        """The order of the images in an epoch, from seed and epoch alone."""
-        return np.random.default_rng([self.seed, epoch]).permutation(n_images)
-
-
-@dataclass
-class Progress:
-    """Where a run is: epochs done, batches done of the next one, optimizer steps in all, seconds of training.
-
-    ``sums``: each loss term at each iteration (N+1,), summed over the images of the epoch under way.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
 
 
 def losses(
@@ -128,49 +66,69 @@ def losses(
     return total, terms
 
 
-def mixed_precision(device: torch.device, amp: str | None) -> contextlib.AbstractContextManager[Any]:
+def mixed_precision(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
     """torch.autocast to the dtype named ``amp`` ("bfloat16"); None: everything as it is."""
     return torch.autocast(device.type, dtype=getattr(torch, amp)) if amp else contextlib.nullcontext()
 
 
-def train_step(
-    model: CNNF,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    weights: LossWeights,
-    clean: Tensor | None = None,
-    amp: str | None = None,
-) -> dict[str, Tensor]:
-    """One optimizer step; the terms at each iteration (N+1,), detached, as they were before it. ``amp``: the forward pass in
-    mixed precision.
+class Objective(nn.Module):
+    """Images (B, C, H, W) as the network takes them and labels (B,) -> the weighted total and each term at each iteration
+    (N+1,), means over the images. Of no images: zeros, of which every weight has the gradient 0, so that no rank waits for
+    this one.
 
-    Raises
-    ------
-    NonFiniteLoss
-        Before the weights are touched, where the total is not finite.
+    ``amp``: "bfloat16", the forward pass in mixed precision. ``recompute``, ``clean``: see ``losses``.
     """
-    optimizer.zero_grad(set_to_none=True)
-    with mixed_precision(images.device, amp):
-        total, terms = losses(model, images, labels, weights, clean)
-    if not torch.isfinite(total):
-        raise NonFiniteLoss(f"the loss is {total.item()}")
-    total.backward()
-    optimizer.step()
-    return {term: values.detach() for term, values in terms.items()}
+
+    def __init__(self, model: CNNF, weights: LossWeights, *, amp: str | None = None, recompute: bool = False) -> None:
+        super().__init__()
+        self.model, self.weights, self.amp, self.recompute = model, weights, amp, recompute
+
+    def forward(self, images: Tensor, labels: Tensor, clean: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        if not len(images):
+            zero = torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum() * 0
+            return zero, {term: zero.detach().expand(self.model.iterations + 1) for term in self.weights.active()}
+        with mixed_precision(images.device, self.amp):
+            total, terms = losses(self.model, images, labels, self.weights, clean, recompute=self.recompute)
+        return total, {term: values.detach() for term, values in terms.items()}
 
 
-@torch.no_grad()
-def accuracy(model: CNNF, images: ImageSet, batch_size: int = 500) -> list[float]:
-    """The share of ``images`` that is classified rightly, at each iteration 0..N (N+1 numbers)."""
-    training = model.training
-    model.eval()
-    right = sum(
-        (model.unroll(scale(batch.images)).logits.argmax(-1) == batch.labels).sum(1)
-        for batch in (images[rows] for rows in torch.arange(len(images)).split(batch_size))
-    )
-    model.train(training)
-    return (right.double() / len(images)).tolist()  # type: ignore[union-attr, operator]
+Perturb = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lies and what it is.
+
+    Attributes
+    ----------
+    folder
+        Gets ``checkpoints/``, ``log.jsonl`` and what TensorBoard reads; all ranks see the same one.
+    configuration
+        All that decides the outcome (JSON values); a checkpoint of another configuration is refused.
+    rounding
+        What decides the rounding alone; a checkpoint of another one is continued with a warning.
+    """
+
+    folder: Path
+    configuration: dict[str, Any]
+    rounding: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a kind of training does in its own way.
+
+    ``validate``: the accuracy of the weights of now, over all ranks. ``best``: called on rank 0 with a validation better than any
+    before it (top-1 at the last iteration), after at least one step. ``perturb``: images, labels and number of a step -> the
+    images and labels that it is trained on, and the clean target features of each; None: as they are. ``logger``: the form of
+    the log. ``watchful``: look at the loss before each step, for which the device has to be waited for; else only at the log.
+    """
+
+    validate: Callable[[], Accuracy]
+    best: Callable[[dict[str, Any]], object] = lambda _: None
+    perturb: Perturb | None = None
+    logger: type[MetricLogger] = MetricLogger
+    watchful: bool = False
 
 
 class Stop:
@@ -193,189 +151,244 @@ class Stop:
         self.requested = signal.Signals(number)
 
 
-class Log:
-    """JSON lines, each with the epoch (or what ``by`` names) it tells of; lines of what a resumed run does again are
-    taken out: those beyond ``done``."""
-
-    def __init__(self, path: Path, done: int, by: str = "epoch") -> None:
-        self.path = path
-        kept = [line for line in self.read() if line[by] <= done]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_text(path, text)
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole lines (a killed process may leave a part of one at the end)."""
-        lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
-        return lines
-
-    def write(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
 class Trainer:
-    """A training run in a folder: ``resume()``, then ``run(...)``.
+    """A training run in a folder: ``resume()``, then ``run(...)``; every rank does the same, rank 0 writes.
 
     Parameters
     ----------
-    model, optimizer, scheduler
-        The scheduler, if any, steps after each optimizer step. The model is on the device that it trains on.
-    weights, schedule
-        Losses and duration.
-    configuration
-        All that decides the outcome (JSON values); a checkpoint of another configuration is refused.
-    folder
-        Gets ``checkpoints/`` and ``log.jsonl``. One process at a time.
-    adversary
-        Makes the images of a step adversarial; None is training on clean images.
-    amp
-        "bfloat16": steps in mixed precision, those of the adversary too; validation stays in float32.
+    objective
+        With the model, on the device of ``ranks``, where it has the same weights in each.
+    optimizer
+        Of the model's parameters; its learning rate is set by ``schedule``.
     """
 
     def __init__(
         self,
-        model: CNNF,
+        objective: Objective,
         optimizer: torch.optim.Optimizer,
-        weights: LossWeights,
+        source: Source,
         schedule: Schedule,
-        configuration: dict[str, Any],
-        folder: Path,
-        *,
-        scheduler: LRScheduler | None = None,
-        adversary: Adversary | None = None,
-        amp: str | None = None,
+        run: Run,
+        hooks: Hooks,
+        ranks: Ranks,
     ) -> None:
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.adversary, self.amp = adversary, amp
-        self.weights, self.schedule, self.configuration = weights, schedule, configuration
-        self.checkpoints, self.log_path = folder / "checkpoints", folder / "log.jsonl"
-        self.device = next(model.parameters()).device
-        self.progress = Progress()
+        self.model, self.optimizer, self.source, self.schedule = objective.model, optimizer, source, schedule
+        self.place, self.hooks, self.ranks = run, hooks, ranks
+        self.checkpoints = run.folder / "checkpoints"
+        self.surroundings = {**environment(ranks.device), **run.rounding}
+        self.objective: nn.Module = objective
+        if schedule.compile:
+            objective.compile()
+        if ranks.size > 1:
+            self.objective = DistributedDataParallel(
+                objective, [ranks.device.index] if ranks.device.type == "cuda" else None
+            )
+        self.position = Position()
+        self.go_on()
 
-    def resume(self) -> Path | None:
+    def resume(self, *, insist: bool = False) -> Path | None:
         """Continue from the newest whole checkpoint, if there is one; its path.
 
         Raises
         ------
         ValueError
-            Where it was made under another configuration (says what differs), or where all are damaged.
+            Where it is of another configuration (says what differs) or beyond the last step, or where all are damaged; with
+            ``insist`` where there is none.
         """
         found = checkpoint.newest(self.checkpoints)
         if found is None:
+            if insist:
+                raise ValueError(f"{self.place.folder} has no checkpoint to continue; to start there, do not insist on one")
             return None
         path, state = found
-        check_same(state["configuration"], self.configuration, path)
-        warn_of_change(state["environment"], environment(self.device), path)
+        check_same(state["configuration"], self.place.configuration, path)
+        if self.ranks.rank == 0:
+            warn_of_change(state["environment"], self.surroundings, path)
+        self.position = Position.of(state, len(self.source))
+        if self.position.step > self.schedule.steps:
+            raise ValueError(
+                f"{path} has made {self.position.step} steps, more than the {self.schedule.steps} asked for; "
+                "choose another output folder"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        checkpoint.set_random_states(state["random"], self.device)
-        self.progress = Progress(**state["progress"])
+        self.go_on()
         return path
 
-    def save(self) -> Path:
-        """A checkpoint of now, whose weights are finite."""
-        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-        if bad:
-            raise NonFiniteLoss(f"weights are not finite ({', '.join(bad[:3])})")
-        state = {
-            "configuration": self.configuration,
-            "environment": environment(self.device),
-            "progress": vars(self.progress),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler and self.scheduler.state_dict(),
-            "random": checkpoint.random_states(self.device),
-        }
-        return checkpoint.save_step(self.checkpoints, self.progress.step, state)
+    def go_on(self) -> None:
+        """This rank's sums go on from those of the position, which rank 0 takes over."""
+        mine = self.ranks.rank == 0
+        sums = self.position.sums.items()
+        self.sums = {term: (values if mine else 0 * values).to(self.ranks.device) for term, values in sums}
+        self.images, self.norms = 0, list[Tensor]()
 
-    def run(self, train: ImageSet, validation: ImageSet, stop: Stop | None = None) -> bool:
-        """Train until the schedule's last epoch (True) or until a stop is requested (False); either way saved.
+    def run(self, stop: Stop | None = None) -> bool:
+        """Validate, then train to the last step (True) or until a stop is requested of any rank (False); either way saved.
 
         Raises
         ------
         NonFiniteLoss
             Where the loss or a weight stops being finite; names the last good checkpoint.
+        TooManyBadImages
+            Where a greater share of the images than ``max_bad`` cannot be decoded.
         """
-        checkpoint.clean(self.checkpoints)
-        log = Log(self.log_path, self.progress.epoch)
+        if self.ranks.rank == 0:
+            checkpoint.clean(self.checkpoints)
+        at, self.feed = self.position, Feed(self.source.batches(self.position.step))
         try:
-            while self.progress.epoch < self.schedule.epochs:
-                if not self.train_epoch(train, stop):
-                    return False
-                self.finish_epoch(log, len(train), validation)
+            with self.hooks.logger(self.place.folder, self.schedule, self.ranks, at) as self.logger:
+                if self.schedule.validates(at.step) and not at.judged and (at.step or self.logger.validates_first):
+                    self.settle()
+                while at.step < self.schedule.steps:
+                    if not self.next_step(stop):
+                        return False
+                    self.settle()
         except NonFiniteLoss as error:
             good = next(iter(checkpoint.paths(self.checkpoints)), None)
             raise NonFiniteLoss(
-                f"{error} in epoch {self.progress.epoch + 1} after step {self.progress.step}; last good "
-                f"checkpoint: {good or 'none yet'}. Train anew with a smaller learning rate, step size or loss weight"
+                f"{error} in epoch {math.floor(self.source.epochs(at.step)) + 1} after step {at.step}; last good "
+                f"checkpoint: {good or 'none yet'}. Train anew with a smaller learning rate, step size or loss weight, or "
+                "with gradients clipped"
             ) from None
+        finally:
+            del self.feed  # ends its workers while Python is still whole
         return True
 
-    def train_epoch(self, train: ImageSet, stop: Stop | None) -> bool:
-        """The batches of the epoch that are still to be done; False, and a checkpoint, where a stop was requested."""
-        at, size = self.progress, self.schedule.batch_size
-        order = self.schedule.order(at.epoch, len(train))
-        n_batches = -(-len(train) // size)
-        self.model.train()
-        begin = time.monotonic() - at.seconds
-        title = f"epoch {at.epoch + 1}/{self.schedule.epochs}"
-        rest = range(at.batch, n_batches)
-        for number in tqdm(rest, title, n_batches, initial=at.batch, disable=None, leave=False):
-            self.step(train[order[number * size : (number + 1) * size]])
-            at.batch = number + 1
-            at.seconds = time.monotonic() - begin
-            stopping = stop is not None and stop.requested is not None
-            if stopping or (at.step % self.schedule.save_every == 0 and at.batch < n_batches):
-                self.save()
-            if stopping:
-                return False
+    def next_step(self, stop: Stop | None) -> bool:
+        """The next step; False, and a checkpoint instead, where a stop is requested."""
+        begin = time.perf_counter()
+        batch = next(self.feed)
+        requested = stop.requested if stop is not None else None
+        n_good, stops = self.ranks.sum(torch.tensor([len(batch.labels), requested is not None])).tolist()
+        if stops:
+            self.gather()
+            self.save()
+            why = requested.name if requested else "a signal to another rank"
+            self.logger.say(f"stopped by {why} after step {self.position.step}, saved; the same command continues")
+            return False
+        self.step(batch, int(n_good))
+        self.position.seconds += time.perf_counter() - begin
         return True
 
-    def step(self, batch: ImageSet) -> None:
-        """One step on one batch, counted and summed up."""
-        at = self.progress
-        images, labels, clean = scale(batch.images), batch.labels, None
-        if self.adversary is not None:
+    def step(self, batch: Batch, n_good: int) -> Tensor:
+        """One optimizer step on this rank's part of a batch of ``n_good`` images over all ranks.
+
+        Its gradient is that of the mean over those images, however they are divided over ranks and portions. Returns the norm
+        of the gradient before it is clipped.
+        """
+        at, plan = self.position, self.schedule
+        train_mode(self.model)
+        torch.manual_seed(step_seed(plan.seed, at.step, self.ranks.rank))
+        images, labels = (part.to(self.ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
+        memory = torch.channels_last if plan.channels_last else torch.contiguous_format
+        images = self.source.prepare(images).contiguous(memory_format=memory)
+        self.optimizer.zero_grad(set_to_none=True)
+        portions = list(zip(images.tensor_split(plan.accumulate), labels.tensor_split(plan.accumulate), strict=True))
+        for i, portion in enumerate(portions):
+            exchanges_later = isinstance(self.objective, DistributedDataParallel) and i + 1 < len(portions)
+            with self.objective.no_sync() if exchanges_later else contextlib.nullcontext():  # type: ignore[operator]
+                self.add_gradient(*portion, n_good)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if plan.clip is None else plan.clip).detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.learning_rate_at(at.step)
+        self.optimizer.step()
+        at.step += 1
+        self.norms.append(norm)
+        return norm
+
+    def add_gradient(self, images: Tensor, labels: Tensor, n_good: int) -> None:
+        """Add a portion's share of the gradient to the weights' and its losses to the sums; nothing is read from the device.
+
+        Raises NonFiniteLoss, before the weights are touched, where the loss is watched and is not finite.
+        """
+        n, clean = len(labels), None
+        if self.hooks.perturb is not None:
             try:
-                with mixed_precision(self.device, self.amp):
-                    images, labels, clean = self.adversary.batch(self.model, images, labels, at.step)
+                images, labels, clean = self.hooks.perturb(images, labels, self.position.step)
             except NonFiniteOutput as error:
                 raise NonFiniteLoss(str(error)) from error
-        terms = train_step(self.model, self.optimizer, images, labels, self.weights, clean, self.amp)
-        if self.scheduler is not None:
-            self.scheduler.step()
+        total, terms = self.objective(images, labels, clean)
+        if self.hooks.watchful and not torch.isfinite(total):
+            raise NonFiniteLoss(f"the loss is {total.item()}")
+        if n != n_good or self.ranks.size > 1:  # a part of the batch; gradients of ranks are averaged
+            total = total * n * (self.ranks.size / max(n_good, 1))
+        total.backward()
         for term, values in terms.items():
-            at.sums[term] = at.sums.get(term, 0.0) + values.double().cpu() * len(batch)
-        at.step += 1
+            self.sums[term] = values.double() * n + self.sums.get(term, 0.0)
+        self.images += n
 
-    def finish_epoch(self, log: Log, n_images: int, validation: ImageSet) -> None:
-        """Validate, log, save: in this order, a kill in between has the line written again, not lost."""
-        at = self.progress
-        right = accuracy(self.model, validation)
-        means = {term: (values / n_images).tolist() for term, values in at.sums.items()}
-        at.epoch, at.batch, at.sums = at.epoch + 1, 0, {}
-        log.write(
-            {
-                "epoch": at.epoch,
-                "step": at.step,
-                "seconds": round(at.seconds, 1),
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "losses": means,
-                "validation_accuracy": right,
+    def settle(self) -> None:
+        """What is due after a step: log, validate, save; in this order, so that a kill in between loses no line."""
+        at, plan = self.position, self.schedule
+        validates = plan.validates(at.step)
+        saves = at.step > 0 and (validates or at.step % plan.save_every == 0)
+        logs = validates or at.step % plan.log_every == 0
+        if saves or logs:
+            self.gather()
+        if logs and at.images:
+            self.logger.steps(at, self.source.epochs(at.step), self.feed.waited)
+            at.sums, at.images, at.norms = {}, 0, []
+            self.go_on()
+        if validates:
+            self.judge()
+        if logs:
+            self.logger.restart(at, self.feed.waited)
+        if saves:
+            self.save()
+
+    def gather(self) -> None:
+        """Bring the sums and the damaged images of all ranks into the position, and check them."""
+        at, ranks = self.position, self.ranks
+        at.sums = {term: ranks.sum(values) for term, values in self.sums.items()}
+        at.images += int(ranks.sum(torch.tensor(self.images)))
+        at.norms += torch.stack(self.norms).tolist() if self.norms else []
+        self.go_on()
+        if not all(values.isfinite().all() for values in (*at.sums.values(), torch.tensor(at.norms))):
+            raise NonFiniteLoss("the loss or its gradient is not finite")
+        bad = ranks.union(self.feed.bad)
+        self.logger.skipped(at.step, {path: reason for path, reason in bad.items() if path not in at.bad})
+        at.bad |= bad
+        check_bad(at.bad, len(self.source), self.schedule.max_bad, "training")
+
+    def judge(self) -> None:
+        """Validate, remember, and let the best after a step be kept."""
+        at, found = self.position, self.hooks.validate()
+        check_bad(found.bad, found.images + len(found.bad), self.schedule.max_bad, "validation")
+        at.validation = {"step": at.step, "top1": list(found.top1), "top5": list(found.top5), "images": found.images}
+        self.logger.skipped(at.step, found.bad)
+        self.logger.validation(at.validation)
+        if at.step and (at.best is None or found.top1[-1] > at.best["top1"][-1]):
+            at.best = at.validation
+            if self.ranks.rank == 0:
+                self.hooks.best(at.best)
+
+    def save(self) -> None:
+        """A checkpoint of now by rank 0, whose weights are finite."""
+        if self.ranks.rank == 0:
+            bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+            if bad:
+                raise NonFiniteLoss(f"weights are not finite ({', '.join(bad[:3])})")
+            state = {
+                "configuration": self.place.configuration,
+                "environment": self.surroundings,
+                "position": vars(self.position),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
             }
-        )
-        self.save()
-        cross_entropy = " ".join(f"{value:.4f}" for value in means["cross_entropy"])
-        shown = " ".join(f"{100 * share:.2f}" for share in right)
-        tqdm.write(
-            f"epoch {at.epoch}/{self.schedule.epochs}  step {at.step}  {at.seconds:.0f} s  "
-            f"cross-entropy {cross_entropy}  validation accuracy {shown} %",
-            sys.stderr,
-        )
+            checkpoint.save_step(self.checkpoints, self.position.step, state, keep=self.schedule.keep)
+        self.ranks.wait()
+
+
+def train_mode(model: nn.Module) -> bool:
+    """Training mode but for batch normalisation, whose statistics are held; whether there is any.
+
+    Feedback needs it to be an affine map of one image; its scale and bias are trained.
+    """
+    model.train()
+    held = [module.eval() for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return bool(held)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of all that a rank draws in a step."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])

@@ -1,44 +1,124 @@
-"""What a run on images from disk tells of itself: JSON lines, TensorBoard, a progress bar or plain lines."""
+"""What a run measures and tells of itself: accuracy, JSON lines, TensorBoard, a progress bar or plain lines."""
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cnnf_brain.datasets.image_batches import Batch, Feed
+from cnnf_brain.io import write_text
+from cnnf_brain.trainer.checkpoint import Position
+from cnnf_brain.trainer.config import Schedule
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.loop import Log
-from cnnf_brain.trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``top1`` and ``top5``: shares of the ``images`` images whose label comes first, or among the first five, at iterations
+    0..N. ``bad``: path -> reason of the images that could not be decoded and are not counted."""
+
+    top1: tuple[float, ...]
+    top5: tuple[float, ...]
+    images: int
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def measure(
+    logits: Callable[[Tensor], Tensor], batches: DataLoader[Batch] | list[Batch], iterations: int, ranks: Ranks
+) -> Accuracy:
+    """The accuracy over the images of ``batches``, over all ranks.
+
+    Parameters
+    ----------
+    logits
+        Images of a batch, on the device of ``ranks`` -> (iterations + 1, B, K).
+    batches
+        This rank's part of one pass. Nothing is exchanged on the way: ranks may have unequally many images, and each counts
+        once.
+    """
+    feed = Feed(batches)
+    counts = torch.zeros(3, iterations + 1, dtype=torch.float64, device=ranks.device)  # top-1, top-5, images
+    hidden = None if ranks.rank == 0 else True  # None: hidden where there is no terminal
+    for batch in tqdm(feed, "validation", len(batches), disable=hidden, leave=False, file=sys.stderr):
+        if not len(batch.labels):
+            continue
+        images, labels = (part.to(ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
+        found = logits(images)
+        right = found.topk(min(5, found.shape[-1]), dim=-1).indices == labels[None, :, None]
+        counts[0] += right[..., 0].sum(1)
+        counts[1] += right.any(-1).sum(1)
+        counts[2] += len(labels)
+    top1, top5, n = ranks.sum(counts)
+    bad = ranks.union(feed.bad)
+    return Accuracy(tuple((top1 / n).tolist()), tuple((top5 / n).tolist()), int(n[0]), bad)
+
+
+class Log:
+    """JSON lines, each of a step; those of what a resumed run does again, beyond step ``done``, are taken out."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self.path = path
+        kept = [line for line in self.read() if line["step"] <= done]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines (a killed process may leave a part of one at the end)."""
+        lines = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def write(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 class MetricLogger:
-    """Sums up steps and tells of them; a context, within which the progress bar stands.
+    """What rank 0 tells of a run, in lines for every ``log_every`` steps and for each validation; a context with a progress bar.
 
-    Every rank adds its steps and takes part in ``window``; rank 0 writes. ``step``: those done; ``anew``: what the folder tells
-    of step 0 goes too, as it is told again.
+    Parameters
+    ----------
+    folder
+        Gets ``log.jsonl`` and ``tensorboard/``.
+    at
+        Where the run is. Lines beyond it are dropped; before the first step that is all of them, unless a validation is done.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, step: int, ranks: Ranks, n_images: int, *, anew: bool = False) -> None:
-        self.recipe, self.ranks, self.n_images = recipe, ranks, n_images
-        self.folder, self.first, self.told = folder, step, -1 if anew else step
-        self.sums: dict[str, Tensor] = {}
-        self.norms: list[Tensor] = []
+    with_board = True
+    validates_first = True  # before the first step, where the curve of accuracy begins
+
+    def __init__(self, folder: Path, schedule: Schedule, ranks: Ranks, at: Position) -> None:
+        self.folder, self.schedule, self.ranks, self.first = folder, schedule, ranks, at.step
+        self.told = at.step if at.step or at.validation else -1
         self.named: set[str] = set()
-        self.n_local, self.waited, self.begin = 0, 0.0, time.perf_counter()
+        self.restart(at, 0.0)
+
+    def restart(self, at: Position, waited: float) -> None:
+        """The clock of the next line begins."""
+        self.waited, self.counted, self.begin = waited, at.images, time.perf_counter()
 
     def __enter__(self) -> MetricLogger:
         self.board: Any = None
         if self.ranks.rank == 0:
-            self.log = Log(self.folder / "log.jsonl", self.told, by="step")
-            self.board = tensorboard(self.folder / "tensorboard", self.told)
-        hidden = None if self.ranks.rank == 0 else True  # None: hidden where there is no terminal
-        self.bar = tqdm(total=self.recipe.steps, initial=self.first, unit="step", disable=hidden, file=sys.stderr)
+            self.log = Log(self.folder / "log.jsonl", self.told)
+            self.board = tensorboard(self.folder / "tensorboard", self.told) if self.with_board else None
+        hidden = None if self.ranks.rank == 0 else True
+        self.bar = tqdm(total=self.schedule.steps, initial=self.first, unit="step", disable=hidden, file=sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,66 +126,87 @@ class MetricLogger:
         if self.board is not None:
             self.board.close()
 
-    def add(self, sums: dict[str, Tensor], norm: Tensor, *, n_local: int) -> None:
-        """One step: terms summed over this rank's images, the norm of the gradient. Nothing is read from the device."""
-        self.sums = {term: values.double() + self.sums.get(term, 0.0) for term, values in sums.items()}
-        self.norms.append(norm.detach())
-        self.n_local += n_local
-        self.bar.update()
-
-    def window(self, step: int, seconds: float, waited: float, new_bad: dict[str, str], n_bad: int) -> bool:
-        """Tell of the steps since the last window; whether loss and gradient were finite in all ranks."""
-        if not self.norms:
-            return True
-        now = time.perf_counter()
-        totals = {term: self.ranks.sum(values) for term, values in self.sums.items()}
-        norm = torch.stack(self.norms).mean().item()
-        n = int(self.ranks.sum(torch.tensor([self.n_local])))
-        finite = torch.tensor([*(values.isfinite().all() for values in totals.values()), torch.tensor(norm).isfinite()])
+    def steps(self, at: Position, epoch: float, waited: float) -> None:
+        """Tell of the steps whose sums are in ``at``; ``waited``: seconds in which the model waited for images so far."""
+        seconds = time.perf_counter() - self.begin
         line: dict[str, Any] = {
-            "step": step,
-            "epoch": round(step * self.recipe.batch_size / self.n_images, 4),
-            "seconds": round(seconds, 1),
-            "learning_rate": self.recipe.learning_rate_at(step - 1),
-            "losses": {term: (values / max(n, 1)).tolist() for term, values in totals.items()},
-            "gradient_norm": norm,
-            "images_per_second": round(n / (now - self.begin), 2),
-            "data_wait": round((waited - self.waited) / (now - self.begin), 4),
+            "step": at.step,
+            "epoch": round(epoch, 4),
+            "seconds": round(at.seconds, 1),
+            "learning_rate": self.schedule.learning_rate_at(at.step - 1),
+            "losses": at.means(),
+            "gradient_norm": torch.tensor(at.norms).mean().item(),
+            "images_per_second": round((at.images - self.counted) / seconds, 2),
+            "data_wait": round((waited - self.waited) / seconds, 4),
             "memory_mib": memory(self.ranks.device),
-            "bad_images": n_bad,
+            "bad_images": len(at.bad),
         }
-        self.sums, self.norms, self.n_local, self.waited, self.begin = {}, [], 0, waited, now
-        if self.ranks.rank == 0 and finite.all():
-            for path, reason in new_bad.items():
-                self.tell({"step": step, "bad_image": path, "reason": reason}, f"skipped {path}: {reason}")
-            entropy = " ".join(f"{value:.4f}" for value in line["losses"]["cross_entropy"])
-            words = (f"step {step}/{self.recipe.steps}  cross-entropy {entropy}  {line['images_per_second']:.1f} images/s  "
-                     f"waited for data {100 * line['data_wait']:.0f} %")  # fmt: skip
-            self.tell(line, words, quiet=not self.bar.disable)
-        return bool(finite.all())
+        words = (
+            f"step {at.step}/{self.schedule.steps}  cross-entropy {entropy(line)}  "
+            f"{line['images_per_second']:.1f} images/s  waited for data {100 * line['data_wait']:.0f} %"
+        )
+        self.tell(line, words, quiet=not self.bar.disable)
 
-    def validation(self, found: dict[str, Any], bad: dict[str, str]) -> None:
-        """Tell of a validation, and of its damaged images that were not named before."""
-        self.begin = time.perf_counter()
-        if self.ranks.rank:
-            return
-        for path, reason in bad.items():
-            if path not in self.named:
-                self.tell({"step": found["step"], "bad_image": path, "reason": reason}, f"skipped {path}: {reason}")
-        self.named |= set(bad)
-        shown = ", ".join(f"{name} {' '.join(f'{100 * share:.2f}' for share in found[name])} %" for name in ("top1", "top5"))
+    def validation(self, found: dict[str, Any]) -> None:
+        """Tell of a validation: ``step``, ``top1``, ``top5``, ``images``."""
+        shown = ", ".join(f"{name} {percent(found[name])} %" for name in ("top1", "top5"))
         line = {"step": found["step"], "validation": {name: value for name, value in found.items() if name != "step"}}
-        self.tell(line, f"step {found['step']}/{self.recipe.steps}  validation {shown} of {found['images']} images")
+        self.tell(line, f"step {found['step']}/{self.schedule.steps}  validation {shown} of {found['images']} images")
+
+    def skipped(self, step: int, bad: Mapping[str, str]) -> None:
+        """Tell of damaged images (path -> reason), of each once."""
+        for path in bad.keys() - self.named if self.ranks.rank == 0 else ():
+            self.tell({"step": step, "bad_image": path, "reason": bad[path]}, f"skipped {path}: {bad[path]}")
+        self.named |= set(bad)
 
     def tell(self, line: dict[str, Any], words: str, *, quiet: bool = False) -> None:
         """A line to the log and TensorBoard, and its words to standard error."""
+        if self.ranks.rank:
+            return
         self.log.write(line)
         if self.board is not None:
             for name, value in numbers(line):
                 self.board.add_scalar(name, value, line["step"])
             self.board.flush()
         if not quiet:
+            self.say(words)
+
+    def say(self, words: str) -> None:
+        """Words of rank 0 to standard error, beside the progress bar."""
+        if self.ranks.rank == 0:
             tqdm.write(words, sys.stderr)
+
+
+class EpochLogger(MetricLogger):
+    """A line for each epoch, of its steps and of the validation at its end."""
+
+    with_board = validates_first = False
+
+    def steps(self, at: Position, epoch: float, waited: float) -> None:
+        """Keep the line until the validation is known."""
+        self.line = {
+            "epoch": round(epoch),
+            "step": at.step,
+            "seconds": round(at.seconds, 1),
+            "learning_rate": self.schedule.learning_rate_at(at.step - 1),
+            "losses": at.means(),
+        }
+
+    def validation(self, found: dict[str, Any]) -> None:
+        line = {**self.line, "validation_accuracy": found["top1"]}
+        epochs = self.schedule.steps // self.schedule.validate_every
+        words = f"epoch {line['epoch']}/{epochs}  step {line['step']}  {line['seconds']:.0f} s  "
+        self.tell(line, words + f"cross-entropy {entropy(line)}  validation accuracy {percent(found['top1'])} %")
+
+
+def entropy(line: Mapping[str, Any]) -> str:
+    """The cross-entropy of a log line at each iteration."""
+    return " ".join(f"{value:.4f}" for value in line["losses"]["cross_entropy"])
+
+
+def percent(shares: Collection[float]) -> str:
+    """Shares in percent."""
+    return " ".join(f"{100 * share:.2f}" for share in shares)
 
 
 def numbers(line: Any, name: str = "") -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""A run of the small net on MNIST or Fashion-MNIST, from its settings to its weights and their card.
+"""A run of the small net on MNIST or Fashion-MNIST, on clean or adversarial images, from its settings to its weights and card.
 
 ``training/mnist.py`` and ``cnnf_brain.robustness`` both train through ``train``.
 """
@@ -7,51 +7,133 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cnnf_brain import results
+from cnnf_brain.attacks import threats
+from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
+from cnnf_brain.checks import unknown
 from cnnf_brain.datasets import mnist
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.model.zoo import small_net
 from cnnf_brain.networks import pick_device
-from cnnf_brain.results import commit, machine, versions
-from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.card import WEIGHTS, check_finished, check_weights, finish
-from cnnf_brain.trainer.config import check_same, environment
-from cnnf_brain.trainer.loop import LossWeights, Schedule, Stop, Trainer, accuracy
+from cnnf_brain.results import machine
+from cnnf_brain.trainer.card import WEIGHTS, about, check_weights, finish, finished
+from cnnf_brain.trainer.config import CNN, LossWeights, Schedule, environment
+from cnnf_brain.trainer.distributed import Ranks
+from cnnf_brain.trainer.loop import Hooks, Objective, Perturb, Run, Stop, Trainer, mixed_precision
+from cnnf_brain.trainer.metrics import Accuracy, EpochLogger, measure
+from cnnf_brain.types import option
 
 STANDARD = {"epochs": 30, "learning_rate": 1e-3}  # Appendix B.1
 ADVERSARIAL = {"epochs": 90, "learning_rate": 1e-4}
+MODES = ("only", "augment")
+UNITS = Preprocessing(28, mean=(0.5,), std=(0.5,))  # the small net takes images in [-1, 1]
+ATTACKS: dict[str, FGSM | PGD] = {"fgsm": FGSM(), "pgd7": PGD(7), "pgd40": PGD(40)}
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Adversarial training: which images a step sees (Appendix B.1).
+
+    ``mode``: "only" adversarial images, or "augment", clean and adversarial ones together. In both the reconstruction loss of an
+    adversarial image is against the target features of its clean one. ``attack``: "fgsm", "pgd7" or "pgd40", on the first pass of
+    the weights of that step; ``epsilon`` and ``step_size`` (None: the paper's) for images in [0, 1]. Random starts come from
+    ``seed`` and the number of the step alone.
+
+    Raises ValueError for another mode or attack, numbers outside of their range, and a step size of FGSM.
+    """
+
+    mode: str = option(
+        "only",
+        "train on adversarial images alone (only), or clean and adversarial ones together (augment)",
+        flag="adversarial",
+        choices=MODES,
+    )
+    attack: str = option("pgd7", "of adversarial training", choices=sorted(ATTACKS))
+    epsilon: float = option(0.3, "of adversarial training, for images in [0, 1]", least=0, most=1)
+    step_size: float | None = option(
+        None,
+        "step size of PGD, for images in [0, 1] (default: the paper's, 0.01 to 0.015)",
+        flag="attack-step",
+        above=0,
+    )
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise unknown("adversarial mode", self.mode, MODES)
+        if self.attack not in ATTACKS:
+            raise unknown("attack", self.attack, ATTACKS)
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon {self.epsilon} is not in [0, 1]; it is given for images in [0, 1]")
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+            raise ValueError(f"the attack's step size is {self.step_size}, expected a number above 0")
+        if self.step_size is not None and self.attack == "fgsm":
+            raise ValueError("FGSM is one step of epsilon; leave its step size out")
+
+    def batch(self, model: CNNF, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step is trained on: images in [-1, 1], labels, and the clean target features of each image."""
+        adversarial = self.perturb(model, images, labels, step)
+        with torch.no_grad():
+            clean, _ = model.below_target(images, set())
+        if self.mode == "only":
+            return adversarial, labels, clean
+        return torch.cat([images, adversarial]), torch.cat([labels, labels]), torch.cat([clean, clean])
+
+    def perturb(self, model: CNNF, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """The adversarial images of ``images``, both in [-1, 1]."""
+        training = model.training
+        model.eval()
+        try:
+            threat = threats.first_pass(threats.WithPreprocessing(model, UNITS))
+            x, attack = UNITS.denormalise(images).clamp(0, 1), ATTACKS[self.attack]
+            if isinstance(attack, FGSM):
+                made = clip(x, x + self.epsilon * ascent(threat, x, labels), self.epsilon, threat.bounds)
+            else:
+                seed = int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
+                attack = PGD(attack.steps, self.step_size, seed=seed)
+                made = attack.perturb(threat, x, labels, self.epsilon, attack.start(x))
+        finally:
+            model.train(training)
+        return UNITS.normalise(made)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the outcome of a run but the data itself.
+    """All that decides the outcome of a run but the data itself; the defaults are the paper's standard training.
 
     ``feedback``: what ``small_net`` takes (iterations 0 is a CNN); ``limit``: train on this many of the training images, evenly
     spaced; ``adversary``: adversarial training, its random starts seeded by ``seed``; ``amp``: "bfloat16" for mixed precision.
+    Beside the weights: ``save_every``, steps between checkpoints within an epoch; ``measure``, the accuracy is measured on this
+    many of the validation and of the test images, the first (None: on all).
     """
 
     dataset: str
-    feedback: dict[str, Any] = field(default_factory=lambda: {"iterations": 0})
+    feedback: dict[str, Any] = field(default_factory=lambda: dict(CNN))
     losses: LossWeights = field(default_factory=LossWeights)
-    epochs: int = 30
-    learning_rate: float = 1e-3
-    weight_decay: float = 5e-4
-    batch_size: int = 64
+    epochs: int = option(30, "passes over the training images", above=0)
+    learning_rate: float = option(1e-3, "learning rate of Adam", flag="lr", above=0)
+    weight_decay: float = option(5e-4, "of Adam, an L2 term in the gradient", least=0)
+    batch_size: int = option(64, "clean images of a step", above=0)
     seed: int = 0
-    half: bool = False
-    limit: int | None = None
+    half: bool = option(False, "store the weights in float16, and measure those")
+    limit: int | None = option(
+        None, "only N of the training images, evenly spaced (to try things out)", metavar="N", above=0
+    )
     adversary: Adversary | None = None
-    amp: str | None = None
+    amp: str | None = option(None, "mixed precision in training; validation and test stay in float32", choices=("bfloat16",))
+    save_every: int = option(500, "between two checkpoints", metavar="STEPS", above=0)
+    measure: int | None = None
 
     @property
     def title(self) -> str:
@@ -87,6 +169,18 @@ class Settings:
             found["adversarial"] = {name: value for name, value in asdict(self.adversary).items() if name != "seed"}
         return found
 
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """The steps of all epochs, with a validation and a line of the log at the end of each."""
+        return Schedule(
+            steps=self.epochs * steps_per_epoch,
+            learning_rate=self.learning_rate,
+            decay_factor=1.0,
+            seed=self.seed,
+            save_every=self.save_every,
+            validate_every=steps_per_epoch,
+            log_every=steps_per_epoch,
+        )
+
 
 def train(
     settings: Settings,
@@ -95,10 +189,8 @@ def train(
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
-    save_every: int = 500,
     insist: bool = False,
     stop: Stop | None = None,
-    measure: int | None = None,
 ) -> dict[str, Any] | None:
     """Train, or continue, or find finished, the run of ``settings`` in ``output``; its card, None where it was stopped.
 
@@ -113,9 +205,7 @@ def train(
     insist
         A ValueError where there is no checkpoint to continue from.
     stop
-        Asked after each step.
-    measure
-        Accuracy is measured on this many of the validation and of the test images, the first; None: on all.
+        Asked before each step.
 
     Raises
     ------
@@ -127,48 +217,50 @@ def train(
         Training diverged; names the last good checkpoint.
     """
     with results.occupied(output):
-        return _train(settings, output, command, folder, pick_device(device), save_every, insist, stop, measure)
-
-
-def _train(
-    settings: Settings,
-    output: Path,
-    command: str,
-    folder: Path | None,
-    device: torch.device,
-    save_every: int,
-    insist: bool,
-    stop: Stop | None,
-    measure: int | None,
-) -> dict[str, Any] | None:
-    source = mnist.find(settings.dataset, folder)
-    configuration = settings.configuration(source.check())
-    if (output / "card.json").exists():
-        return finished(output, configuration)
-    train_images, validation = mnist.split(source.read("train"))
-    train_images, validation = limited(train_images, settings.limit), validation[np.arange(len(validation))[:measure]]
-    torch.manual_seed(settings.seed)
-    model = small_net(**settings.feedback).to(device).to(memory_format=torch.channels_last)  # on CPUs much faster
-    optimizer = torch.optim.Adam(  # L2, as in the paper
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = Schedule(settings.epochs, settings.batch_size, settings.seed, save_every)
-    trainer = Trainer(model, optimizer, settings.losses, schedule, configuration, output,
-                      adversary=settings.adversary, amp=settings.amp)  # fmt: skip
-    found = trainer.resume()
-    if insist and found is None:
-        raise ValueError(f"{output} has no checkpoint to continue; to start there, do not insist on one")
-    record = {"command": command, "configuration": configuration, "commit": commit(), "versions": versions()}
-    write_json(output / "config.json", {**record, "environment": environment(device)})
-    print(
-        f"{settings.title}: {len(train_images)} training and {len(validation)} validation images from {source.folder}, "
-        f"{'continuing ' + str(found) if found else 'from the start'}, on {machine(device)}, output {output}"
-    )
-    if not trainer.run(train_images.to(device), validation.to(device), stop):
-        print(f"stopped by {stop and stop.requested and stop.requested.name} after step {trainer.progress.step}, saved; "
-              "the same command continues", file=sys.stderr)  # fmt: skip
-        return None
-    return measured(output, model, record, source, validation, trainer.progress.seconds, measure)
+        ranks, source = Ranks(device=pick_device(device)), mnist.find(settings.dataset, folder)
+        configuration = settings.configuration(source.check())
+        images, validation = mnist.split(source.read("train"))
+        images, validation = limited(images, settings.limit), validation[np.arange(len(validation))[: settings.measure]]
+        batches = mnist.MemoryBatches(images.to(ranks.device), settings.batch_size, settings.seed)
+        schedule = settings.schedule(batches.steps_per_epoch)
+        card = finished(output, configuration, schedule.steps, lambda: small_net(**settings.feedback))
+        if card is not None:
+            return card
+        torch.manual_seed(settings.seed)
+        model = small_net(**settings.feedback).to(ranks.device).to(memory_format=torch.channels_last)  # on CPUs much faster
+        optimizer = torch.optim.Adam(  # L2, as in the paper
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        trainer = Trainer(
+            Objective(model, settings.losses, amp=settings.amp),
+            optimizer,
+            batches,
+            schedule,
+            Run(output, configuration),
+            Hooks(lambda: accuracy(model, validation), perturb=perturb(model, settings), logger=EpochLogger, watchful=True),
+            ranks,
+        )
+        found = trainer.resume(insist=insist)
+        record = about(command, configuration)
+        write_json(output / "config.json", {**record, "environment": environment(ranks.device)})
+        print(
+            f"{settings.title}: {len(images)} training and {len(validation)} validation images from {source.folder}, "
+            f"{'continuing ' + str(found) if found else 'from the start'}, on {machine(ranks.device)}, output {output}"
+        )
+        if not trainer.run(stop):
+            return None
+        card = {
+            "title": settings.title,
+            **record,
+            "feedback": model.settings.as_dict(),
+            "training_seconds": round(trainer.position.seconds),
+            "machine": machine(ranks.device),
+            "n_validation": len(validation),
+        }
+        assert trainer.position.validation is not None
+        card["validation_accuracy_before_storing"] = trainer.position.validation["top1"]
+        card["validation_accuracy"] = trainer.position.validation["top1"]
+        return measured(output, model, card, settings, (validation, source))
 
 
 def limited(images: mnist.ImageSet, limit: int | None) -> mnist.ImageSet:
@@ -180,52 +272,44 @@ def limited(images: mnist.ImageSet, limit: int | None) -> mnist.ImageSet:
     return images[np.arange(limit) * len(images) // limit]
 
 
+def perturb(model: CNNF, settings: Settings) -> Perturb | None:
+    """What ``settings.adversary`` makes of the images of a step, in the precision of the steps."""
+    adversary = settings.adversary
+    if adversary is None:
+        return None
+
+    def made(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        with mixed_precision(images.device, settings.amp):
+            return adversary.batch(model, images, labels, step)
+
+    return made
+
+
+def accuracy(model: CNNF, images: mnist.ImageSet, batch_size: int = 500) -> Accuracy:
+    """The accuracy of ``model`` over ``images`` in evaluation mode, at each iteration 0..N."""
+    training, ranks = model.training, Ranks(device=next(model.parameters()).device)
+    batches = mnist.MemoryBatches(images, batch_size)
+    found = measure(lambda x: model.eval().unroll(batches.prepare(x)).logits, batches.once(), model.iterations, ranks)
+    model.train(training)
+    return found
+
+
 def measured(
-    output: Path,
-    model: CNNF,
-    record: dict[str, Any],
-    source: mnist.Source,
-    validation: mnist.ImageSet,
-    seconds: float,
-    measure: int | None = None,
+    output: Path, model: CNNF, card: dict[str, Any], settings: Settings, data: tuple[mnist.ImageSet, mnist.Source]
 ) -> dict[str, Any]:
-    """Measure the weights as they will be stored, and store them: the one place where the test images are used."""
-    device = next(model.parameters()).device
-    configuration = record["configuration"]
-    card = {
-        "title": configuration["title"],
-        **record,
-        "feedback": model.settings.as_dict(),
-        "training_seconds": round(seconds),
-        "machine": machine(device),
-        "n_validation": len(validation),
-    }
-    dtype = getattr(torch, configuration["dtype"])
+    """Measure the weights as they will be stored, and store them: the one place where the test images are used.
+
+    ``data``: the validation images, and where the test images lie.
+    """
+    validation, source = data
+    dtype = torch.float16 if settings.half else torch.float32
     stored = copy.deepcopy(model).to(dtype).to(torch.float32)
-    card["validation_accuracy_before_storing"] = accuracy(model, validation.to(device))
-    card["validation_accuracy"] = card["validation_accuracy_before_storing"]
-    if dtype != torch.float32:
-        card["validation_accuracy"] = accuracy(stored, validation.to(device))
+    if settings.half:
+        card["validation_accuracy"] = list(accuracy(stored, validation).top1)
     test = source.read("test")
-    test = test[np.arange(len(test))[:measure]]
-    card["n_test"] = len(test)
-    card["test_accuracy"] = accuracy(stored, test.to(device))
+    test = test[np.arange(len(test))[: settings.measure]]
+    card |= {"n_test": len(test), "test_accuracy": list(accuracy(stored, test).top1)}
     return finish(output, stored, card, dtype)
-
-
-def finished(output: Path, configuration: dict[str, Any]) -> dict[str, Any]:
-    """The card of the finished run in ``output``, its weights checked or restored; a ValueError where it is another run."""
-    path = output / "card.json"
-    card: dict[str, Any] = json.loads(path.read_text())
-    check_same(card["configuration"], configuration, path)
-
-    def is_last(state: dict[str, Any]) -> bool:
-        return state["progress"]["epoch"] == configuration["epochs"]
-
-    with torch.device("meta"):
-        network = small_net(**configuration["feedback"])
-    check_finished(output, card, network, is_last)
-    return card
 
 
 def load(folder: Path) -> tuple[CNNF, dict[str, Any]]:

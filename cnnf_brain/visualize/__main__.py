@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cnnf_brain import results
+from cnnf_brain.cli import number
 from cnnf_brain.datasets import mnist
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import AUTO, SMALL, Network, load_network, pick_device, shipped_weights
 from cnnf_brain.report import PAGE
-from cnnf_brain.trainer.flags import positive, whole
 from cnnf_brain.visualize import draw, write
 from cnnf_brain.visualize.figures import FIGURES, IMAGES, Given
 from cnnf_brain.visualize.view import View
@@ -144,14 +144,19 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
     add("--weights", metavar="FILE", help="of a CNN-F by training/mnist.py (default: the shipped CNN-F)")
-    add("--iterations", type=positive(int), metavar="N", help="of feedback (default: as trained; the shipped CNN-F: 2)")
+    add(
+        "--iterations",
+        type=number(int, {"above": 0}),
+        metavar="N",
+        help="of feedback (default: as trained; the shipped CNN-F: 2)",
+    )
     add(
         "--images",
-        type=positive(int),
+        type=number(int, {"above": 0}),
         metavar="N",
         help="validation images to measure (default 9a: 200, 9b: 300, 9c: 500, 9d: all)",
     )
-    add("--seed", type=whole, default=0, help="of the images, the examples and the noise (default 0)")
+    add("--seed", type=number(int, {"least": 0}), default=0, help="of the images, the examples and the noise (default 0)")
     add("--device", default=AUTO, help="auto (default): a GPU where there is one, else cpu; or cpu, cuda, ...")
     add("--output", type=Path, metavar="DIR", help="default results/figure-9a, ...")
     args = p.parse_args(argv)

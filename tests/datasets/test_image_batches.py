@@ -23,14 +23,13 @@ from torchvision import transforms
 
 from cnnf_brain.datasets import image_index
 from cnnf_brain.datasets.image_batches import (
+    DiskBatches,
     Feed,
     ShownImages,
     TrainingOrder,
     ValidationOrder,
     decode,
     normalise,
-    training_loader,
-    validation_loader,
 )
 from cnnf_brain.datasets.image_index import ImageIndex, index_images
 from cnnf_brain.images import Preprocessing
@@ -132,7 +131,12 @@ def take(loader, n: int) -> list:
 def test_every_training_image_comes_exactly_once_an_epoch(roots, form, world_size, workers):
     index, _ = index_images(roots[form])
     ranks = [
-        take(training_loader(index, 8, 4, seed=3, rank=rank, world_size=world_size, workers=workers), 11)
+        take(
+            DiskBatches(
+                index=index, size=8, batch_size=4, seed=3, rank=rank, world_size=world_size, workers=workers
+            ).batches(),
+            11,
+        )
         for rank in range(world_size)
     ]
     seen: list[int] = []
@@ -151,7 +155,8 @@ def test_every_training_image_comes_exactly_once_an_epoch(roots, form, world_siz
 def test_every_validation_image_comes_exactly_once_in_each_pass(roots, form, world_size, workers):
     _, index = index_images(roots[form])
     loaders = [
-        validation_loader(index, 8, 3, rank=rank, world_size=world_size, workers=workers) for rank in range(world_size)
+        DiskBatches(index=index, size=8, batch_size=3, rank=rank, world_size=world_size, workers=workers).once()
+        for rank in range(world_size)
     ]
     for _ in range(2):
         batches = [list(loader) for loader in loaders]
@@ -209,9 +214,9 @@ def test_other_data_have_another_digest(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_resumed_at_any_step_sees_the_rest_bit_for_bit(train, workers):
-    whole = take(training_loader(train, 8, 4, seed=1), 9)
+    whole = take(DiskBatches(index=train, size=8, batch_size=4, seed=1).batches(), 9)
     for start in (0, 2, 7) if workers == 0 else (5,):
-        rest = take(training_loader(train, 8, 4, seed=1, start=start, workers=workers), 9 - start)
+        rest = take(DiskBatches(index=train, size=8, batch_size=4, seed=1, workers=workers).batches(start), 9 - start)
         for a, b in zip(whole[start:], rest, strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.labels, b.labels)
@@ -232,7 +237,7 @@ def test_half_of_the_images_are_mirrored_anew_in_each_epoch_and_seed(train):
     some = [flags(0, 0), flags(0, 1), flags(1, 0)]
     assert all(abs(f.mean() - 0.5) < 0.04 for f in some)  # five standard deviations
     assert all(abs((a == b).mean() - 0.5) < 0.04 for a, b in ((some[0], some[1]), (some[0], some[2])))
-    (batch,) = take(training_loader(train, 8, 11, seed=2), 1)
+    (batch,) = take(DiskBatches(index=train, size=8, batch_size=11, seed=2).batches(), 1)
     assert is_mirrored(batch.images) == TrainingOrder(11, 11, 2).keys(0)[1].tolist()
     assert 0 < sum(is_mirrored(batch.images)) < 11
 
@@ -240,7 +245,7 @@ def test_half_of_the_images_are_mirrored_anew_in_each_epoch_and_seed(train):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_draws_nothing_from_the_generator_of_dropout(train, workers):
     before = torch.get_rng_state()
-    take(training_loader(train, 8, 4, seed=1, workers=workers), 2)
+    take(DiskBatches(index=train, size=8, batch_size=4, seed=1, workers=workers).batches(), 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -301,7 +306,7 @@ def test_every_kind_of_image_becomes_rgb(mode):
 
 
 def test_batches_are_uint8_in_channels_last_memory(train):
-    (batch,) = take(training_loader(train, 8, 4, seed=0, workers=1), 1)
+    (batch,) = take(DiskBatches(index=train, size=8, batch_size=4, seed=0, workers=1).batches(), 1)
     assert batch.images.shape == (4, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -324,7 +329,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path, form, workers):
     {"folders": write_folder, "shards": write_shards}[form](tmp_path, "train", good | png | bad)
     {"folders": write_folder, "shards": write_shards}[form](tmp_path, "val", bad)
     index, validation = index_images(tmp_path)
-    feed = Feed(training_loader(index, 8, 8, seed=0, workers=workers))
+    feed = Feed(DiskBatches(index=index, size=8, batch_size=8, seed=0, workers=workers).batches())
     for batch in (next(feed), next(feed)):
         assert sorted(shown_numbers(batch.images)) == [0, 1, 2, 3]
         assert batch.labels.tolist() == [0] * 4
@@ -336,7 +341,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path, form, workers):
     assert "cannot identify" in reasons["text.JPEG"]
     assert "more than 8 bits" in reasons["deep.JPEG"]
     assert all(Path(path.split(":")[0]).is_file() for path in feed.bad)  # what is named can be looked at
-    (nothing,) = validation_loader(validation, 8, 8, workers=workers)
+    (nothing,) = DiskBatches(index=validation, size=8, batch_size=8, workers=workers).once()
     assert nothing.images.shape == (0, 3, 8, 8)
     assert nothing.labels.shape == (0,)
     assert len(nothing.bad) == 4
@@ -370,7 +375,7 @@ def test_the_wait_for_data_is_measured(train):
 
 
 def test_workers_outlive_the_signals_that_stop_the_trainer(train):
-    batches = iter(training_loader(train, 8, 4, seed=0, workers=2))
+    batches = iter(DiskBatches(index=train, size=8, batch_size=4, seed=0, workers=2).batches())
     for _ in range(2):  # one of each: both workers are past their start
         next(batches)
     workers = multiprocessing.active_children()
@@ -424,7 +429,7 @@ def flat(root: Path) -> Path:
 def test_a_flat_validation_folder_is_labelled_by_the_devkit(tmp_path):
     write_devkit(flat(tmp_path), "3\n1\n1\n2\n")
     _, index = index_images(tmp_path)
-    (batch,) = validation_loader(index, 8, 8)
+    (batch,) = DiskBatches(index=index, size=8, batch_size=8).once()
     found = dict(zip(shown_numbers(batch.images), batch.labels.tolist(), strict=True))
     assert found == {1: 0, 2: 1, 3: 1, 4: 2}  # n01, n02, n02, n03
     assert all(Path(index.path(n)).parent == tmp_path / "val" for n in range(4))
@@ -653,7 +658,7 @@ def test_a_shard_that_changes_under_a_run_stops_it(tmp_path, workers):
     for part in ("train", "val"):
         write_tar(tmp_path / f"{part}-0.tar", same_size())
     index, _ = index_images(tmp_path)
-    loader = training_loader(index, 8, 3, seed=0, workers=workers)
+    loader = DiskBatches(index=index, size=8, batch_size=3, seed=0, workers=workers).batches()
     assert sorted(shown_numbers(next(Feed(loader)).images)) == [0, 1, 2]
     write_tar(tmp_path / "train-0.tar", dict(reversed(same_size().items())))  # in place: the open file sees it
     with pytest.raises(image_index.ChangedShard) as caught:
@@ -717,7 +722,7 @@ def test_tiny_imagenet(shared):
     assert list(train.classes) == sorted(wnids)
     assert np.bincount(train.labels).tolist() == [100] * 200
     assert np.bincount(validation.labels).tolist() == [20] * 200
-    for batch in take(training_loader(train, 64, 128, seed=0), 2):
+    for batch in take(DiskBatches(index=train, size=64, batch_size=128, seed=0).batches(), 2):
         assert batch.images.shape == (128, 3, 64, 64)
         assert not batch.bad
     with tarfile.open(root / "val-00001.tar") as tar:

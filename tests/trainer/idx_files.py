@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-NAMES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+NAMES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -22,3 +27,18 @@ def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     images = np.random.default_rng(seed).integers(0, 100, (n, 28, 28))
     images[np.arange(n), 2 * labels + 4] = 255
     return images, labels
+
+
+def write_idx(folder: Path, test_seed: int = 2) -> Path:
+    """``folder`` with four plain IDX files, 240 training and 40 test images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, n, seed in (("train", 240, 1), ("test", 40, test_seed)):
+        for file, values in zip(NAMES[part], drawn(n, seed), strict=True):
+            (folder / file).write_bytes(idx(values))
+    return folder
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """``make_folder(name, test_seed=2)``: see ``write_idx``."""
+    return lambda name="data", test_seed=2: write_idx(tmp_path / name, test_seed)

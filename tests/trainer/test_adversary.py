@@ -5,21 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training_loop import BATCH, CONFIGURATION, StopAfter, images, network
+from test_training_loop import StopAfter, images, network, trainer
 
 from cnnf_brain.datasets.mnist import scale
 from cnnf_brain.trainer import loop
-from cnnf_brain.trainer.adversary import Adversary
-from cnnf_brain.trainer.loop import LossWeights, NonFiniteLoss, Schedule, Trainer
-
-
-def trainer(folder, adversary: Adversary | None, *, lr=0.01, epochs=2) -> Trainer:
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    configuration = {**CONFIGURATION, "adversarial": adversary and adversary.mode}
-    return Trainer(
-        model, optimizer, LossWeights(), Schedule(epochs, BATCH, seed=0), configuration, folder, adversary=adversary
-    )
+from cnnf_brain.trainer.config import LossWeights
+from cnnf_brain.trainer.loop import NonFiniteLoss
+from cnnf_brain.trainer.small import Adversary
 
 
 def test_fgsm_is_one_step_of_twice_epsilon_in_minus_1_to_1():
@@ -88,12 +80,14 @@ def test_the_loss_is_that_of_the_paper(target):
 def test_both_kinds_of_images_reach_the_step(tmp_path, monkeypatch):
     seen = []
 
-    def spy(_model, _optimizer, batch, labels, _weights, clean, _amp):
-        seen.append((len(batch), len(labels), len(clean), torch.equal(batch[: len(batch) // 2], clean[: len(batch) // 2])))
-        return {"cross_entropy": torch.zeros(2)}
+    real = loop.losses
 
-    monkeypatch.setattr(loop, "train_step", spy)
-    trainer(tmp_path, Adversary("augment", "fgsm", 0.1), epochs=1).run(images(), images(30))
+    def spy(model, batch, labels, weights, clean, **options):
+        seen.append((len(batch), len(labels), len(clean), torch.equal(batch[: len(batch) // 2], clean[: len(batch) // 2])))
+        return real(model, batch, labels, weights, clean, **options)
+
+    monkeypatch.setattr(loop, "losses", spy)
+    trainer(tmp_path, epochs=1, perturb=Adversary("augment", "fgsm", 0.1)).run()
     assert seen == [(40, 40, 40, True)] * 3 + [(12, 12, 12, True)]
 
 
@@ -101,25 +95,25 @@ def test_both_kinds_of_images_reach_the_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("step", [1, 5])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, mode, step):
     adversary = Adversary(mode, "pgd7", 0.2)
-    straight = trainer(tmp_path / "straight", adversary)
-    assert straight.run(images(), images(30, seed=1))
-    first = trainer(tmp_path / "stopped", adversary)
-    assert not first.run(images(), images(30, seed=1), StopAfter(first, step))
-    second = trainer(tmp_path / "stopped", adversary)
+    straight = trainer(tmp_path / "straight", epochs=2, perturb=adversary)
+    assert straight.run()
+    first = trainer(tmp_path / "stopped", epochs=2, perturb=adversary)
+    assert not first.run(StopAfter(first, step))
+    second = trainer(tmp_path / "stopped", epochs=2, perturb=adversary)
     torch.manual_seed(999)
     assert second.resume() is not None
-    assert second.run(images(), images(30, seed=1))
-    plain = trainer(tmp_path / "plain", None)
-    assert plain.run(images(), images(30, seed=1))
+    assert second.run()
+    plain = trainer(tmp_path / "plain", epochs=2)
+    assert plain.run()
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     assert not all(torch.equal(v, plain.model.state_dict()[n]) for n, v in straight.model.state_dict().items())
 
 
 def test_a_divergence_is_told_as_one(tmp_path):
-    run = trainer(tmp_path, Adversary("only", "pgd7", 0.2), lr=1e36)
+    run = trainer(tmp_path, lr=1e36, perturb=Adversary("only", "pgd7", 0.2))
     with pytest.raises(NonFiniteLoss, match="Train anew with a smaller learning rate"):
-        run.run(images(), images(30))
+        run.run()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cnnf_brain.trainer import checkpoint
-from cnnf_brain.trainer.checkpoint import DamagedCheckpoint
+from cnnf_brain.trainer.checkpoint import DamagedCheckpoint, Position
 
 shared = torch.arange(6.0)
 
@@ -171,11 +171,14 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_random_states_continue_where_they_were():
-    torch.manual_seed(3)
-    torch.rand(5)
-    states = checkpoint.random_states(torch.device("cpu"))
-    expected = torch.rand(5)
-    torch.rand(100)
-    checkpoint.set_random_states(states, torch.device("cpu"))
-    assert torch.equal(torch.rand(5), expected)
+def test_a_position_of_before_the_one_loop_is_read_too():
+    """Checkpoints of images in memory counted epochs and batches; that of an epoch's last step was saved with its validation."""
+    progress = {"epoch": 1, "batch": 3, "step": 8, "seconds": 2.5, "sums": {"cross_entropy": torch.ones(2)}}
+    state = {"progress": progress, "configuration": {"batch_size": 20}}
+    within = Position.of(state)
+    assert (within.step, within.seconds, within.images, within.judged) == (8, 2.5, 60, False)
+    assert Position.of(state, 46).images == 46  # the last batch of an epoch is smaller
+    assert within.means() == {"cross_entropy": pytest.approx([1 / 60, 1 / 60])}
+    assert Position.of({**state, "progress": {**progress, "batch": 0, "sums": {}}}).judged
+    disk = {"step": 3, "seconds": 1.0, "validation": None, "best": None, "bad": {"a": "damaged"}}
+    assert Position.of({"position": disk}) == Position(3, 1.0, bad={"a": "damaged"})

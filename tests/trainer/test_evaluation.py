@@ -23,7 +23,7 @@ from cnnf_brain.io import sha256
 from cnnf_brain.model import weights, zoo
 from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, plan
-from cnnf_brain.trainer import evaluation, start
+from cnnf_brain.trainer import evaluation
 from cnnf_brain.trainer.card import save_weights
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
@@ -31,7 +31,6 @@ from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(zoo, "sequential", tiny)
-    monkeypatch.setattr(start, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,6 @@ def trained(images, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "sequential", tiny)
-        patch.setattr(start, "sequential", tiny)
         more = ("--resize", 36, "--limit-validation", 7, "--target", "features.0", "--no-match-layers")
         assert imagenet.main(flags(images, output, *more, steps=6)) == 0
     return output
@@ -110,7 +108,7 @@ def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(validation, tm
     file = tmp_path / "published.pth"
     torch.save(tiny("vgg16", 3).state_dict(), file)
     monkeypatch.setattr(weights, "published", lambda arch, name: torch.load(file, weights_only=True))
-    monkeypatch.setattr(imagenet, "published_file", lambda arch, name: file)
+    monkeypatch.setattr(evaluation, "published_file", lambda arch, name: file)
     monkeypatch.setattr(evaluation, "published_entry", lambda arch, name: SimpleNamespace(meta={"categories": WNIDS}))
     argv = words("--data", validation, "--image-size", SIZE)
     for number, (more, n) in enumerate([([], 0), (["--model", "cnnf"], 2), (["--iterations", "1"], 1)]):
@@ -205,7 +203,7 @@ def test_published_weights_for_other_classes_are_not_downloaded(validation, tmp_
 
 def test_weights_for_other_classes_are_refused_before_any_image_is_read(validation, trained, tmp_path, monkeypatch, capsys):
     """With a card before they are loaded; without one before the first batch."""
-    monkeypatch.setattr(evaluation, "validation_loader", lambda *_, **__: pytest.fail("read images"))
+    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: pytest.fail("read images"))
     file = tmp_path / "bare.safetensors"
     save_file(tiny("vgg16", 5).state_dict(), file)
     assert (

@@ -16,7 +16,6 @@ from tiny_imagenet import imagenet, tiny, write_images
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import pick_device
-from cnnf_brain.trainer import start
 from cnnf_brain.trainer.distributed import join
 
 DEFAULTS = {
@@ -30,7 +29,6 @@ TARGET = {"mnist": "relu1", "imagenet": "features.0"}
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(zoo, "sequential", tiny)
-    monkeypatch.setattr(start, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")

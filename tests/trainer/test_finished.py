@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from idx_files import write_idx
 from safetensors.torch import load_file, save_file
 from test_mnist_command import flags as mnist_flags
 from test_mnist_command import mnist
@@ -18,7 +19,7 @@ from tiny_imagenet import imagenet, tiny, write_images
 
 from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
-from cnnf_brain.trainer import small, start
+from cnnf_brain.trainer import small
 
 Run = Callable[[], int]
 
@@ -26,23 +27,31 @@ Run = Callable[[], int]
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(zoo, "sequential", tiny)
-    monkeypatch.setattr(start, "sequential", tiny)
 
 
-@pytest.fixture(params=["mnist", "imagenet"])
-def finished(request, make_folder, tmp_path) -> tuple[Path, Run]:
-    """The folder of a finished run, and its command again."""
-    output = tmp_path / "out"
-    if request.param == "mnist":
-        argv = mnist_flags(make_folder(), output, "--half", "--iterations", "1", model="cnnf", epochs=1)
-    else:
-        argv = imagenet_flags(write_images(tmp_path / "images"), output, steps=3)
+@pytest.fixture(scope="module", params=["mnist", "imagenet"])
+def trained(request, tmp_path_factory) -> tuple[Path, Callable[[Path], int]]:
+    """The folder of a finished run, and its command for any folder."""
+    root = tmp_path_factory.mktemp(request.param)
 
-    def run() -> int:
-        return (mnist if request.param == "mnist" else imagenet).main(argv)
+    def run(output: Path) -> int:
+        if request.param == "mnist":
+            more = ("--half", "--iterations", "1", "--limit", "60")
+            return int(mnist.main(mnist_flags(root / "data", output, *more, model="cnnf", epochs=1)))
+        return int(imagenet.main(imagenet_flags(root / "data", output, steps=3)))
 
-    assert run() == 0
-    return output, run
+    (write_idx if request.param == "mnist" else write_images)(root / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "sequential", tiny)
+        assert run(root / "out") == 0
+    return root / "out", run
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> tuple[Path, Run]:
+    """A copy of the folder of a finished run, and its command again."""
+    output = Path(shutil.copytree(trained[0], tmp_path / "out"))
+    return output, lambda: trained[1](output)
 
 
 def gone(path: Path) -> None:

@@ -13,16 +13,17 @@ from safetensors.torch import load_file, save_file
 from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, write_images
 
 from cnnf_brain import CNNF
-from cnnf_brain.datasets.image_batches import ShownImages, normalise, training_loader
+from cnnf_brain.datasets.image_batches import DiskBatches, ShownImages, normalise
 from cnnf_brain.datasets.image_index import index_images
 from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import load_network
-from cnnf_brain.trainer import checkpoint, start, stream
+from cnnf_brain.trainer import checkpoint, loop
+from cnnf_brain.trainer import imagenet as library
+from cnnf_brain.trainer.config import LossWeights, Recipe
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.loop import LossWeights, losses
-from cnnf_brain.trainer.recipe import Recipe
+from cnnf_brain.trainer.loop import Run, losses
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(zoo, "sequential", tiny)
-    monkeypatch.setattr(start, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ class StopAt:
 
 def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, tmp_path, capsys):
     output = tmp_path / "out"
-    argv = flags(images, output, "--log-every", 2, "--validate-every", 2, "--seed", 3, "--amp", "bfloat16",
-                 "--channels-last", "--checkpoint-iterations")  # fmt: skip
+    every = ("--log-every", 2, "--validate-every", 2)
+    argv = flags(images, output, *every, "--seed", 3, "--amp", "bfloat16", "--channels-last", "--checkpoint-iterations")
     assert imagenet.main(argv) == 0
     printed = capsys.readouterr()
     assert "all weights new" in printed.out
@@ -161,7 +161,7 @@ def test_more_steps_continue_and_fewer_or_other_settings_are_refused(images, tmp
     assert imagenet.main(flags(images, output, steps=4)) == 0
     assert "already finished" in capsys.readouterr().out
     assert imagenet.main(flags(images, output, steps=3)) == 1
-    assert "is of 4 steps, more than --steps 3" in capsys.readouterr().err
+    assert "is of 4 steps, more than the 3 asked for" in capsys.readouterr().err
     assert imagenet.main(flags(images, output, "--momentum", "0.5")) == 1
     assert "momentum: 0.9 there, 0.5 now" in capsys.readouterr().err
     (output / "card.json").unlink()
@@ -176,13 +176,12 @@ def test_the_step_follows_the_gradient_of_the_mean_however_it_is_divided(images,
     torch.manual_seed(0)
     model = CNNF(without_dropout("vgg16", 3), iterations=2, step=0.1)
     recipe = Recipe(batch_size=7, image_size=SIZE, learning_rate=1.0, momentum=0.0, accumulate=portions)
-    batch = next(iter(training_loader(index_images(images)[0], SIZE, 7, seed=0)))
+    indices = index_images(images)
+    batch = next(iter(DiskBatches(index=indices[0], size=SIZE, batch_size=7).batches()))
     total, _ = losses(model, normalise(batch.images), batch.labels, LossWeights())
     gradients = torch.autograd.grad(total, list(model.parameters()))
     expected = [p.detach() - g for p, g in zip(model.parameters(), gradients, strict=True)]
-    trainer = stream.StreamTrainer(model, recipe, {}, tmp_path, Ranks())
-    trainer.objective = trainer.prepared()
-    _, norm = trainer.step(batch, 7)
+    norm = library.trainer_of(recipe, model, indices, Run(tmp_path, {}), {}, Ranks()).step(batch, 7)
     for parameter, wanted in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-5, atol=1e-6)
     assert norm.item() == pytest.approx(sum(g.square().sum().item() for g in gradients) ** 0.5, rel=1e-4)
@@ -193,9 +192,9 @@ def test_the_gradient_is_clipped_and_its_norm_before_that_is_logged(images, tmp_
     model = CNNF(without_dropout("vgg16", 3), iterations=0)
     before = [p.detach().clone() for p in model.parameters()]
     recipe = Recipe(batch_size=7, image_size=SIZE, learning_rate=1.0, momentum=0.0, clip=1e-3)
-    trainer = stream.StreamTrainer(model, recipe, {}, tmp_path, Ranks())
-    trainer.objective = trainer.prepared()
-    _, norm = trainer.step(next(iter(training_loader(index_images(images)[0], SIZE, 7, seed=0))), 7)
+    indices = index_images(images)
+    batch = next(iter(DiskBatches(index=indices[0], size=SIZE, batch_size=7).batches()))
+    norm = library.trainer_of(recipe, model, indices, Run(tmp_path, {}), {}, Ranks()).step(batch, 7)
     moved = sum((p.detach() - b).square().sum().item() for p, b in zip(model.parameters(), before, strict=True)) ** 0.5
     assert norm.item() > 1e-2
     assert moved == pytest.approx(1e-3, rel=1e-2)
@@ -240,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
             else (total, terms)
         )
 
-    monkeypatch.setattr(stream, "losses", fails_at_the_fourth)
+    monkeypatch.setattr(loop, "losses", fails_at_the_fourth)
     assert imagenet.main(flags(images, tmp_path, "--save-every", 2, steps=9)) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert "not finite" in message
@@ -279,6 +278,7 @@ def test_the_newest_checkpoint_damaged_the_one_before_is_used(images, tmp_path, 
     assert_same_weights(tmp_path / "out", tmp_path / "straight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "cnnf"])
 def test_thirty_two_images_are_learnt_by_heart(tmp_path, model):
     data = write_images(tmp_path / "images", n_train=32, n_val=3)
@@ -298,7 +298,8 @@ def test_the_start_keeps_what_fits_and_says_what_is_new(tmp_path):
         save_file(content, tmp_path / f"{name}.safetensors")
 
     def kept(name: str, num_classes: int) -> tuple[set[str], str]:
-        model, words = start.starting_network("vgg16", tmp_path / f"{name}.safetensors", num_classes, {"iterations": 0})
+        file = str(tmp_path / f"{name}.safetensors")
+        model, words = library.starting_network(Recipe(weights=file, num_classes=num_classes, feedback={"iterations": 0}))
         return {key for key, value in model.state_dict().items() if (value == 0.5).all()}, words
 
     assert kept("five", 5)[0] == set(state)
@@ -334,7 +335,7 @@ def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(images, t
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--target", "features.9"], "layer 'features.9' is not known"),
         (["--device", "cuda:77"], "CUDA devices"),
-        (["--resume"], "has no checkpoint; leave --resume out"),
+        (["--resume"], "has no checkpoint to continue"),
     ],
 )
 def test_errors_before_training_are_one_line(images, tmp_path, capsys, more, message):
@@ -347,9 +348,10 @@ def test_errors_before_training_are_one_line(images, tmp_path, capsys, more, mes
 
 def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsys):
     args = imagenet.arguments(["--data", str(tmp_path), "--model", "cnnf"])
-    assert (args.arch, args.weights, args.batch_size, args.steps) == ("vgg16", "IMAGENET1K_V1", 128, 200_000)
-    assert (args.lr, args.momentum, args.decay_every, args.decay_factor) == (0.005, 0.9, 100_000, 0.9)
-    assert args.match_layers  # VGG has no layers that normalise
+    recipe = imagenet.recipe(args)
+    assert (recipe.arch, recipe.weights, recipe.batch_size, recipe.steps) == ("vgg16", "IMAGENET1K_V1", 128, 200_000)
+    assert (recipe.learning_rate, recipe.momentum, recipe.decay_every, recipe.decay_factor) == (0.005, 0.9, 100_000, 0.9)
+    assert recipe.feedback["match_layers"]  # VGG has no layers that normalise
     rates = [Recipe().learning_rate_at(step) for step in (0, 99_999, 100_000, 199_999)]
     assert rates == [0.005, 0.005, pytest.approx(0.0045), pytest.approx(0.0045)]
     with pytest.raises(SystemExit) as caught:
@@ -365,8 +367,8 @@ def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, m
     assert [line["step"] for line in log_lines(tmp_path / "out")] == [0]
     assert not (tmp_path / "out" / "best.safetensors").exists()
     monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(99))
-    calls, real = [], stream.validate
-    monkeypatch.setattr(stream, "validate", lambda *args: calls.append(args) or real(*args))
+    calls, real = [], library.validate
+    monkeypatch.setattr(library, "validate", lambda *args: calls.append(args) or real(*args))
     assert imagenet.main(flags(images, tmp_path / "out")) == 0
     assert len(calls) == 1  # at the end
     assert [line["step"] for line in log_lines(tmp_path / "out") if "validation" in line] == [0, 4]

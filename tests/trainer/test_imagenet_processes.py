@@ -24,7 +24,7 @@ from cnnf_brain.trainer import checkpoint
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "torchvision.models", "cnnf_brain.trainer.stream"]
+    ["torch._dynamo", "torchvision.models", "cnnf_brain.trainer.imagenet"]
 )  # seconds for each child
 PATIENCE = 200  # seconds
 KILLS = 20
@@ -46,8 +46,8 @@ def started(argv: list[str], log: Path, ranks: int = 1, builder: Any = tiny) -> 
         port = str(free.getsockname()[1])
     processes: list[BaseProcess] = []
     for rank in range(ranks):
-        torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port} if ranks > 1 else {}  # fmt: skip
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        torchrun = {name: str(value) for name, value in place.items()} if ranks > 1 else {}
         processes.append(CONTEXT.Process(target=child, args=(argv, str(log), torchrun, builder)))
     try:
         for process in processes:
@@ -87,6 +87,7 @@ def wait_for(condition: Any, process: BaseProcess, log: Path) -> None:
         assert time.monotonic() < deadline, f"waited {PATIENCE} s\n{log.read_text()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("portions", [1, 2])
 def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images, tmp_path, portions):
     """Seven images a step: four and three, and fewer where the damaged one was; 11 for validation: six and five."""
@@ -105,6 +106,7 @@ def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images
     assert bad[0] == bad[1] == [str(images / "train" / WNIDS[1] / "train_004.png")]
 
 
+@pytest.mark.slow
 def test_stopped_on_two_ranks_and_finished_on_one(images, tmp_path):
     """SIGTERM to one of them alone stops both after the same step."""
     log, output = tmp_path / "log", tmp_path / "out"

@@ -22,8 +22,8 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from tiny_imagenet import imagenet, nets, start, without_dropout
-nets.sequential = start.sequential = without_dropout
+from tiny_imagenet import imagenet, without_dropout, zoo
+zoo.sequential = without_dropout
 name = "pid-" + os.environ["RANK"] + "-" + os.environ["TORCHELASTIC_RESTART_COUNT"]
 Path({folder!r}, name).write_text(str(os.getpid()))
 sys.exit(imagenet.main(sys.argv[1:]))
@@ -38,9 +38,8 @@ def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     torchrun += ["--monitor-interval", "0.1", "--master-port", "0", "--standalone", str(script)]
     argv = flags(images, output, "--save-every", 1, "--validate-every", 1000, steps=300)
-    with log.open("w") as file, subprocess.Popen(
-        [*torchrun, *argv], stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
-    ) as process:  # fmt: skip
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "start_new_session": True}
+    with log.open("w") as file, subprocess.Popen([*torchrun, *argv], stdout=file, stderr=file, **options) as process:
         try:
             deadline = time.monotonic() + PATIENCE
             while len(checkpoint.paths(output / "checkpoints")) < 2:

@@ -37,8 +37,8 @@ spec.loader.exec_module(mnist)
 
 
 def flags(folder: Path, output: Path, *more: str, model: str = "cnn", epochs: int = 2) -> list[str]:
-    words = ["--dataset", "mnist", "--data", folder, "--model", model, "--epochs", epochs, "--batch-size", 50,
-             "--output", output, "--device", "cpu", *more]  # fmt: skip
+    words = ["--dataset", "mnist", "--data", folder, "--model", model, "--epochs", epochs, "--batch-size", 50]
+    words += ["--output", output, "--device", "cpu", *more]
     return [str(word) for word in words]
 
 
@@ -96,7 +96,7 @@ def test_the_test_images_play_no_part_before_the_end(make_folder, tmp_path, monk
     for name, test_seed in (("a", 2), ("b", 77)):
         folder = make_folder(f"data-{name}", test_seed=test_seed)
         assert mnist.main(flags(folder, tmp_path / name)) == 0
-    assert judged == [20, 40] * 2  # stored in float32, the weights are those that were just validated
+    assert judged == [20, 20, 40] * 2  # stored in float32, the weights are those that were just validated
     cards = [json.loads((tmp_path / name / "card.json").read_text()) for name in "ab"]
     assert cards[0]["configuration"]["data_hash"] != cards[1]["configuration"]["data_hash"]
     assert cards[0]["validation_accuracy"] == cards[1]["validation_accuracy"]
@@ -236,7 +236,7 @@ def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_
     assert process.returncode == 75
     assert "stopped by SIGTERM after step" in message
     assert not (output / "card.json").exists()
-    done = checkpoint.newest(output / "checkpoints")[1]["progress"]["step"]
+    done = checkpoint.newest(output / "checkpoints")[1]["position"]["step"]
 
     with started(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_for_checkpoint(process, output / "checkpoints", after=done)
@@ -293,12 +293,14 @@ def test_mixed_precision_is_another_configuration_and_is_in_the_card(make_folder
 
 def test_adversarial_training_has_its_own_defaults():
     given = ["--dataset", "mnist", "--model", "cnn"]
-    standard, hardened = mnist.arguments(given), mnist.arguments([*given, "--adversarial", "augment"])
-    assert (standard.epochs, standard.lr) == (30, 1e-3)
-    assert (hardened.epochs, hardened.lr) == (90, 1e-4)
-    assert (hardened.attack, hardened.epsilon) == ("pgd7", 0.3)
-    assert mnist.arguments([*given, "--adversarial", "only", "--lr", "0.1", "--epochs", "2", "--epsilon", "0"]).epsilon == 0
-    names = {mnist.output(args, 0).name for args in (standard, hardened)}
+    asked = [given, [*given, "--adversarial", "augment"]]
+    asked.append([*given, "--adversarial", "only", "--lr", "0.1", "--epochs", "2", "--epsilon", "0"])
+    standard, hardened, other = (mnist.settings(mnist.arguments(words), 0) for words in asked)
+    assert (standard.epochs, standard.learning_rate, standard.adversary) == (30, 1e-3, None)
+    assert (hardened.epochs, hardened.learning_rate) == (90, 1e-4)
+    assert (hardened.adversary.attack, hardened.adversary.epsilon) == ("pgd7", 0.3)
+    assert (other.epochs, other.learning_rate, other.adversary.epsilon) == (2, 0.1, 0)
+    names = {mnist.output(mnist.arguments(words), 0).name for words in asked[:2]}
     assert names == {"mnist-cnn-seed0", "mnist-cnn-augment-pgd7-0.3-seed0"}
 
 

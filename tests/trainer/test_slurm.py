@@ -33,8 +33,14 @@ def run(tmp_path: Path, *, after: str, old_checkpoint: bool = False) -> tuple[in
     for name, code in stands_for.items():
         (tools / name).write_text(f"#!/bin/bash\n{code}\n")
         (tools / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "host[1-2]", "SLURM_NNODES": "2",
-                   "SLURM_JOB_ID": "77", "SLURM_JOB_START_TIME": str(int(time.time()) - 60)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "host[1-2]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_START_TIME": str(int(time.time()) - 60),
+    }
     words = ["bash", str(SCRIPT), str(tmp_path / "images"), str(output), "--model", "cnnf", "--amp", "bfloat16"]
     code = subprocess.run(words, env=environment, check=False).returncode
     return code, (tmp_path / "asked").read_text().splitlines(), (tmp_path / "words").read_text().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from idx_files import drawn
 from torch import nn
 
 from cnnf_brain import CNNF
-from cnnf_brain.datasets.mnist import ImageSet, scale
-from cnnf_brain.trainer import checkpoint, loop
-from cnnf_brain.trainer.loop import Log, LossWeights, NonFiniteLoss, Progress, Schedule, Stop, Trainer
+from cnnf_brain.datasets.mnist import ImageSet, MemoryBatches, scale
+from cnnf_brain.trainer import checkpoint, loop, small
+from cnnf_brain.trainer.checkpoint import Position
+from cnnf_brain.trainer.config import LossWeights, Schedule
+from cnnf_brain.trainer.distributed import Ranks
+from cnnf_brain.trainer.loop import Hooks, NonFiniteLoss, Objective, Run, Stop, Trainer
+from cnnf_brain.trainer.metrics import EpochLogger, Log
 
 CONFIGURATION = {"seed": 0, "losses": {"reconstruction": 0.1}}
 N_TRAIN, BATCH = 66, 20  # four batches in an epoch, the last one of six
@@ -32,12 +37,41 @@ def network(iterations: int = 1, dropout: float = 0.3) -> CNNF:
     return CNNF(nn.Sequential(*layers), iterations=iterations, match_norm=True)
 
 
-def trainer(folder, *, epochs=3, save_every=1000, configuration=CONFIGURATION, lr=0.01) -> Trainer:
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.5)
-    schedule = Schedule(epochs, BATCH, seed=0, save_every=save_every)
-    return Trainer(model, optimizer, LossWeights(), schedule, configuration, folder, scheduler=scheduler)
+def trainer(folder, *, epochs=3, save_every=1000, configuration=CONFIGURATION, lr=0.01, perturb=None, amp=None) -> Trainer:
+    """A run over the 66 images, judged on 30 others, whose learning rate decays."""
+    model, source, judged = network(), MemoryBatches(images(), BATCH), images(30, seed=1)
+    n = source.steps_per_epoch
+    return Trainer(
+        Objective(model, LossWeights(), amp=amp),
+        torch.optim.Adam(model.parameters(), lr=lr, weight_decay=5e-4),
+        source,
+        Schedule(
+            steps=epochs * n,
+            learning_rate=lr,
+            decay_every=5,
+            decay_factor=0.5,
+            save_every=save_every,
+            validate_every=n,
+            log_every=n,
+        ),
+        Run(folder, configuration),
+        Hooks(
+            lambda: small.accuracy(model, judged),
+            perturb=perturb and (lambda *batch: perturb.batch(model, *batch)),
+            logger=EpochLogger,
+            watchful=True,
+        ),
+        Ranks(),
+    )
+
+
+def train_step(model, optimizer, x, labels, weights, amp=None) -> dict[str, torch.Tensor]:
+    """One optimizer step; the terms as they were before it."""
+    optimizer.zero_grad()
+    total, terms = Objective(model, weights, amp=amp)(x, labels)
+    total.backward()
+    optimizer.step()
+    return terms
 
 
 class StopAfter:
@@ -48,7 +82,7 @@ class StopAfter:
 
     @property
     def requested(self):
-        return signal.SIGTERM if self.run.progress.step >= self.step else None
+        return signal.SIGTERM if self.run.position.step >= self.step else None
 
 
 def log_lines(folder) -> list[dict]:
@@ -57,13 +91,13 @@ def log_lines(folder) -> list[dict]:
 
 
 def assert_same_outcome(a: Trainer, b: Trainer, folder_a, folder_b) -> None:
-    """Weights, optimizer, scheduler and log equal in every bit."""
+    """Weights, optimizer, learning rate and log equal in every bit."""
     for name, value in a.model.state_dict().items():
         assert torch.equal(value, b.model.state_dict()[name]), name
     for key, state in a.optimizer.state_dict()["state"].items():
         for name, value in state.items():
             assert torch.equal(value, b.optimizer.state_dict()["state"][key][name]), name
-    assert a.scheduler.state_dict() == b.scheduler.state_dict()
+    assert a.optimizer.param_groups[0]["lr"] == b.optimizer.param_groups[0]["lr"]
     assert log_lines(folder_a) == log_lines(folder_b)
 
 
@@ -71,7 +105,7 @@ def assert_same_outcome(a: Trainer, b: Trainer, folder_a, folder_b) -> None:
 def straight(tmp_path):
     """A run that was never stopped."""
     run = trainer(tmp_path / "straight")
-    assert run.run(images(), images(30, seed=1))
+    assert run.run()
     return run
 
 
@@ -86,7 +120,7 @@ def test_the_step_is_that_of_the_losses_computed_by_hand():
     expected = [p.detach() - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
 
     optimizer = torch.optim.SGD(parameters, lr=0.5)
-    terms = loop.train_step(model, optimizer, x, batch.labels, LossWeights())
+    terms = train_step(model, optimizer, x, batch.labels, LossWeights())
     assert set(terms) == {"cross_entropy", "reconstruction"}
     for p, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-7)
@@ -94,19 +128,17 @@ def test_the_step_is_that_of_the_losses_computed_by_hand():
 
 def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_are_not(tmp_path, monkeypatch):
     seen: list[tuple[torch.dtype, bool]] = []
-    run = trainer(tmp_path, epochs=1)
-    run.amp = "bfloat16"
-    original = CNNF.forward
+    run = trainer(tmp_path, epochs=1, amp="bfloat16")
+    original = CNNF.unroll
 
     def watched(self, x, **options):
         result = original(self, x, **options)
-        logits = result.logits if hasattr(result, "logits") else result
-        seen.append((logits.dtype, self.training))
+        seen.append((result.logits.dtype, self.training))
         return result
 
-    monkeypatch.setattr(CNNF, "forward", watched)
+    monkeypatch.setattr(CNNF, "unroll", watched)
     before = [p.detach().clone() for p in run.model.parameters()]
-    assert run.run(images(), images(30, seed=1))
+    assert run.run()
     assert {dtype for dtype, training in seen if training} == {torch.bfloat16}
     assert {dtype for dtype, training in seen if not training} == {torch.float32}
     for p, was in zip(run.model.parameters(), before, strict=True):
@@ -120,7 +152,7 @@ def test_a_step_in_mixed_precision_is_close_to_one_in_float32():
         model, batch = network(iterations=0, dropout=0.0), images(8)
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loop.train_step(model, optimizer, scale(batch.images), batch.labels, LossWeights(0.0), amp=amp)
+        train_step(model, optimizer, scale(batch.images), batch.labels, LossWeights(0.0), amp=amp)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
     assert not torch.equal(*moved)
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
@@ -138,7 +170,7 @@ def test_each_loss_weight_reaches_the_weights(term):
         model, batch = network(dropout=0.0), images(8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         weights = LossWeights(**{**dict.fromkeys(("reconstruction", "latent", "norm"), 0.0), term: weight})
-        loop.train_step(model, optimizer, scale(batch.images), batch.labels, weights)
+        train_step(model, optimizer, scale(batch.images), batch.labels, weights)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert not torch.equal(*moved)
 
@@ -148,7 +180,7 @@ def test_the_printed_sum_is_the_mean_with_a_weight_times_the_elements():
     for weights in (LossWeights(0.01, reduction="sum"), LossWeights(0.01 * 28 * 28), LossWeights(0.01)):
         model, batch = network(dropout=0.0), images(8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loop.train_step(model, optimizer, scale(batch.images), batch.labels, weights)
+        train_step(model, optimizer, scale(batch.images), batch.labels, weights)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(moved[0], moved[1])
     assert not torch.allclose(moved[0], moved[2])
@@ -164,7 +196,7 @@ def test_configurations_from_before_the_reduction_was_there_stay_the_same():
 def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_batches():
     model, test = network(iterations=2), images(31)
     model.train()
-    shares = loop.accuracy(model, test, batch_size=7)
+    shares = small.accuracy(model, test, batch_size=7).top1
     assert model.training
     model.eval()
     for t in range(3):
@@ -176,17 +208,16 @@ def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_b
 def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path, monkeypatch):
     whole, seen = images(), []
     numbers = {image.numpy().tobytes(): number for number, image in enumerate(scale(whole.images))}
+    real = loop.losses
 
-    def spy(_model, _optimizer, batch, labels, _weights, _clean, _amp):
-        assert _clean is _amp is None
+    def spy(model, batch, labels, weights, clean, **options):
+        assert clean is None
         seen.append([numbers[image.numpy().tobytes()] for image in batch])
         assert labels.tolist() == [i % 10 for i in seen[-1]]
-        return {"cross_entropy": torch.zeros(2)}
+        return real(model, batch, labels, weights, clean, **options)
 
-    monkeypatch.setattr(loop, "train_step", spy)
-    run = trainer(tmp_path, epochs=2)
-    run.scheduler = None
-    run.run(whole, images(30))
+    monkeypatch.setattr(loop, "losses", spy)
+    trainer(tmp_path, epochs=2).run()
     assert [len(batch) for batch in seen] == [20, 20, 20, 6] * 2
     first, second = ([i for batch in seen[k : k + 4] for i in batch] for k in (0, 4))
     assert sorted(first) == sorted(second) == list(range(N_TRAIN))
@@ -194,15 +225,15 @@ def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path, monk
 
 
 def test_a_seed_gives_another_order():
-    assert Schedule(1, 1, seed=0).order(0, 50).tolist() != Schedule(1, 1, seed=1).order(0, 50).tolist()
+    assert MemoryBatches(images(), 1, seed=0).order(0).tolist() != MemoryBatches(images(), 1, seed=1).order(0).tolist()
 
 
 def test_it_learns(tmp_path):
-    model = network(dropout=0.0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    run = Trainer(model, optimizer, LossWeights(), Schedule(25, BATCH, seed=0), CONFIGURATION, tmp_path)
-    run.run(images(), images(30, seed=1))
-    assert loop.accuracy(run.model, images()) == [1.0, 1.0]
+    run = trainer(tmp_path, epochs=25, lr=0.02)
+    run.schedule = replace(run.schedule, decay_factor=1.0)
+    run.model.get_submodule("3").p = 0.0
+    run.run()
+    assert small.accuracy(run.model, images()).top1 == (1.0, 1.0)
     losses = [line["losses"]["cross_entropy"][1] for line in log_lines(tmp_path)]
     assert len(losses) == 25
     assert losses[-1] < 0.3 * losses[0]
@@ -212,29 +243,29 @@ def test_it_learns(tmp_path):
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, straight, step):
     folder = tmp_path / "stopped"
     first = trainer(folder)
-    assert not first.run(images(), images(30, seed=1), StopAfter(first, step))
-    assert first.progress.step == step
+    assert not first.run(StopAfter(first, step))
+    assert first.position.step == step
     second = trainer(folder)
     torch.manual_seed(12345)  # whatever another process's generator is at
     assert second.resume() == checkpoint.paths(folder / "checkpoints")[0]
-    assert second.run(images(), images(30, seed=1))
+    assert second.run()
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
-@pytest.mark.parametrize("part", ["set_random_states", "position", "optimizer"])
+@pytest.mark.parametrize("part", ["seed", "position", "optimizer"])
 def test_the_comparison_notices_a_state_that_is_not_restored(tmp_path, straight, monkeypatch, part):
     folder = tmp_path / "stopped"
     first = trainer(folder)
-    first.run(images(), images(30, seed=1), StopAfter(first, 6))
+    first.run(StopAfter(first, 6))
     second = trainer(folder)
-    if part == "set_random_states":
-        monkeypatch.setattr(checkpoint, part, lambda *_: None)
+    if part == "seed":
+        monkeypatch.setattr(loop, "step_seed", lambda *_: 12345)
     if part == "optimizer":
         monkeypatch.setattr(second.optimizer, "load_state_dict", lambda _: None)
     second.resume()
     if part == "position":
-        second.progress = Progress(**{**vars(second.progress), "batch": 0})
-    second.run(images(), images(30, seed=1))
+        second.position = Position(**{**vars(second.position), "step": 4})
+    second.run()
     with pytest.raises(AssertionError):
         assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
@@ -243,27 +274,27 @@ class Killed(BaseException):
     """Stands for kill -9: nothing handles it."""
 
 
-@pytest.mark.parametrize("where", ["train_step", "accuracy", "save"])
+@pytest.mark.parametrize("where", ["losses", "accuracy", "save"])
 def test_a_run_that_died_anywhere_resumes_from_its_last_checkpoint(tmp_path, straight, monkeypatch, where):
     folder = tmp_path / "died"
     first = trainer(folder, save_every=2)
-    owner, name = (checkpoint, "save_step") if where == "save" else (loop, where)
+    owner, name = {"losses": (loop, "losses"), "accuracy": (small, "accuracy"), "save": (checkpoint, "save_step")}[where]
     real, calls = getattr(owner, name), []
 
     def dies_in_the_second_epoch(*args, **kwargs):
         calls.append(1)
-        if first.progress.step >= 5:
+        if first.position.step >= 5:
             raise Killed
         return real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, dies_in_the_second_epoch)
     with pytest.raises(Killed):
-        first.run(images(), images(30, seed=1))
+        first.run()
     monkeypatch.undo()
     second = trainer(folder, save_every=2)
     assert second.resume() is not None
-    assert 0 < second.progress.step <= first.progress.step
-    assert second.run(images(), images(30, seed=1))
+    assert 0 < second.position.step <= first.position.step
+    assert second.run()
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
@@ -273,38 +304,38 @@ def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(tmp_path,
     real = checkpoint.save_step
 
     def dies(*args, **kwargs):
-        if first.progress.epoch == 2:
+        if first.position.step == 8:
             raise Killed
         return real(*args, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save_step", dies)
     with pytest.raises(Killed):
-        first.run(images(), images(30, seed=1))
+        first.run()
     monkeypatch.undo()
     assert [line["epoch"] for line in log_lines(folder)] == [1, 2]
     second = trainer(folder)
     second.resume()
-    second.run(images(), images(30, seed=1))
+    second.run()
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(tmp_path, straight):
     folder = tmp_path / "damaged"
     first = trainer(folder, save_every=2)
-    first.run(images(), images(30, seed=1), StopAfter(first, 7))
+    first.run(StopAfter(first, 7))
     newest = checkpoint.paths(folder / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:-1])
     second = trainer(folder, save_every=2)
     with pytest.warns(RuntimeWarning, match="trying the one before"):
         second.resume()
-    assert second.progress.step == 6
-    second.run(images(), images(30, seed=1))
+    assert second.position.step == 6
+    second.run()
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_path):
     run = trainer(tmp_path, epochs=1)
-    run.run(images(), images(30))
+    run.run()
     other = {"seed": 1, "losses": {"reconstruction": 0.2}, "target": "input"}
     with pytest.raises(ValueError, match=r"seed: 0 there, 1 now; losses.reconstruction: 0.1 there, 0.2 now; target: absent"):
         trainer(tmp_path, configuration=other).resume()
@@ -312,7 +343,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_
 
 def test_other_surroundings_are_allowed_with_a_warning(tmp_path, monkeypatch):
     run = trainer(tmp_path, epochs=1)
-    run.run(images(), images(30))
+    run.run()
     monkeypatch.setattr(loop, "environment", lambda _: {"torch": "1.0", "device": "cpu", "threads": 64})
     with pytest.warns(RuntimeWarning, match=r"threads: \d+ there, 64 now.*not bit for bit"):
         trainer(tmp_path).resume()
@@ -322,30 +353,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     run = trainer(tmp_path)
     real = loop.losses
 
-    def fails_in_the_second_epoch(*args):
-        total, terms = real(*args)
-        return (total * float("nan"), terms) if run.progress.step == 5 else (total, terms)
+    def fails_in_the_second_epoch(*args, **options):
+        total, terms = real(*args, **options)
+        return (total * float("nan"), terms) if run.position.step == 5 else (total, terms)
 
     monkeypatch.setattr(loop, "losses", fails_in_the_second_epoch)
     with pytest.raises(NonFiniteLoss, match=r"the loss is nan in epoch 2 after step 5; .*checkpoint-000000004.safetensors"):
-        run.run(images(), images(30))
+        run.run()
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
 def test_a_real_divergence_leaves_only_good_checkpoints(tmp_path):
     run = trainer(tmp_path, lr=1e36, save_every=1)
     with pytest.raises(NonFiniteLoss, match="last good checkpoint"):
-        run.run(images(), images(30))
+        run.run()
     for path in checkpoint.paths(tmp_path / "checkpoints"):
         assert all(torch.isfinite(value).all() for value in checkpoint.load(path)["model"].values())
 
 
 def test_the_log_survives_half_a_line(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     log = Log(path, done=1)
-    log.write({"epoch": 2, "again": True})
-    assert log.read() == [{"epoch": 1}, {"epoch": 2, "again": True}]
+    log.write({"step": 2, "again": True})
+    assert log.read() == [{"step": 1}, {"step": 2, "again": True}]
     assert path.read_text().endswith("}\n")
 
 

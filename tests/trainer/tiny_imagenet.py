@@ -15,7 +15,6 @@ from PIL import Image
 from torch import nn
 
 from cnnf_brain.model import zoo
-from cnnf_brain.trainer import start
 
 SIZE = 32
 WNIDS = ("n01", "n02", "n03")
@@ -51,7 +50,7 @@ def child(argv: list[str], log: str, environment: dict[str, str] | None = None, 
     os.dup2(target, 2)
     torch.set_num_threads(1)
     os.environ.update(environment or {})
-    zoo.sequential = start.sequential = builder
+    zoo.sequential = builder
     raise SystemExit(imagenet.main(argv))
 
 
@@ -75,6 +74,6 @@ def write_images(root: Path, n_train: int = 24, n_val: int = 11) -> Path:
 
 def flags(data: Path, output: Path, *more: object, model: str = "cnnf", steps: int = 4) -> list[str]:
     feedback = ["--iterations", 1, "--step-size", 0.1] if model == "cnnf" else []
-    words = ["--data", data, "--output", output, "--model", model, *feedback, "--weights", "none", "--image-size", SIZE,
-             "--steps", steps, "--batch-size", 7, "--lr", 0.01, "--workers", 0, "--device", "cpu", *more]  # fmt: skip
+    words = ["--data", data, "--output", output, "--model", model, *feedback, "--weights", "none", "--image-size", SIZE]
+    words += ["--steps", steps, "--batch-size", 7, "--lr", 0.01, "--workers", 0, "--device", "cpu", *more]
     return [str(word) for word in words]

@@ -1,0 +1,246 @@
+"""A training run on ImageNet or images like it, in one process or many, from its recipe to its weights and their card."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnf_brain import results
+from cnnf_brain.checks import unknown
+from cnnf_brain.datasets.image_batches import DiskBatches
+from cnnf_brain.datasets.image_index import ImageIndex
+from cnnf_brain.io import sha256, write_json
+from cnnf_brain.model import zoo
+from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.weights import check_state, is_published, read_state
+from cnnf_brain.results import machine
+from cnnf_brain.trainer.card import about, finish, finished, save_weights
+from cnnf_brain.trainer.config import Recipe, environment
+from cnnf_brain.trainer.distributed import Ranks
+from cnnf_brain.trainer.evaluation import how_shown
+from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer, train_mode
+from cnnf_brain.trainer.metrics import Accuracy, measure
+
+NO_WEIGHTS = "none"
+
+
+def train(
+    recipe: Recipe,
+    images: tuple[ImageIndex, ImageIndex],
+    output: Path,
+    command: str,
+    *,
+    ranks: Ranks | None = None,
+    insist: bool = False,
+    stop: Stop | None = None,
+) -> dict[str, Any] | None:
+    """Train, or continue, or find finished, the run of ``recipe`` in ``output``; its card, None where it was stopped.
+
+    Every rank calls it and does its part; rank 0 writes.
+
+    Parameters
+    ----------
+    images
+        The training and the validation part (``index_images``).
+    output
+        Gets checkpoints, log, weights and card, as ``training/imagenet.py`` describes them. All ranks see the same one.
+    command
+        What the card says how the run was made.
+    ranks
+        The processes of the run (``distributed.join``); by default this one, on the CPU.
+    insist
+        A ValueError where there is no checkpoint to continue from.
+    stop
+        Asked before each step.
+
+    Raises
+    ------
+    ValueError
+        ``output`` holds a run of other settings (says what differs); settings that contradict each other or the data.
+    OSError
+        No such weights; ``output`` cannot be written, or another process is writing to it.
+    NonFiniteLoss
+        Training diverged; names the last good checkpoint.
+    TooManyBadImages
+        More images are damaged than the recipe allows.
+    """
+    (train, validation), ranks = images, Ranks() if ranks is None else ranks
+    recipe = fitted(recipe, train)
+    with contextlib.nullcontext() if ranks.rank else results.occupied(output):
+        start = started_from(recipe.weights, output)
+        configuration = {
+            **recipe.outcome(),
+            "weights": f"sha256:{start['sha256']}" if "sha256" in start else recipe.weights,
+            "data": {"train": train.digest(), "validation": validation.digest()},
+        }
+        card = finished(output, configuration, recipe.steps, lambda: new_network(recipe), writes=ranks.rank == 0)
+        if card is not None:
+            return card
+        torch.manual_seed(recipe.seed)
+        model, origin = starting_network(recipe)
+        model.to(ranks.device)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        record = about(command, configuration, steps=recipe.steps)
+        card = {
+            "title": recipe.title,
+            **record,
+            "feedback": model.settings.as_dict(),
+            "arch": recipe.arch,
+            "start": origin,
+            "started_from": start,
+            "image_size": recipe.image_size,
+            "resize": recipe.resize,
+            "classes_sha256": train.classes_digest(),
+            "machine": machine(ranks.device),
+            "ranks": ranks.size,
+        }
+        trainer = trainer_of(recipe, model, images, Run(output, configuration), card, ranks)
+        found = trainer.resume(insist=insist)
+        if ranks.rank == 0:
+            write_json(output / "config.json", {**record, "environment": environment(ranks.device)})
+            print(introduction(recipe, images, card, found, holds=train_mode(model)), f"output {output}", flush=True)
+        if not trainer.run(stop):
+            return None
+        assert trainer.position.validation is not None
+        card = with_accuracy(card, trainer.position.validation) | {"training_seconds": round(trainer.position.seconds)}
+        if ranks.rank == 0:
+            card = finish(output, model, card)
+        ranks.wait()
+    return card
+
+
+def trainer_of(
+    recipe: Recipe, model: CNNF, images: tuple[ImageIndex, ImageIndex], run: Run, card: dict[str, Any], ranks: Ranks
+) -> Trainer:
+    """The training loop of a recipe; ``card`` goes into the weights of the best validation."""
+    train, validation = (batches_of(index, recipe, ranks) for index in images)
+    return Trainer(
+        Objective(model, recipe.losses, amp=recipe.amp, recompute=recipe.checkpoint_iterations),
+        torch.optim.SGD(
+            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        ),
+        train,
+        recipe,
+        replace(run, rounding={"ranks": ranks.size, **recipe.means()}),
+        Hooks(
+            lambda: validate(model, validation, ranks),
+            best=lambda found: save_weights(run.folder / "best.safetensors", model, with_accuracy(card, found)),
+        ),
+        ranks,
+    )
+
+
+def batches_of(index: ImageIndex, recipe: Recipe, ranks: Ranks) -> DiskBatches:
+    """The images of a part as the recipe shows them, this rank's part of each batch."""
+    return DiskBatches(
+        index=index,
+        size=recipe.image_size,
+        resize=recipe.resize,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        workers=recipe.workers,
+        device=ranks.device,
+    )
+
+
+def validate(model: CNNF, images: DiskBatches, ranks: Ranks) -> Accuracy:
+    """The accuracy over all ``images``, in float32, as the weights will be used, on the model itself."""
+    model.eval()
+    return measure(lambda x: model.unroll(images.prepare(x)).logits, images.once(), model.iterations, ranks)
+
+
+def fitted(recipe: Recipe, train: ImageIndex) -> Recipe:
+    """The recipe for these images; an error where its weights are not there or it has fewer classes than they."""
+    found = len(train.classes)
+    if recipe.num_classes is not None and recipe.num_classes < found:
+        raise ValueError(f"num_classes {recipe.num_classes}: {train.root} has {found} classes; leave it out")
+    weights = recipe.weights
+    if weights != NO_WEIGHTS and not is_published(weights) and not Path(weights).is_file():
+        raise FileNotFoundError(f"weights {weights}: no such file; give one, {Recipe().weights} or {NO_WEIGHTS}")
+    return replace(recipe, num_classes=recipe.num_classes or found)
+
+
+def started_from(weights: str, output: Path) -> dict[str, str]:
+    """The weights that training begins with: a name as given, a file by its path from ``output`` and its SHA-256."""
+    if not Path(weights).is_file():
+        return {"weights": weights}
+    return {"weights": os.path.relpath(Path(weights).resolve(), output.resolve()), "sha256": sha256(Path(weights))}
+
+
+def new_network(recipe: Recipe) -> nn.Sequential:
+    """The layers of the recipe's network, their weights drawn from torch's generator as torchvision draws them."""
+    if recipe.arch not in zoo.ARCHITECTURES:
+        raise unknown("architecture", recipe.arch, zoo.ARCHITECTURES)
+    return zoo.sequential(recipe.arch, recipe.num_classes or 1000)
+
+
+def starting_network(recipe: Recipe) -> tuple[CNNF, str]:
+    """The CNNF that training begins with, and where its parts come from in words.
+
+    New layers: all where the recipe's weights are "none", the whole classifier where they are the convolutions alone, the last
+    layer where they are for another number of classes.
+
+    Raises
+    ------
+    ValueError, OSError
+        Unknown ``arch``, weights that are not there or fit neither way, settings of the feedback that fit nothing.
+    """
+    network, weights = new_network(recipe), recipe.weights
+    words = f"{recipe.arch} for {recipe.num_classes} classes"
+    if weights == NO_WEIGHTS:
+        return CNNF(network, **recipe.feedback), f"{words}, all weights new"
+    state, fresh = dict(read_state(weights, recipe.arch)), network.state_dict()
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    head = [name for name in fresh if name.startswith(f"{last}.")]
+    if not any(name.startswith("classifier.") for name in state):
+        new = {name: value for name, value in fresh.items() if name.startswith("classifier.")}
+        words += f", convolutions of {weights}, a new classifier on top of them (it holds the convolutions alone)"
+    elif any(name in state and state[name].shape != fresh[name].shape for name in head):
+        new = {name: fresh[name] for name in head}
+        words += f", weights {weights}, a new last layer ({state[head[0]].shape[0]} classes there)"
+    else:
+        new, words = {}, f"{words}, weights {weights}"
+    state |= new
+    check_state(state, network, f"weights {weights}")
+    network.load_state_dict(state, strict=False)  # checked; old files lack num_batches_tracked
+    return CNNF(network, **recipe.feedback), words
+
+
+def introduction(
+    recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Mapping[str, Any], found: Path | None, *, holds: bool
+) -> str:
+    """What is about to be done; ``found``: the checkpoint that is continued; ``holds``: there is batch normalisation."""
+    train, validation = images
+    portion = recipe.batch_size / card["ranks"] / recipe.accumulate
+    lines = [
+        f"{recipe.title}: {card['start']}",
+        f"{len(train)} training and {len(validation)} validation images of {len(train.classes)} classes from {train.root}, "
+        f"{how_shown(recipe.image_size, recipe.resize)}",
+        f"{recipe.batch_size} images a step = {card['ranks']} ranks x {recipe.accumulate} portions x {portion:g} images; "
+        f"learning rate {recipe.learning_rate:g} for that step, whatever the ranks, x {recipe.decay_factor:g} every "
+        f"{recipe.decay_every}",
+    ]
+    if holds:
+        lines.append("batch normalisation keeps its statistics; its scale and bias are trained")
+    return "\n".join([*lines, f"{'continuing ' + str(found) if found else 'from the start'}, on {card['machine']},"])
+
+
+def with_accuracy(card: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """``card`` with what a validation found, and after which step."""
+    return {
+        **card,
+        "step": found["step"],
+        "n_validation": found["images"],
+        "validation_accuracy": found["top1"],
+        "validation_top5_accuracy": found["top5"],
+    }
