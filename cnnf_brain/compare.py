@@ -29,7 +29,7 @@ from cnnf_brain.model.weights import is_published, published_available
 from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.scores import median_r
 from cnnf_brain.recordings import check_sources, load, public_available
-from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report import comparison as report
 from cnnf_brain.types import Evaluation, Recordings
 
@@ -121,7 +121,7 @@ def compare(options: Options) -> list[Evaluation]:
         run["accuracy"] = [asdict(row) for network in shown for row in accuracy.of(network, index, options.batch_size)]
         run |= {"seconds": round(time.time() - started, 1)}
         print(report.write(staging, done, run))
-        page.leave(staging, shown_as=folder)
+        readers.leave(staging, shown_as=folder)
     print(f"written to {folder}: {', '.join((*report.FILES, PAGE))}")
     return done
 

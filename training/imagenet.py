@@ -74,7 +74,7 @@ from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import is_published, published_file
 from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.networks import place, plan
-from cnnf_brain.report import page
+from cnnf_brain.report import readers
 from cnnf_brain.results import commit, machine, versions
 from cnnf_brain.trainer.card import WEIGHTS, check_finished, finish, save_weights
 from cnnf_brain.trainer.config import check_same, environment
@@ -307,7 +307,7 @@ def report(card: dict[str, Any], path: Path) -> None:
     """The result on standard output."""
     for t, (top1, top5) in enumerate(zip(card["validation_accuracy"], card["validation_top5_accuracy"], strict=True)):
         print(f"iteration {t}: validation top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} %")
-    print(f"weights and card: {path}, page: {page.leave(path.parent)}")
+    print(f"weights and card: {path}, page: {readers.leave(path.parent)}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
