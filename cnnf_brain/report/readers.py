@@ -23,18 +23,8 @@ KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a
 LONGEST = 2000  # rows of a table on a page; the file has all
 NOT_SHOWN = ("kind", "files", "same")  # entries of run.json that others say as well
 SHARES = {"validation_accuracy": "validation", "validation_top5_accuracy": "validation, top 5", "test_accuracy": "test"}
-SAME = (
-    "data",
-    "data_hash",
-    "dataset",
-    "image_size",
-    "resize",
-    "num_classes",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "seed",
-)
+SAME: tuple[str, ...] = ("data", "data_hash", "dataset", "image_size", "resize", "num_classes")  # settings of a training
+SAME += ("epochs", "batch_size", "learning_rate", "seed")
 
 
 def leave(folder: Path, shown_as: Path | None = None) -> Path:

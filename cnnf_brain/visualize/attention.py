@@ -18,25 +18,9 @@ from cnnf_brain import style
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.layers import Conv, Linear, Rule
 from cnnf_brain.report.runs import Claim, Figure
+from cnnf_brain.visualize import view as common
 from cnnf_brain.visualize.restoration import Condition, corrupt
-from cnnf_brain.visualize.view import (
-    EPSILONS,
-    SHOWN,
-    Array,
-    Data,
-    Part,
-    Row,
-    Sample,
-    View,
-    cells,
-    claim,
-    class_name,
-    drawn,
-    joined,
-    share,
-    show,
-    worded,
-)
+from cnnf_brain.visualize.view import EPSILONS, SHOWN, Array, Data, Part, Row, Sample, View
 
 LOOKED_AT = (Condition("clean"), Condition("blur", 1.0), Condition("noise", 0.2))
 
@@ -184,8 +168,8 @@ def summarise(areas: Array, rows: Array) -> list[Row]:
     """
     return [
         {"iteration": t, "images": len(rows), "empty": int(np.isnan(values).sum())}
-        | cells("area", values)
-        | cells("change", values - areas[0, rows])
+        | common.cells("area", values)
+        | common.cells("change", values - areas[0, rows])
         for t, values in enumerate(areas[:, rows])
     ]
 
@@ -194,9 +178,10 @@ def accuracies(classes: Array, labels: Array) -> list[Row]:
     """Accuracy by iteration, its change since iteration 0, and how many images are corrected and spoiled by then."""
     right = (classes == labels).astype(float)
     table = []
-    for t in range(len(classes)):
+    for t, values in enumerate(right):
         members = groups(classes[: t + 1], labels)
-        row = {"iteration": t, "images": len(labels)} | cells("accuracy", right[t]) | cells("change", right[t] - right[0])
+        row: Row = {"iteration": t, "images": len(labels)}
+        row |= common.cells("accuracy", values) | common.cells("change", values - right[0])
         table.append(row | {name: len(members[name]) for name in ("corrected", "spoiled")})
     return table
 
@@ -225,17 +210,17 @@ def figure_9b(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
                 if len(members):
                     focus += [setting | {"group": name} | row for row in summarise(areas, members)]
                 if name in ("corrected", "spoiled"):
-                    chosen = drawn(members, SHOWN, sample.seed)
+                    chosen = common.drawn(members, SHOWN, sample.seed)
                     examples.append(shown_examples(sample, made, (cams, decided), chosen, f"{threat.name}, {name}"))
     about = about_9b(table, focus, layer, sample.seed)
-    data = {"examples.nc": joined(examples, "shown")}
+    data = {"examples.nc": common.joined(examples, "shown")}
     return Part(about, {"table.csv": table, "focus.csv": focus}, data, draw)
 
 
 def figure_9c(sample: Sample) -> Part:
     """Grad-CAM over iterations on clean, blurred and noisy images: table.csv and examples.nc."""
     everything = np.arange(len(sample.rows))
-    chosen = drawn(everything, SHOWN, sample.seed)
+    chosen = common.drawn(everything, SHOWN, sample.seed)
     layer = last_map(sample.view, sample.images)
     table: list[Row] = []
     examples: list[xr.Dataset] = []
@@ -247,7 +232,7 @@ def figure_9c(sample: Sample) -> Part:
         rows = summarise(area(cams), everything)
         table += [{"condition": str(condition), "accuracy": accuracy[row["iteration"]], **row} for row in rows]
         examples.append(shown_examples(sample, images, (cams, decided), chosen, str(condition)))
-    data = {"examples.nc": joined(examples, "shown")}
+    data = {"examples.nc": common.joined(examples, "shown")}
     return Part(about_9c(table, layer, sample.seed), {"table.csv": table}, data, draw)
 
 
@@ -270,7 +255,7 @@ def about_9b(table: Sequence[Row], focus: Sequence[Row], layer: str, seed: int) 
     last, middle = max(row["iteration"] for row in table), focus[0]["epsilon"]
     at_end = [row for row in table if row["iteration"] == last]
     corrected = [row for row in focus if row["iteration"] == last and row["group"] == "corrected"]
-    claims = [claim("9b", "corrects", changed(row), row["change_low"], row["change_high"]) for row in at_end]
+    claims = [common.claim("9b", "corrects", changed(row), row["change_low"], row["change_high"]) for row in at_end]
     claims += [narrows("9b", row) for row in corrected]
     counts = [
         f"{row['corrected']} of {row['images']} are corrected and {row['spoiled']} spoiled ({row['threat']})"
@@ -278,26 +263,26 @@ def about_9b(table: Sequence[Row], focus: Sequence[Row], layer: str, seed: int) 
         if row["epsilon"] == middle
     ]
     values = {"last": last, "middle": middle, "counts": "; ".join(counts), "layer": layer, "seed": seed}
-    return worded("9b", claims, table[0]["images"], **values)
+    return common.worded("9b", claims, table[0]["images"], **values)
 
 
 def about_9c(table: Sequence[Row], layer: str, seed: int) -> Figure:
     """What the table of clean, blurred and noisy images says."""
     last = max(row["iteration"] for row in table)
     at_end = [row for row in table if row["iteration"] == last]
-    changes = "; ".join(f"{row['condition']} {share(row, 'change')}" for row in at_end)
+    changes = "; ".join(f"{row['condition']} {common.share(row, 'change')}" for row in at_end)
     claims = [narrows("9c", row) for row in at_end]
-    return worded("9c", claims, at_end[0]["images"], last=last, changes=changes, layer=layer, seed=seed)
+    return common.worded("9c", claims, at_end[0]["images"], last=last, changes=changes, layer=layer, seed=seed)
 
 
 def changed(row: Row) -> Row:
     """The row with its change in percent."""
-    return row | {"change": share(row, "change")}
+    return row | {"change": common.share(row, "change")}
 
 
 def narrows(part: str, row: Row) -> Claim:
     """The claim that attention narrows: that the change of its area is negative."""
-    return claim(part, "narrows", changed(row), -row["change_high"], -row["change_low"])
+    return common.claim(part, "narrows", changed(row), -row["change_high"], -row["change_low"])
 
 
 def draw(data: Data, names: Sequence[str]) -> Drawing:
@@ -312,11 +297,11 @@ def draw(data: Data, names: Sequence[str]) -> Drawing:
     for row, axes in enumerate(figure.subplots(n, iterations + 1, squeeze=False)):
         example = examples.isel(shown=row)
         image, label = example["image"].values, int(example["label"])
-        show(axes[0], image, class_name(label, names))
+        common.show(axes[0], image, common.class_name(label, names))
         axes[0].set_ylabel(f"{example['group'].values!s}\nimage {int(example['number'])}", fontsize=6)
         extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
         for t, axis in enumerate(axes[1:]):
             cam, decided = example["attention"].values[t], int(example["decision"].values[t])
-            show(axis, image, f"{t}: {class_name(decided, names)} {'✓' if decided == label else '✗'}")
+            common.show(axis, image, f"{t}: {common.class_name(decided, names)} {'✓' if decided == label else '✗'}")
             axis.imshow(cam / (cam.max() or 1.0), cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
     return figure

@@ -14,21 +14,8 @@ from torch import Tensor
 
 from cnnf_brain import style
 from cnnf_brain.report.runs import Figure
-from cnnf_brain.visualize.view import (
-    Array,
-    Data,
-    Part,
-    Row,
-    Sample,
-    View,
-    claim,
-    class_name,
-    drawn,
-    joined,
-    mean_interval,
-    percent,
-    worded,
-)
+from cnnf_brain.visualize import view as common
+from cnnf_brain.visualize.view import Array, Data, Part, Row, Sample, View
 
 NEIGHBOURS = 100
 COARSE, FINE = 11, 41  # points on a side of a grid that is measured, and of a grid that is drawn
@@ -164,7 +151,7 @@ def summarise(table: Sequence[Row]) -> list[Row]:
         columns["enters_minus_leaves"] = columns["enters"] - columns["leaves"]
         columns["closer_minus_control"] = columns["closer"] - columns["closer_to_another"]
         for name, values in columns.items():
-            mean, low, high = mean_interval(values)
+            mean, low, high = common.mean_interval(values)
             row = {"iteration": int(t), "measure": name, "mean": mean, "low": low, "high": high}
             found.append(
                 row | {"images": int(np.isfinite(values).sum()), "meaning": SHARES.get(name, name.replace("_", " "))}
@@ -182,12 +169,12 @@ def figure_9a(sample: Sample) -> Part:
         if done % 20 == 0:
             sample.tell(f"{done} of {len(sample.rows)} images")
     grids = []
-    for row in drawn(sample.rows, 3, sample.seed):
+    for row in common.drawn(sample.rows, 3, sample.seed):
         plane = plane_through(pool[row], neighbours(pool, int(row)))
         grids.append(look(view, plane, FINE))
         grids[-1].coords["image"] = int(row)
     summary = summarise(table)
-    drawing = joined(grids, "image")
+    drawing = common.joined(grids, "image")
     drawing.attrs["side"] = FINE
     tables = {"images.csv": table, "table.csv": summary}
     return Part(about(summary, sample.seed), tables, {"grids.nc": drawing}, draw)
@@ -197,15 +184,15 @@ def about(table: Sequence[Row], seed: int) -> Figure:
     """What the table says."""
     last = max(row["iteration"] for row in table)
     at = {row["measure"]: row for row in table if row["iteration"] == last}
-    shown = {name: percent(row["mean"], row["low"], row["high"]) for name, row in at.items()}
+    shown = {name: common.percent(row["mean"], row["low"], row["high"]) for name, row in at.items()}
     net, gain = at["enters_minus_leaves"], at["closer_minus_control"]
     verdict = "more" if net["low"] > 0 else "fewer" if net["high"] < 0 else "not decidedly more or fewer"
     claims = [
-        claim("9a", "crosses", shown, net["low"], net["high"]),
-        claim("9a", "comes_closer", shown, gain["low"], gain["high"]),
+        common.claim("9a", "crosses", shown, net["low"], net["high"]),
+        common.claim("9a", "comes_closer", shown, gain["low"], gain["high"]),
     ]
     values = {"last": last, "verdict": verdict, "seed": seed, "side": COARSE, "neighbours": NEIGHBOURS}
-    return worded("9a", claims, net["images"], **shown, **values)
+    return common.worded("9a", claims, net["images"], **shown, **values)
 
 
 def draw(data: Data, names: Sequence[str]) -> Drawing:
@@ -220,7 +207,7 @@ def draw(data: Data, names: Sequence[str]) -> Drawing:
         extent = (-half, half, -half, half)
         _cells(cells, grid, side, extent, names)
         _arrows(cells, grid, side)
-        title = f"validation image {int(grid['image'])}: {class_name(grid['centre'].values[0], names)}"
+        title = f"validation image {int(grid['image'])}: {common.class_name(grid['centre'].values[0], names)}"
         cells.set(title=title, xlabel="PC 1", ylabel="PC 2")
         off = grid["off"].values[-1].reshape(side, side)
         shown = lengths.imshow(off, origin="lower", extent=extent, cmap="cividis")
@@ -250,7 +237,7 @@ def _cells(axis: Any, grid: xr.Dataset, side: int, extent: tuple[float, ...], na
         y, x = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
         if len(places) > side:
             height = v[y, x] - near * (np.hypot(u[y, x], v[y, x]) < near)  # not over the cross
-            axis.text(u[y, x], height, class_name(c, names), ha="center", va="center", fontsize=7, color="#222222")
+            axis.text(u[y, x], height, common.class_name(c, names), ha="center", va="center", fontsize=7, color="#222222")
 
 
 def _arrows(axis: Any, grid: xr.Dataset, side: int, every: int = 4) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,10 @@ from torch import Tensor
 
 from cnnf_brain import results, style
 from cnnf_brain.checks import unknown
-from cnnf_brain.io import array_hash, cache_folder, read_netcdf, short_hash, write_netcdf
+from cnnf_brain.io import cache_folder, read_netcdf, short_hash, write_netcdf
 from cnnf_brain.report.runs import Claim, Figure
-from cnnf_brain.visualize.view import (
-    EPSILONS,
-    SHOWN,
-    Array,
-    Data,
-    Part,
-    Row,
-    Sample,
-    View,
-    cells,
-    claim,
-    drawn,
-    joined,
-    share,
-    show,
-    worded,
-)
+from cnnf_brain.visualize import view as common
+from cnnf_brain.visualize.view import EPSILONS, SHOWN, Array, Data, Part, Row, Sample, View
 
 WHAT = ("input", "reconstruction")  # the image that the iteration sees; what feedback generates for it, before the step
 
@@ -100,16 +86,9 @@ def ssim(clean: Tensor, other: Tensor) -> Array:
     """(n,) structural similarity of each image (Wang et al. 2004: Gaussian window of 1.5 pixels), by scikit-image."""
     from skimage.metrics import structural_similarity
 
-    measure: Callable[..., float] = structural_similarity
-    options: dict[str, Any] = {
-        "data_range": 1.0,
-        "gaussian_weights": True,
-        "sigma": 1.5,
-        "use_sample_covariance": False,
-        "channel_axis": 0,
-    }
+    measure = partial(structural_similarity, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     pairs = zip(clean.double().numpy(), other.double().numpy(), strict=True)
-    return np.array([measure(a, b, **options) for a, b in pairs])
+    return np.array([measure(a, b, channel_axis=0) for a, b in pairs])
 
 
 def restore(view: View, clean: Tensor, corrupted: Tensor, labels: Tensor) -> xr.Dataset:
@@ -148,7 +127,7 @@ def summarise(found: xr.Dataset, condition: Condition) -> list[Row]:
                 values = found[name].sel(what=what).values
                 change = values[t] - values[0]
                 row |= {f"{name}_before": float(values[0].mean()), f"{name}_after": float(values[t].mean())}
-                row |= cells(f"{name}_change", change) | cells(f"{name}_closer", better * change > 0)
+                row |= common.cells(f"{name}_change", change) | common.cells(f"{name}_closer", better * change > 0)
             rows.append(row)
     return rows
 
@@ -160,7 +139,7 @@ def figure_9d(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
     """
     sample.view.check(sample.pool, restores=True)
     parts = finished_parts(sample)
-    chosen = drawn(np.arange(len(sample.rows)), SHOWN, sample.seed)
+    chosen = common.drawn(np.arange(len(sample.rows)), SHOWN, sample.seed)
     conditions = [Condition("clean"), *STRENGTHS, *(Condition("PGD", epsilon) for epsilon in epsilons)]
     table: list[Row] = []
     every, examples = [], []
@@ -176,18 +155,16 @@ def figure_9d(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
         shown.coords["number"] = ("shown", sample.rows[chosen])
         examples.append(shown)
     names = xr.DataArray([str(condition) for condition in conditions], dims="condition", name="condition")
-    images = joined(every, names)
+    images = common.joined(every, names)
     images.coords["number"] = ("image", sample.rows)
-    data = {"images.nc": images, "examples.nc": joined(examples, names)}
+    data = {"images.nc": images, "examples.nc": common.joined(examples, names)}
     return Part(about(table, sample.seed), {"table.csv": table}, data, draw, parts)
 
 
 def finished_parts(sample: Sample) -> Path:
     """Where the finished conditions of this very question are kept, for this version of the code."""
-    view = sample.view
-    question = [view.network.digest, view.network.preprocessing, view.model.settings.as_dict(), sample.n, sample.seed]
-    question += [array_hash(sample.pool.numpy()), array_hash(sample.pool_labels.numpy())]
-    return cache_folder("figures", short_hash([*question, results.versions(), results.commit()], 16))
+    question = [sample.question("9d"), sample.view.network.preprocessing, results.versions(), results.commit()]
+    return cache_folder("figures", short_hash(question, 16))
 
 
 def under_condition(sample: Sample, condition: Condition, chosen: Array) -> tuple[xr.Dataset, xr.Dataset]:
@@ -214,14 +191,14 @@ def about(table: Sequence[Row], seed: int) -> Figure:
     claims = [_restores(row, made[row["corruption"], row["strength"]]) for row in at_end]
     nearer = sum(claim.holds is True for claim in claims)
     values = {"last": last, "nearer": nearer, "conditions": len(claims), "early": early, "seed": seed}
-    return worded("9d", claims, at_end[0]["images"], **values)
+    return common.worded("9d", claims, at_end[0]["images"], **values)
 
 
 def _restores(row: Row, made: Row) -> Claim:
     """The claim that feedback restores a corruption; ``made``: the row of the reconstruction itself."""
-    values = {"mse_closer": share(row, "mse_closer"), "ssim_percent": 100 * row["ssim_closer"]}
+    values = {"mse_closer": common.share(row, "mse_closer"), "ssim_percent": 100 * row["ssim_closer"]}
     values |= {"made_mse": made["mse_after"], "made_percent": 100 * made["mse_closer"]}
-    return claim("9d", "restores", row | values, -row["mse_change_high"], -row["mse_change_low"])
+    return common.claim("9d", "restores", row | values, -row["mse_change_high"], -row["mse_change_low"])
 
 
 def draw(data: Data, names: Sequence[str]) -> Drawing:
@@ -238,6 +215,6 @@ def draw(data: Data, names: Sequence[str]) -> Drawing:
         panel.suptitle(condition, fontsize=9)
         for row, axes in enumerate(panel.subplots(n, 4, squeeze=False)):
             for axis, name in zip(axes, ("clean", "corrupted", "input", "reconstruction"), strict=True):
-                show(axis, example[name].values[row], name if row == 0 else "")
+                common.show(axis, example[name].values[row], name if row == 0 else "")
             axes[0].set_ylabel(f"image {int(example['number'].values[row])}", fontsize=6)
     return figure
