@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
@@ -90,15 +91,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
-def write_netcdf(path: Path, data: xr.Dataset) -> None:
-    """NetCDF-4, whole or not at all; an OSError with the path where the library fails."""
-    with atomic_path(path) as temporary:
-        try:
-            data.to_netcdf(temporary, engine="netcdf4")
-        except RuntimeError as error:  # how the NetCDF library says that the disk is full
-            raise OSError(errno.EIO, str(error)) from error
-
-
 def read_netcdf(path: Path) -> xr.Dataset:
     """A NetCDF file in memory; a ValueError where it cannot be read."""
     import xarray
@@ -126,6 +118,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def write_csv(path: Path, table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> None:
+    """A table, or rows with the same columns, whole or not at all; numbers in full, empty cells for NaN and infinity."""
+    import pandas as pd
+
+    frame = pd.DataFrame(table)
+    write_text(path, frame.where(~frame.isin([math.inf, -math.inf])).to_csv(index=False, lineterminator="\n"))
+
+
+def write_netcdf(path: Path, data: xr.Dataset) -> None:
+    """A NetCDF file, whole or not at all; numbers are compressed."""
+    packed = {name: {"zlib": True} for name in data.data_vars if data[name].dtype.kind in "fiub"}
+    with atomic_path(path) as temporary:
+        try:
+            data.to_netcdf(temporary, engine="netcdf4", encoding=packed)
+        except RuntimeError as error:  # how the NetCDF library says that the disk is full
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def check_writable(folder: Path, room: int = 2**20) -> None:
@@ -213,7 +223,7 @@ def short_hash(content: object, digits: int = 8) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:digits]
 
 
-def array_hash(array: np.ndarray) -> str:
+def array_hash(array: np.ndarray[Any, Any]) -> str:
     """SHA-256 over an array's shape, type and values."""
     header = f"{array.dtype.str} {array.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()

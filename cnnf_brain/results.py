@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,13 +127,34 @@ def results(folder: Path, kind: str, configuration: Mapping[str, Any]) -> Iterat
             yield staging
             record = json.loads((staging / RECORD).read_text(encoding="utf-8"))
             written = sorted(path.name for path in staging.iterdir())
-            write_json(staging / RECORD, {"kind": kind, **record, "configuration": plain(configuration), "files": written})
+            write_record(staging, kind, configuration, {**record, "files": written})
             umask = os.umask(0)
             os.umask(umask)
             staging.chmod(0o777 & ~umask)
             _swap(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def grown(folder: Path, kind: str, configuration: Mapping[str, Any], wait: float = 0) -> Iterator[Path]:
+    """``folder`` itself, for runs that fill it step by step; other processes wait for the end of the block.
+
+    The first step writes a ``run.json`` with ``kind`` and ``configuration``: from then on the folder belongs to this question. A
+    block that replaces ``run.json`` keeps these two entries (``write_record``). Raises what ``locked`` and ``claim`` raise.
+    """
+    folder = _real(folder)
+    with locked(folder, wait):
+        claim(folder, kind, configuration)
+        check_writable(folder)
+        if not (folder / RECORD).exists():
+            write_record(folder, kind, configuration, {"command": command()})
+        yield folder
+
+
+def write_record(folder: Path, kind: str, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """``run.json``: what the run was (``record``), and to which question its folder belongs."""
+    write_json(folder / RECORD, {"kind": kind, **record, "configuration": plain(configuration)})
 
 
 def _swap(new: Path, folder: Path) -> None:
@@ -230,9 +252,19 @@ def _remove_if_empty(folder: Path) -> None:
         return
 
 
-PACKAGES = (
-    "cnnf-brain", "torch", "torchvision", "numpy", "scipy", "xarray", "scikit-learn", "safetensors", "brainscore-vision"
-)  # fmt: skip
+PACKAGES: tuple[str, ...] = ("cnnf-brain", "torch", "torchvision", "numpy", "scipy", "xarray")
+PACKAGES += ("scikit-learn", "safetensors", "brainscore-vision")
+
+
+def provenance(device: torch.device, started: float) -> dict[str, Any]:
+    """What every run's record says: command, commit, versions, machine, and the seconds since ``started`` (``time.time``)."""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(device),
+        "seconds": round(time.time() - started, 1),
+    }
 
 
 def about_the_run(device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whole files or none, hashes, the cache folder, downloads from a local server."""
+"""Whole files or none, tables, hashes, the cache folder, downloads from a local server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
 from cnnf_brain import io
 
@@ -195,6 +197,23 @@ def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server, t
     with pytest.raises(OSError, match="not what it should be"):
         io.download(f"{server}/whole", None, tmp_path, "a.nc", check=refuse)
     assert os.listdir(tmp_path) == []
+
+
+def test_tables_are_written_in_full_and_empty_where_there_is_no_number(tmp_path):
+    rows = [{"name": "a, b", "x": 0.1 + 0.2, "n": 3, "holds": True}, {"name": "", "x": np.nan, "n": 4, "holds": False}]
+    for table in (rows, pd.DataFrame(rows)):
+        io.write_csv(tmp_path / "table.csv", table)
+        text = (tmp_path / "table.csv").read_text()
+        assert text == 'name,x,n,holds\n"a, b",0.30000000000000004,3,True\n,,4,False\n'
+    io.write_csv(tmp_path / "table.csv", [{"x": np.inf, "y": "inf"}])
+    assert (tmp_path / "table.csv").read_text() == "x,y\n,inf\n"
+
+
+def test_datasets_are_read_as_they_were_written(tmp_path):
+    data = xr.Dataset({"x": ("row", [1.5, np.nan]), "name": ("row", ["a", "b"]), "n": ("row", [1, 2])}, attrs={"side": 7})
+    io.write_netcdf(tmp_path / "data.nc", data)
+    xr.testing.assert_identical(io.read_netcdf(tmp_path / "data.nc"), data)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.nc"]
 
 
 def test_a_damaged_file_under_the_name_is_fetched_again(server, tmp_path):

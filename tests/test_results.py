@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import pytest
 
 from cnnf_brain.io import write_json
-from cnnf_brain.results import check_place, claim, locked, occupied, opened, results
+from cnnf_brain.results import check_place, claim, grown, locked, occupied, opened, results, write_record
 
 
 def fill(folder, number: int, configuration=None) -> None:
@@ -108,6 +109,22 @@ def test_two_runs_do_not_occupy_one_folder(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
 
 
+def test_a_folder_that_grows_belongs_to_its_question_from_the_first_step(tmp_path):
+    folder, question = tmp_path / "grid", {"seed": 0}
+    with grown(folder, "robustness", question):
+        (folder / "cell.json").write_text("{}")
+    with grown(folder, "robustness", question) as again:
+        write_record(again, "robustness", question, {"seconds": 3})
+    record = json.loads((folder / "run.json").read_text())
+    assert record == {"kind": "robustness", "seconds": 3, "configuration": question}
+    with (
+        pytest.raises(ValueError, match=r"another question \(seed: 0 there, 1 now\)"),
+        grown(folder, "robustness", {"seed": 1}),
+    ):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["cell.json", "run.json"]
+
+
 def test_a_link_stands_for_its_folder(tmp_path):
     (tmp_path / "disk" / "big").mkdir(parents=True)
     link = tmp_path / "link"
@@ -125,7 +142,7 @@ def test_a_link_stands_for_its_folder(tmp_path):
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from cnnf_brain import folders
+from cnnf_brain import results
 from cnnf_brain.io import write_json
 
 def die(*_, **__):
@@ -141,7 +158,7 @@ def renamed(path, target):
 Path.rename = renamed
 if where == "before the notes":
     shutil.move = die
-with folders.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
+with results.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
     write_json(staging / "run.json", {"number": 2})
     (staging / "only2.txt").write_text("x")
     if where == "inside":

@@ -64,7 +64,7 @@ from cnnf_brain import cli, results
 from cnnf_brain.datasets.image_batches import TooManyBadImages
 from cnnf_brain.datasets.image_index import index_images, index_validation
 from cnnf_brain.model.settings import FeedbackSettings
-from cnnf_brain.report import page
+from cnnf_brain.report import readers
 from cnnf_brain.trainer import evaluation, imagenet
 from cnnf_brain.trainer.card import WEIGHTS
 from cnnf_brain.trainer.config import CNN, IMAGENET_FEEDBACK, LossWeights, Recipe, recorded
@@ -156,7 +156,7 @@ def report(card: dict[str, Any], path: Path) -> None:
     """The result on standard output."""
     for t, (top1, top5) in enumerate(zip(card["validation_accuracy"], card["validation_top5_accuracy"], strict=True)):
         print(f"iteration {t}: validation top-1 {100 * top1:.2f} %, top-5 {100 * top5:.2f} %")
-    print(f"weights and card: {path}, page: {page.leave(path.parent)}")
+    print(f"weights and card: {path}, page: {readers.leave(path.parent)}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -46,7 +46,7 @@ from typing import Any
 from cnnf_brain import cli
 from cnnf_brain.datasets import mnist
 from cnnf_brain.model.settings import FeedbackSettings
-from cnnf_brain.report import page
+from cnnf_brain.report import readers
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.card import WEIGHTS
 from cnnf_brain.trainer.config import CNN, SMALL_FEEDBACK, LossWeights, recorded
@@ -108,7 +108,7 @@ def report(card: dict[str, Any], path: Path) -> None:
     """The result on standard output."""
     for t, (valid, test) in enumerate(zip(card["validation_accuracy"], card["test_accuracy"], strict=True)):
         print(f"iteration {t}: validation accuracy {100 * valid:.2f} %, test accuracy {100 * test:.2f} %")
-    print(f"weights and card: {path}, page: {page.leave(path.parent)}")
+    print(f"weights and card: {path}, page: {readers.leave(path.parent)}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

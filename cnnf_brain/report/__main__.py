@@ -1,4 +1,4 @@
-"""Make the page of a run again from its folder: ``python -m cnnf_brain.report DIR``; several: one page with a row for each."""
+"""Make the page of a run again from its folder: ``python -m cnnf_brain.report DIR``; several: one page with a row for each run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnnf_brain.report import PAGE, page
+from cnnf_brain import cli
+from cnnf_brain.report import PAGE, page, readers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0 where the page was written, 1 with one line on stderr where it was not, 2 for its flags."""
-    p = argparse.ArgumentParser(prog="python -m cnnf_brain.report", description=(__doc__ or "").split("\n\n")[0])
+    """The command: 0 where the page was written, 1 with a line on stderr where it was not, 2 for its flags."""
+    p = argparse.ArgumentParser(prog="python -m cnnf_brain.report", description=__doc__)
     p.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="results of compare, robustness, visualize, a trainer"
     )
@@ -20,14 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     if args.output is not None and len(args.folders) == 1:
         p.error(f"--output is for several folders; the page of one is {PAGE} in that folder")
-    try:
-        if len(args.folders) == 1:
-            print(f"written: {page.leave(args.folders[0])}")
-        else:
-            print(f"written: {page.side_by_side(args.folders, args.output or Path(PAGE))}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.run(lambda: _write(args.folders, args.output))
+
+
+def _write(folders: Sequence[Path], output: Path | None) -> int:
+    if len(folders) == 1:
+        path = readers.leave(folders[0])
+    else:
+        path = page.side_by_side([readers.read(folder) for folder in folders], output or Path(PAGE))
+    print(f"written: {path}")
     return 0
 
 

@@ -7,7 +7,7 @@ where there is no JavaScript. All text is escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -32,7 +32,7 @@ SHAPES = {  # matplotlib's markers, about 10 units wide
 
 @dataclass(frozen=True)
 class Mark:
-    """One value and its 95% interval, None where there is none; NaN is not allowed.
+    """A value and its 95% interval, None where there is none; NaN is not allowed.
 
     ``series``: an iteration of CNN-F, or None for the CNN (see ``cnnf_brain.style``). ``x`` is the place on the axis of a
     chart of lines. ``bound``: the highest value that could be reached, drawn dashed.
@@ -56,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """Groups of marks: ``bars`` (one row each, under the group's name) or lines (one line for each group).
+    """Groups of marks: ``bars`` (a row for each mark, under the group's name) or lines (a line for each group).
 
     ``y`` names the values, ``x`` the horizontal axis of lines; ``caption`` says what bars and intervals are.
     """
@@ -69,8 +69,14 @@ class Chart:
     bars: bool = True
 
     def svg(self) -> Markup:
-        """The chart as one ``<svg>``."""
-        return bars(self) if self.bars else lines(self)
+        """The chart as an ``<svg>``."""
+        return _bars(self) if self.bars else _lines(self)
+
+    @property
+    def numbers(self) -> list[float]:
+        """All values, ends and bounds that the chart must hold."""
+        marks = [mark for _, marks in self.groups for mark in marks]
+        return [v for m in marks for v in (m.value, m.low, m.high, m.bound) if v is not None]
 
 
 def number(value: float | None) -> str:
@@ -104,17 +110,12 @@ def ticks(values: Sequence[float], *, zero: bool) -> list[float]:
     return [float(v) for v in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
-def numbers(groups: Sequence[tuple[str, Sequence[Mark]]]) -> list[float]:
-    """All values, ends and bounds that a chart must hold."""
-    marks = [m for _, marks in groups for m in marks]
-    return [v for m in marks for v in (m.value, m.low, m.high, m.bound) if v is not None]
-
-
-def bars(chart: Chart) -> Markup:
-    """Horizontal bars with intervals, one row each, the value beside it."""
-    steps = ticks(numbers(chart.groups), zero=True)
+def _bars(chart: Chart) -> Markup:
+    """Horizontal bars with intervals, a row each, the value beside it."""
+    steps = ticks(chart.numbers, zero=True)
     scale = (WIDTH - LEFT - RIGHT) / (steps[-1] - steps[0])
-    left = min(WIDEST, max(LEFT, 24 + LETTER * max((len(m.label) for _, marks in chart.groups for m in marks), default=0)))
+    longest = max((len(mark.label) for _, marks in chart.groups for mark in marks), default=0)
+    left = min(WIDEST, max(LEFT, 24 + LETTER * longest))
 
     def place(value: float) -> float:
         return left + (value - steps[0]) * scale
@@ -133,17 +134,17 @@ def bars(chart: Chart) -> Markup:
     return _svg(chart, y + 44, [*grid, *parts, *labels], WIDTH - LEFT + left)
 
 
-def _bar(mark: Mark, y: float, left: float, place: object) -> Markup:
-    assert callable(place)
+def _bar(mark: Mark, y: float, left: float, place: Callable[[float], float]) -> Markup:
     middle, zero, width = y + ROW / 2, place(0.0), WIDTH - LEFT + left
-    shown = cut(mark.label, int((left - 24) / LETTER))
-    parts = [tag("title", mark.text), tag("text", shown, x=12, y=middle + 4)]
+    parts = [tag("title", mark.text), tag("text", cut(mark.label, int((left - 24) / LETTER)), x=12, y=middle + 4)]
     parts.append(tag("rect", x=0, y=y, width=width, height=ROW, class_="hit"))
     if mark.value is not None:
         x = place(mark.value)
         parts.append(tag("rect", x=min(x, zero), y=y + 5, width=abs(x - zero), height=ROW - 10.0, class_="bar"))
     if mark.low is not None and mark.high is not None:
-        parts += _whisker(place(mark.low), place(mark.high), middle)
+        ends = place(mark.low), place(mark.high)
+        parts.append(tag("line", x1=ends[0], x2=ends[1], y1=middle, y2=middle, class_="whisker"))
+        parts += [tag("line", x1=x, x2=x, y1=middle - 4, y2=middle + 4, class_="whisker") for x in ends]
     if mark.bound is not None:
         x = place(mark.bound)
         parts.append(tag("line", x1=x, x2=x, y1=y + 2, y2=y + ROW - 2.0, class_="bound"))
@@ -151,15 +152,10 @@ def _bar(mark: Mark, y: float, left: float, place: object) -> Markup:
     return tag("g", *parts, class_=f"mark {css_class(mark.series)}", tabindex=0)
 
 
-def _whisker(x1: float, x2: float, y: float) -> list[Markup]:
-    ends = [tag("line", x1=x, x2=x, y1=y - 4, y2=y + 4, class_="whisker") for x in (x1, x2)]
-    return [tag("line", x1=x1, x2=x2, y1=y, y2=y, class_="whisker"), *ends]
-
-
-def lines(chart: Chart) -> Markup:
-    """One line for each group, over x, with intervals and a legend below."""
+def _lines(chart: Chart) -> Markup:
+    """A line for each group, over x, with intervals and a legend below."""
     across = ticks([m.x for _, marks in chart.groups for m in marks], zero=False)
-    up = ticks(numbers(chart.groups), zero=False)
+    up = ticks(chart.numbers, zero=False)
     x_scale = (WIDTH - MARGIN - 20) / (across[-1] - across[0])
     y_scale = (HEIGHT - 30) / (up[-1] - up[0])
 
@@ -174,34 +170,29 @@ def lines(chart: Chart) -> Markup:
     parts += [tag("text", f"{v:g}", x=place(v, up[0])[0], y=HEIGHT + 8, text_anchor="middle") for v in across]
     parts.append(tag("text", f"{chart.y} over {chart.x}", x=MARGIN, y=HEIGHT + 28, class_="name"))
     for row, (name, marks) in enumerate(chart.groups):
-        parts.append(_line(marks, place))
-        parts += _legend(name, marks, HEIGHT + 50.0 + 20 * row)
+        parts += _line(name, marks, HEIGHT + 46.0 + 20 * row, place)
     return _svg(chart, HEIGHT + 44 + 20 * len(chart.groups), parts)
 
 
-def _line(marks: Sequence[Mark], place: object) -> Markup:
-    assert callable(place)
-    drawn = [(m, *place(m.x, m.value)) for m in marks if m.value is not None]
-    first = marks[0].series if marks else None
-    path = " ".join(f"{x:.2f},{y:.2f}" for _, x, y in drawn)
-    dash = DASHES[style.series(first).dash]
-    parts = [tag("polyline", points=path, class_=f"line {css_class(first)}", stroke_dasharray=dash)]
-    for m, x, y in drawn:
-        inside = [tag("title", m.text), tag("circle", cx=x, cy=y, r=11, class_="hit"), _marker(m.series, x, y)]
-        if m.low is not None and m.high is not None:
-            inside.append(tag("line", x1=x, x2=x, y1=place(m.x, m.low)[1], y2=place(m.x, m.high)[1], class_="whisker"))
-        parts.append(tag("g", *inside, class_=f"mark {css_class(m.series)}", tabindex=0))
-    return tag("g", *parts)
-
-
-def _legend(name: str, marks: Sequence[Mark], y: float) -> list[Markup]:
-    first = marks[0].series if marks else None
-    dash = DASHES[style.series(first).dash]
-    key = tag(
-        "line", x1=MARGIN, x2=MARGIN + 34, y1=y - 4, y2=y - 4, class_=f"line {css_class(first)}", stroke_dasharray=dash
-    )
-    marker = tag("g", _marker(first, MARGIN + 17, y - 4), class_=css_class(first))
-    return [key, marker, tag("text", cut(name, 90), x=MARGIN + 42, y=y)]
+def _line(name: str, marks: Sequence[Mark], y: float, place: Callable[[float, float], tuple[float, float]]) -> list[Markup]:
+    """A line through its marks, and its entry in the legend at height ``y``."""
+    series = marks[0].series if marks else None
+    look = {"class_": f"line {css_class(series)}", "stroke_dasharray": DASHES[style.series(series).dash]}
+    at = [(mark, *place(mark.x, mark.value)) for mark in marks if mark.value is not None]
+    drawn = [tag("polyline", points=" ".join(f"{x:.2f},{y:.2f}" for _, x, y in at), **look)]
+    for mark, x, middle in at:
+        inside = [
+            tag("title", mark.text),
+            tag("circle", cx=x, cy=middle, r=11, class_="hit"),
+            _marker(mark.series, x, middle),
+        ]
+        if mark.low is not None and mark.high is not None:
+            low, high = (place(mark.x, end)[1] for end in (mark.low, mark.high))
+            inside.append(tag("line", x1=x, x2=x, y1=low, y2=high, class_="whisker"))
+        drawn.append(tag("g", *inside, class_=f"mark {css_class(mark.series)}", tabindex=0))
+    key = tag("line", x1=MARGIN, x2=MARGIN + 34, y1=y, y2=y, **look)
+    marker = tag("g", _marker(series, MARGIN + 17, y), class_=css_class(series))
+    return [tag("g", *drawn), key, marker, tag("text", cut(name, 90), x=MARGIN + 42, y=y + 4)]
 
 
 def _marker(series: int | None, x: float, y: float) -> Markup:

@@ -1,23 +1,44 @@
-"""The folder of any run -> its Run, from its files alone.
+"""The folder of any run -> what its page shows (``Run``), from its files alone.
 
-Raises ValueError where a folder is incomplete, of another version, or not of this project.
+Folders come from strangers too: only files inside the folder are read, and its texts are never taken as Python's format strings.
 """
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain.report import of_figure, of_training
-from cnnf_brain.report.runs import Run
+from cnnf_brain.compare import Comparison
+from cnnf_brain.report import page
+from cnnf_brain.report.charts import Chart, Mark
+from cnnf_brain.report.runs import FEW_IMAGES, Claim, Picture, Run, Table, TableChart, about_the_code, flat, version_keys
 
-SCHEMAS = {"comparison": 3, "figure": 1}  # the form of summary.json that is understood here, by kind
+SCHEMA = 1  # of the summary.json of a figure
 KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a trainer (config.json, log.jsonl, card.json)"
+LONGEST = 2000  # rows of a table on a page; the file has all
+NOT_SHOWN = ("kind", "files", "same")  # entries of run.json that others say as well
+SHARES = {"validation_accuracy": "validation", "validation_top5_accuracy": "validation, top 5", "test_accuracy": "test"}
+SAME: tuple[str, ...] = ("data", "data_hash", "dataset", "image_size", "resize", "num_classes")  # settings of a training
+SAME += ("epochs", "batch_size", "learning_rate", "seed")
+
+
+def leave(folder: Path, shown_as: Path | None = None) -> Path:
+    """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path.
+
+    ``shown_as`` is the folder that the page names, where the files stand in another folder for now. Raises what ``read`` raises.
+    """
+    run = read(folder)
+    return page.write(run if shown_as is None else replace(run, folder=Path(shown_as)), folder)
 
 
 def read(folder: Path) -> Run:
-    """The Run of ``folder``.
+    """What the page of ``folder`` shows.
 
     Raises
     ------
@@ -32,7 +53,7 @@ def read(folder: Path) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; name the folder that it is in")
     try:
-        return _read(folder)
+        return _read(folder, {path.name for path in folder.iterdir()})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
@@ -43,30 +64,22 @@ def read(folder: Path) -> Run:
         raise ValueError(f"{folder} is incomplete: no {Path(error.filename).name}; do the run again") from error
 
 
-def _read(folder: Path) -> Run:
-    names = {path.name for path in folder.iterdir()}
+def _read(folder: Path, names: set[str]) -> Run:
     if "summary.json" in names:
-        summary, run = load(folder / "summary.json"), load(folder / "run.json")
-        check_schema(folder, summary)
+        summary, record = load(folder / "summary.json"), load(folder / "run.json")
         if "evaluations" in summary:
-            return __import__("cnnf_brain").Comparison.load(folder).page(folder)
+            return Comparison.load(folder).page(folder)
+        check_schema(folder, summary, SCHEMA)
         if summary.get("kind") == "figure":
-            return of_figure.read(folder, summary, run)
+            return _figure(folder, summary, record)
         raise ValueError(f"{folder}/summary.json is of no kind that is known here; known: {KINDS}")
     if "card.json" in names or {"config.json", "log.jsonl"} <= names:
-        log, damaged = load_lines(folder / "log.jsonl") if "log.jsonl" in names else ([], 0)
-        return of_training.read(
-            folder, load(folder / ("card.json" if "card.json" in names else "config.json")), log, damaged
-        )
+        return _training(folder, load(folder / ("card.json" if "card.json" in names else "config.json")))
     if "run.json" in names:
         raise ValueError(f"{folder} is incomplete: run.json without summary.json, which is written last; do the run again")
-    raise ValueError(f"{folder}: not the results of a run of cnnf-brain ({listed(names)}); known: {KINDS}")
-
-
-def listed(names: set[str]) -> str:
-    """The first few of the names in a folder."""
     shown = sorted(names)
-    return f"it holds {', '.join(shown[:5])}{' …' * (len(shown) > 5)}" if shown else "it is empty"
+    holds = f"it holds {', '.join(shown[:5])}{' …' * (len(shown) > 5)}" if shown else "it is empty"
+    raise ValueError(f"{folder}: not the results of a run of cnnf-brain ({holds}); known: {KINDS}")
 
 
 def load(path: Path) -> Any:
@@ -80,8 +93,121 @@ def load(path: Path) -> Any:
     return content
 
 
-def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a file of JSON lines, and how many lines are none (one that a kill cut short, say)."""
+def check_schema(folder: Path, summary: Mapping[str, Any], expected: int) -> None:
+    """A ValueError where summary.json is of a form that is not understood here."""
+    schema = summary.get("schema")
+    if schema != expected:
+        age = "a newer" if isinstance(schema, int) and schema > expected else "another"
+        raise ValueError(
+            f"{folder}/summary.json has schema {schema!r}, expected {expected}: written by {age} version of cnnf-brain; "
+            "update, or do the run again"
+        )
+
+
+# The open form (``runs.Figure``): visualize, robustness
+
+
+def _figure(folder: Path, summary: dict[str, Any], record: dict[str, Any]) -> Run:
+    """summary.json says what is drawn of which CSV table, and how."""
+    files = {entry["file"]: read_csv(inside(folder, entry["file"])) for entry in summary["tables"]}
+    claims = tuple(Claim(c["claim"], c["measured"], c["holds"], c.get("verdict", "")).cells for c in summary["claims"])
+    shown = [Table("What the paper says of it", ("claim", "measured", "verdict"), claims)] if claims else []
+    charts = [TableChart(**spec) for spec in summary["charts"]]
+    pictures = [Picture(p["file"], inside(folder, p["file"]).read_bytes(), p["caption"]) for p in summary["pictures"]]
+    return Run(
+        folder=folder,
+        kind="figure",
+        title=summary["title"],
+        question=summary["question"],
+        answer=summary["answer"],
+        charts=tuple(chart.draw(files[chart.table][1]) for chart in charts),
+        tables=(*shown, *(_shown(entry, *files[entry["file"]]) for entry in summary["tables"])),
+        facts=tuple(flat({name: value for name, value in record.items() if name not in NOT_SHOWN})),
+        caveats=(*summary["caveats"], *about_the_code(record)),
+        same={name: str(value) for name, value in record["same"].items()} | version_keys(record),
+        pictures=tuple(pictures),
+    )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file ``name`` of ``folder``.
+
+    Raises
+    ------
+    ValueError
+        It is outside of the folder, by its name or by a link.
+    FileNotFoundError
+        There is no such file.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder}/summary.json names the file {name!r}, which is outside of the folder; it is not read")
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    return path
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Head and rows of a CSV file; a ValueError where a row is of another length."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *rows = list(csv.reader(file)) or [[]]
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged ({error}); run the command again") from error
+    if not head:
+        raise ValueError(f"{path} is empty; run the command again")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(head):
+            raise ValueError(f"{path}, line {number}: {len(row)} values, the head names {len(head)}; run the command again")
+    return head, [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def _shown(entry: dict[str, Any], head: list[str], rows: list[dict[str, str]]) -> Table:
+    """A CSV table as it is shown: numbers of four digits."""
+    notes = tuple(entry["notes"])
+    if len(rows) > LONGEST:
+        notes += (f"The first {LONGEST} of {len(rows)} rows; {entry['file']} has all.",)
+    return Table(entry["title"], tuple(head), tuple(tuple(map(_short, row.values())) for row in rows[:LONGEST]), notes)
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.4g}" if "." in text or "e" in text else text
+    except ValueError:
+        return text
+
+
+# A trainer (training/mnist.py, training/imagenet.py), finished or not
+
+
+def _training(folder: Path, record: dict[str, Any]) -> Run:
+    """``record``: card.json, or config.json of a run that is not finished."""
+    log, damaged = _lines(folder / "log.jsonl") if (folder / "log.jsonl").exists() else ([], 0)
+    configuration = record["configuration"]
+    title = record.get("title") or configuration.get("title") or f"{configuration.get('arch', 'network')}, training"
+    points = validations(log)
+    finished = "validation_accuracy" in record
+    shares = {words: record[name] for name, words in SHARES.items() if name in record}
+    if not finished and points:
+        shares = {"validation so far": points[-1][1]}
+    n = record.get("n_validation") or (points[-1][2] if points else None)
+    same = dict(flat({name: configuration[name] for name in SAME if name in configuration} | {"steps": record.get("steps")}))
+    return Run(
+        folder=folder,
+        kind="training",
+        title=title,
+        question=f"How accurate is {title}, at each iteration of its feedback?",
+        answer=_accuracy_in_words(shares, finished, n),
+        charts=(*_accuracy_chart(shares), *_course(points)),
+        tables=(*_accuracy_table(shares), *_log_table(log)),
+        facts=tuple(flat({name: value for name, value in record.items() if name not in SHARES})),
+        caveats=tuple(_caveats(record, finished, n, damaged)),
+        same=same | version_keys(record),
+    )
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a file of JSON lines, and how many lines are none (a kill may cut a line short)."""
     found, damaged = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -95,12 +221,89 @@ def load_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return found, damaged
 
 
-def check_schema(folder: Path, summary: dict[str, Any]) -> None:
-    """A ValueError where summary.json is of a form that is not understood here."""
-    schema, expected = summary.get("schema"), SCHEMAS["comparison" if "evaluations" in summary else "figure"]
-    if schema != expected:
-        age = "a newer" if isinstance(schema, int) and schema > expected else "another"
-        raise ValueError(
-            f"{folder}/summary.json has schema {schema!r}, expected {expected}: written by {age} version of cnnf-brain; "
-            "update, or do the run again"
-        )
+def validations(log: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[float], int | None]]:
+    """(epoch or step, accuracy at each iteration, number of images) of every validation in a log."""
+    found: list[tuple[float, list[float], int | None]] = []
+    for line in log:
+        if "validation_accuracy" in line:
+            found.append((float(line["epoch"]), line["validation_accuracy"], None))
+        elif "validation" in line:
+            found.append((float(line["step"]), line["validation"]["top1"], line["validation"]["images"]))
+    return found
+
+
+def _accuracy_in_words(shares: Mapping[str, Sequence[float]], finished: bool, n: int | None) -> str:
+    if not shares:
+        return "Not known yet: the run has not validated its network."
+    name, values = next(iter(shares.items()))
+    first, last = 100 * values[0], 100 * values[-1]
+    words = f"Accuracy ({name}{f' of {n} images' if n else ''}) is {first:.2f} % in the first feedforward pass"
+    if len(values) > 1:
+        turn = "which is higher" if last > first else "which is lower" if last < first else "the same"
+        words += f" and {last:.2f} % at iteration {len(values) - 1}, {turn} by {abs(last - first):.2f} points"
+    return words + ("." if finished else "; the run is not finished.")
+
+
+def _accuracy_chart(shares: Mapping[str, Sequence[float]]) -> list[Chart]:
+    """Accuracy by iteration."""
+    caption = (
+        "Share of images whose label comes first (top 5: among the first five), at each iteration. One run: no interval."
+    )
+    groups = [(f"{name} accuracy", _marks(values)) for name, values in shares.items()]
+    return [Chart("Accuracy", caption, "accuracy", tuple(groups))] if shares else []
+
+
+def _course(points: Sequence[tuple[float, list[float], int | None]]) -> list[Chart]:
+    """Accuracy over the course of the run, a line for each iteration."""
+    if len(points) < 2:
+        return []
+    at = [_marks(values, x) for x, values, _ in points]
+    lines = tuple((f"iteration {t}", marks) for t, marks in enumerate(zip(*at, strict=True)))
+    caption = "Accuracy on the validation images in the course of training. One run: no interval."
+    return [Chart("In the course of training", caption, "validation accuracy", lines, x="epoch or step", bars=False)]
+
+
+def _marks(values: Sequence[float], x: float | None = None) -> tuple[Mark, ...]:
+    """A mark for each iteration; in the CNN's colour where there is only iteration 0."""
+    place = "" if x is None else f"{x:g}, "
+    series = [None] if len(values) == 1 else range(len(values))
+    return tuple(Mark(f"{place}iteration {t}", values[t], series=s, x=x or 0.0) for t, s in enumerate(series))
+
+
+def _accuracy_table(shares: Mapping[str, Sequence[float]]) -> list[Table]:
+    rows = tuple((str(t), *(f"{100 * v:.2f} %" for v in row)) for t, row in enumerate(zip(*shares.values(), strict=True)))
+    return (
+        [Table("Accuracy", ("iteration", *shares), rows, ("Iteration 0 is the first feedforward pass.",))] if shares else []
+    )
+
+
+def _log_table(log: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A row for each line with losses or a validation; lists hold a value for each iteration."""
+    lines = [dict(flat(line)) for line in log if "losses" in line or "validation" in line]
+    head = tuple(dict.fromkeys(name for line in lines for name in line))
+    rows = tuple(tuple(_logged(line.get(name, "")) for name in head) for line in lines)
+    return [Table("Log", head, rows, ("Losses and accuracies in brackets: a value for each iteration.",))] if log else []
+
+
+def _logged(text: str) -> str:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
+    return f"{value:.5g}" if isinstance(value, float) and math.isfinite(value) else text
+
+
+def _caveats(record: Mapping[str, Any], finished: bool, n: int | None, damaged: int) -> list[str]:
+    found = []
+    if not finished:
+        found.append("The run is not finished (there is no card.json): these are its numbers so far.")
+    if damaged:
+        found.append(f"{damaged} lines of log.jsonl could not be read and are left out.")
+    if n is not None and n < FEW_IMAGES:
+        found.append(f"Too few images: {n} were used for validation.")
+    if "test_accuracy" not in record:
+        found.append("No test images were used: these are validation images, on which a user may have made choices.")
+    found.append("One run with one seed: how much another would differ is not measured here.")
+    return found + about_the_code(record)

@@ -17,7 +17,7 @@ import xarray as xr
 
 from cnnf_brain import results, style
 from cnnf_brain.io import atomic_path, check_writable, write_json, write_text
-from cnnf_brain.report import page
+from cnnf_brain.report import readers
 from cnnf_brain.robustness.claims import Claim, answer, claims
 from cnnf_brain.robustness.grids import RECIPES, Grid, Panel
 from cnnf_brain.robustness.section import section
@@ -69,7 +69,7 @@ def _write(shop: Workshop, run: dict[str, Any]) -> Path:
     draw(grid, means, folder)
     write_text(folder / "figure.md", section(grid, run, means, claimed, checks, caption(grid)))
     write_json(folder / "summary.json", summary(grid, run, claimed, checks))
-    return page.leave(folder)
+    return readers.leave(folder)
 
 
 def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> dict[str, Any]:

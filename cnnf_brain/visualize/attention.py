@@ -6,16 +6,24 @@ Grad-CAM (Selvaraju et al. 2017) by captum, of the decision that the iteration i
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+import xarray as xr
+from matplotlib.figure import Figure as Drawing
 from torch import Tensor, nn
 
+from cnnf_brain import style
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.autograd import to_norm
 from cnnf_brain.model.layers import FeedbackLayer
-from cnnf_brain.visualize.view import View, mean_interval
+from cnnf_brain.report.runs import Claim, Figure
+from cnnf_brain.visualize import view as common
+from cnnf_brain.visualize.restoration import Condition, corrupt
+from cnnf_brain.visualize.view import EPSILONS, SHOWN, Array, Data, Part, Row, Sample, View
+
+LOOKED_AT = (Condition("clean"), Condition("blur", 1.0), Condition("noise", 0.2))
 
 
 class Step(nn.Module):
@@ -86,7 +94,7 @@ def grad_cam(view: View, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     if layer not in known:
         raise unknown("layer", layer, known, where="the layers above the target of the feedback")
     maps, classes = [], []
-    for part in images.split(view.batch_size):
+    for part in torch.split(images, view.batch_size):
         of_part, decided = [], []
         for network, h in passes(view, part):
             with torch.no_grad():
@@ -104,7 +112,7 @@ def grad_cam(view: View, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     return torch.cat(maps, 1), torch.cat(classes, 1)
 
 
-def area(cams: Tensor) -> np.ndarray:
+def area(cams: Tensor) -> Array:
     """(N+1, n): the share of the map that attention covers, (sum a)^2 / (h w sum a^2) (the participation ratio).
 
     1 where it is even, 1 / (h w) where it is one place; NaN where the map is empty.
@@ -114,7 +122,7 @@ def area(cams: Tensor) -> np.ndarray:
     return torch.where(squares > 0, total.square() / (flat.shape[-1] * squares), torch.nan).numpy()
 
 
-def groups(classes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def groups(classes: Array, labels: Array) -> dict[str, Array]:
     """Row numbers of the images that feedback corrects (wrong at first, right at last), spoils, and neither, right or wrong.
 
     ``classes`` (N+1, n), ``labels`` (n,).
@@ -128,16 +136,147 @@ def groups(classes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def summarise(areas: np.ndarray, rows: np.ndarray) -> list[dict[str, Any]]:
+def summarise(areas: Array, rows: Array) -> list[Row]:
     """The area of attention over the images ``rows`` by iteration, and its change since iteration 0, with intervals.
 
     ``areas`` (N+1, n). The change is over images whose map is empty at neither.
     """
-    found = []
-    for t, values in enumerate(areas[:, rows]):
-        mean, low, high = mean_interval(values)
-        change, change_low, change_high = mean_interval(values - areas[0, rows])
-        row = {"iteration": t, "images": len(rows), "empty": int(np.isnan(values).sum()), "area": mean, "area_low": low}
-        row |= {"area_high": high, "change": change, "change_low": change_low, "change_high": change_high}
-        found.append(row)
-    return found
+    return [
+        {"iteration": t, "images": len(rows), "empty": int(np.isnan(values).sum())}
+        | common.cells("area", values)
+        | common.cells("change", values - areas[0, rows])
+        for t, values in enumerate(areas[:, rows])
+    ]
+
+
+def accuracies(classes: Array, labels: Array) -> list[Row]:
+    """Accuracy by iteration, its change since iteration 0, and how many images are corrected and spoiled by then."""
+    right = (classes == labels).astype(float)
+    table = []
+    for t, values in enumerate(right):
+        members = groups(classes[: t + 1], labels)
+        row: Row = {"iteration": t, "images": len(labels)}
+        row |= common.cells("accuracy", values) | common.cells("change", values - right[0])
+        table.append(row | {name: len(members[name]) for name in ("corrected", "spoiled")})
+    return table
+
+
+def figure_9b(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
+    """PGD-40: accuracy by iteration, corrected and spoiled images, Grad-CAM of both: table.csv, focus.csv and examples.nc."""
+    view, labels = sample.view, sample.labels
+    middle = sorted(epsilons)[len(epsilons) // 2]
+    layer = last_map(view, sample.images)
+    table: list[Row] = []
+    focus: list[Row] = []
+    examples: list[xr.Dataset] = []
+    first_pass, end_to_end = view.threats()
+    for threat, epsilon in [
+        *((first_pass, epsilon) for epsilon in epsilons),
+        (end_to_end, middle),
+    ]:  # the last costs nine times
+        sample.tell(f"PGD-40, {threat.name}, epsilon {epsilon:g}")
+        made = view.attacked(threat, sample.images, labels, epsilon, sample.seed)
+        setting = {"threat": threat.name, "epsilon": epsilon}
+        table += [setting | row for row in accuracies(view.see(made).classes.numpy(), labels.numpy())]
+        if epsilon == middle:
+            cams, decided = grad_cam(view, made, layer)
+            areas = area(cams)
+            for name, members in groups(decided.numpy(), labels.numpy()).items():
+                if len(members):
+                    focus += [setting | {"group": name} | row for row in summarise(areas, members)]
+                if name in ("corrected", "spoiled"):
+                    chosen = common.drawn(members, SHOWN, sample.seed)
+                    examples.append(shown_examples(sample, made, (cams, decided), chosen, f"{threat.name}, {name}"))
+    about = about_9b(table, focus, layer, sample.seed)
+    data = {"examples.nc": common.joined(examples, "shown")}
+    return Part(about, {"table.csv": table, "focus.csv": focus}, data, draw)
+
+
+def figure_9c(sample: Sample) -> Part:
+    """Grad-CAM over iterations on clean, blurred and noisy images: table.csv and examples.nc."""
+    everything = np.arange(len(sample.rows))
+    chosen = common.drawn(everything, SHOWN, sample.seed)
+    layer = last_map(sample.view, sample.images)
+    table: list[Row] = []
+    examples: list[xr.Dataset] = []
+    for condition in LOOKED_AT:
+        sample.tell(str(condition))
+        images = corrupt(sample.images, condition, sample.seed)
+        cams, decided = grad_cam(sample.view, images, layer)
+        accuracy = (decided == sample.labels).double().mean(1).tolist()
+        rows = summarise(area(cams), everything)
+        table += [{"condition": str(condition), "accuracy": accuracy[row["iteration"]], **row} for row in rows]
+        examples.append(shown_examples(sample, images, (cams, decided), chosen, str(condition)))
+    data = {"examples.nc": common.joined(examples, "shown")}
+    return Part(about_9c(table, layer, sample.seed), {"table.csv": table}, data, draw)
+
+
+def shown_examples(sample: Sample, images: Tensor, found: tuple[Tensor, Tensor], chosen: Array, group: str) -> xr.Dataset:
+    """The chosen rows of ``images`` (the sample's, changed) with ``found``: their maps and decisions as ``grad_cam`` gives them."""
+    cams, decided = found
+    data = {
+        "image": (("shown", "channel", "row", "column"), images[chosen].numpy()),
+        "attention": (("shown", "iteration", "y", "x"), cams[:, chosen].transpose(0, 1).numpy()),
+        "decision": (("shown", "iteration"), decided[:, chosen].T.numpy()),
+        "label": (("shown",), sample.labels[chosen].numpy()),
+        "number": (("shown",), sample.rows[chosen]),
+        "group": (("shown",), np.full(len(chosen), group, dtype=object)),
+    }
+    return xr.Dataset(data)
+
+
+def about_9b(table: Sequence[Row], focus: Sequence[Row], layer: str, seed: int) -> Figure:
+    """What the tables of adversarial examples say."""
+    last, middle = max(row["iteration"] for row in table), focus[0]["epsilon"]
+    at_end = [row for row in table if row["iteration"] == last]
+    corrected = [row for row in focus if row["iteration"] == last and row["group"] == "corrected"]
+    claims = [common.claim("9b", "corrects", changed(row), row["change_low"], row["change_high"]) for row in at_end]
+    claims += [narrows("9b", row) for row in corrected]
+    counts = [
+        f"{row['corrected']} of {row['images']} are corrected and {row['spoiled']} spoiled ({row['threat']})"
+        for row in at_end
+        if row["epsilon"] == middle
+    ]
+    values = {"last": last, "middle": middle, "counts": "; ".join(counts), "layer": layer, "seed": seed}
+    return common.worded("9b", claims, table[0]["images"], **values)
+
+
+def about_9c(table: Sequence[Row], layer: str, seed: int) -> Figure:
+    """What the table of clean, blurred and noisy images says."""
+    last = max(row["iteration"] for row in table)
+    at_end = [row for row in table if row["iteration"] == last]
+    changes = "; ".join(f"{row['condition']} {common.share(row, 'change')}" for row in at_end)
+    claims = [narrows("9c", row) for row in at_end]
+    return common.worded("9c", claims, at_end[0]["images"], last=last, changes=changes, layer=layer, seed=seed)
+
+
+def changed(row: Row) -> Row:
+    """The row with its change in percent."""
+    return row | {"change": common.share(row, "change")}
+
+
+def narrows(part: str, row: Row) -> Claim:
+    """The claim that attention narrows: that the change of its area is negative."""
+    return common.claim(part, "narrows", changed(row), -row["change_high"], -row["change_low"])
+
+
+def draw(data: Data, names: Sequence[str]) -> Drawing:
+    """The examples: each image, and the maps of all iterations over it."""
+    examples = data["examples.nc"]
+    n, iterations = examples.sizes["shown"], examples.sizes["iteration"]
+    if n == 0:
+        figure = style.new_figure(5, 1)
+        figure.text(0.5, 0.5, "No image qualifies: feedback corrects none and spoils none.", ha="center", va="center")
+        return figure
+    figure = style.new_figure(1.25 * (iterations + 1) + 1.2, 1.45 * n + 0.3)
+    for row, axes in enumerate(figure.subplots(n, iterations + 1, squeeze=False)):
+        example = examples.isel(shown=row)
+        image, label = example["image"].values, int(example["label"])
+        common.show(axes[0], image, common.class_name(label, names))
+        axes[0].set_ylabel(f"{example['group'].values!s}\nimage {int(example['number'])}", fontsize=6)
+        extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
+        for t, axis in enumerate(axes[1:]):
+            cam, decided = example["attention"].values[t], int(example["decision"].values[t])
+            common.show(axis, image, f"{t}: {common.class_name(decided, names)} {'✓' if decided == label else '✗'}")
+            axis.imshow(cam / (cam.max() or 1.0), cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
+    return figure

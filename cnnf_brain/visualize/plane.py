@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from cnnf_brain.visualize.view import View, mean_interval
+from cnnf_brain import style
+from cnnf_brain.report.runs import Figure
+from cnnf_brain.visualize import view as common
+from cnnf_brain.visualize.view import Array, Data, Part, Row, Sample, View
 
 NEIGHBOURS = 100
-COARSE = 11  # points on a side of a grid that is measured
+COARSE, FINE = 11, 41  # points on a side of a grid that is measured, and of a grid that is drawn
+# Ten classes: matplotlib's tab10, lightened so that the arrows stand out; cells are told apart by their borders too.
+CELLS = ("#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#c7c7c7", "#dbdb8d", "#9edae5")
 SHARES = {
     "enters": "share of grid points that change to the centre's class",
     "leaves": "share of grid points that leave the centre's class",
@@ -84,7 +90,6 @@ def look(view: View, plane: Plane, side: int, other: Tensor | None = None) -> xr
     places = plane.places(side)
     images = plane.images(places)
     seen = view.see(torch.cat([images, plane.centre[None]]), whole=True)
-    assert seen.inputs is not None
     inputs = seen.inputs[:, :-1]
     change = inputs - images
     along = torch.einsum("tnchw,pchw->tnp", change, plane.axes)
@@ -104,54 +109,143 @@ def look(view: View, plane: Plane, side: int, other: Tensor | None = None) -> xr
     return xr.Dataset(data)
 
 
-def shares(grid: xr.Dataset) -> list[dict[str, Any]]:
-    """SHARES of one grid after 1..N iterations, one dict each, with the ``iteration``.
+def shares(grid: xr.Dataset) -> list[Row]:
+    """SHARES of a grid after 1..N iterations, a row each, with the ``iteration``.
 
     The centre's class is the network's decision for it in the first pass. The shares "of others" and "of own" are NaN where
     there are no such points.
     """
     decision, own = grid["decision"].values, grid["centre"].values[0]
     inside = decision[0] == own
-    rows = []
+    rows: list[Row] = []
     for t in range(1, len(decision)):
         now = decision[t] == own
         enters, leaves = now & ~inside, inside & ~now
-        row = {
-            "iteration": t,
+        values = {
             "enters": enters.mean(),
             "leaves": leaves.mean(),
             "enters_of_others": enters.sum() / (~inside).sum() if (~inside).any() else np.nan,
             "leaves_of_own": leaves.sum() / inside.sum() if inside.any() else np.nan,
-            "closer": np.mean(grid["to_centre"].values[t] < grid["to_centre"].values[0]),
-            "closer_to_another": np.nan,
         }
-        if "to_other" in grid:
-            row["closer_to_another"] = np.mean(grid["to_other"].values[t] < grid["to_other"].values[0])
-        rows.append({name: value if name == "iteration" else float(value) for name, value in row.items()})
+        for name, to in (("closer", "to_centre"), ("closer_to_another", "to_other")):
+            values[name] = np.mean(grid[to].values[t] < grid[to].values[0]) if to in grid else np.nan
+        rows.append({"iteration": t} | {name: float(value) for name, value in values.items()})
     return rows
 
 
-def measure(view: View, images: Tensor, rows: np.ndarray, side: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """``shares`` on the plane through each of ``rows`` of ``images``, each row of the table with its ``image``."""
+def measure(view: View, images: Tensor, rows: Array, seed: int = 0) -> Iterator[list[Row]]:
+    """``shares`` on the plane through each of ``rows`` of ``images``, with the number of the ``image``."""
     rng = np.random.default_rng(seed)
     for row in rows:
         other = int(rng.choice(np.delete(np.arange(len(images)), row)))
-        grid = look(view, plane_through(images[row], neighbours(images, int(row))), side, images[other])
-        kept = grid["centre"].values
-        for found in shares(grid):
-            yield {"image": int(row), "centre_keeps": float(kept[found["iteration"]] == kept[0]), **found}
+        grid = look(view, plane_through(images[row], neighbours(images, int(row))), COARSE, images[other])
+        keeps = (grid["centre"].values == grid["centre"].values[0]).astype(float)
+        yield [{"image": int(row), "centre_keeps": float(keeps[r["iteration"]]), **r} for r in shares(grid)]
 
 
-def summarise(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(table: Sequence[Row]) -> list[Row]:
     """Mean and interval over images of every share at every iteration, and of enters minus leaves."""
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     for t in sorted({row["iteration"] for row in table}):
-        rows = [row for row in table if row["iteration"] == t]
-        columns = {name: np.array([row[name] for row in rows]) for name in SHARES}
+        columns = {name: np.array([row[name] for row in table if row["iteration"] == t]) for name in SHARES}
         columns["enters_minus_leaves"] = columns["enters"] - columns["leaves"]
         columns["closer_minus_control"] = columns["closer"] - columns["closer_to_another"]
         for name, values in columns.items():
-            mean, low, high = mean_interval(values)
-            n = int(np.isfinite(values).sum())
-            found.append({"iteration": int(t), "measure": name, "mean": mean, "low": low, "high": high, "images": n})
+            mean, low, high = common.mean_interval(values)
+            row = {"iteration": int(t), "measure": name, "mean": mean, "low": low, "high": high}
+            found.append(
+                row | {"images": int(np.isfinite(values).sum()), "meaning": SHARES.get(name, name.replace("_", " "))}
+            )
     return found
+
+
+def figure_9a(sample: Sample) -> Part:
+    """Decision cells: images.csv, table.csv and grids.nc."""
+    view, pool = sample.view, sample.pool
+    view.check(pool, restores=True)
+    table: list[Row] = []
+    for done, found in enumerate(measure(view, pool, sample.rows, sample.seed), 1):
+        table += [{"label": int(sample.pool_labels[row["image"]]), **row} for row in found]
+        if done % 20 == 0:
+            sample.tell(f"{done} of {len(sample.rows)} images")
+    grids = []
+    for row in common.drawn(sample.rows, 3, sample.seed):
+        plane = plane_through(pool[row], neighbours(pool, int(row)))
+        grids.append(look(view, plane, FINE))
+        grids[-1].coords["image"] = int(row)
+    summary = summarise(table)
+    drawing = common.joined(grids, "image")
+    drawing.attrs["side"] = FINE
+    tables = {"images.csv": table, "table.csv": summary}
+    return Part(about(summary, sample.seed), tables, {"grids.nc": drawing}, draw)
+
+
+def about(table: Sequence[Row], seed: int) -> Figure:
+    """What the table says."""
+    last = max(row["iteration"] for row in table)
+    at = {row["measure"]: row for row in table if row["iteration"] == last}
+    shown = {name: common.percent(row["mean"], row["low"], row["high"]) for name, row in at.items()}
+    net, gain = at["enters_minus_leaves"], at["closer_minus_control"]
+    verdict = "more" if net["low"] > 0 else "fewer" if net["high"] < 0 else "not decidedly more or fewer"
+    claims = [
+        common.claim("9a", "crosses", shown, net["low"], net["high"]),
+        common.claim("9a", "comes_closer", shown, gain["low"], gain["high"]),
+    ]
+    values = {"last": last, "verdict": verdict, "seed": seed, "side": COARSE, "neighbours": NEIGHBOURS}
+    return common.worded("9a", claims, net["images"], **shown, **values)
+
+
+def draw(data: Data, names: Sequence[str]) -> Drawing:
+    """The grids: decision cells with the paths of the points, and what leaves the plane."""
+    grids = data["grids.nc"]
+    side, n = int(grids.attrs["side"]), grids.sizes["image"]
+    figure = style.new_figure(9.5, 3.9 * n)
+    axes = figure.subplots(n, 2, squeeze=False)
+    for row, (cells, lengths) in enumerate(axes):
+        grid = grids.isel(image=row)
+        half = float(abs(grid["u"]).max())
+        extent = (-half, half, -half, half)
+        _cells(cells, grid, side, extent, names)
+        _arrows(cells, grid, side)
+        title = f"validation image {int(grid['image'])}: {common.class_name(grid['centre'].values[0], names)}"
+        cells.set(title=title, xlabel="PC 1", ylabel="PC 2")
+        off = grid["off"].values[-1].reshape(side, side)
+        shown = lengths.imshow(off, origin="lower", extent=extent, cmap="cividis")
+        lengths.set(title=f"what leaves the plane, iteration {len(grid['off']) - 1}", xlabel="PC 1")
+        figure.colorbar(shown, ax=lengths, label="length (units of [0, 1])")
+        for axis, colour in ((cells, "black"), (lengths, "white")):
+            axis.plot(0, 0, "+", color=colour, markersize=10, markeredgewidth=2)
+            axis.grid(visible=False)
+    first, iterations = axes[0, 0], range(1, grids.sizes["iteration"])
+    handles = [first.plot([], [], color=style.colour(t), label=f"to iteration {t}")[0] for t in iterations]
+    first.legend(handles=handles, loc="lower left", frameon=True, framealpha=0.85, fontsize=7)
+    return figure
+
+
+def _cells(axis: Any, grid: xr.Dataset, side: int, extent: tuple[float, ...], names: Sequence[str]) -> None:
+    """The decision cells of the first pass, with their borders and names."""
+    from matplotlib.colors import ListedColormap
+
+    u, v = (grid[name].values.reshape(side, side) for name in ("u", "v"))
+    decision = grid["decision"].values[0].reshape(side, side).astype(int)
+    look = {"cmap": ListedColormap(CELLS), "vmin": -0.5, "vmax": 9.5, "interpolation": "nearest"}
+    axis.imshow(decision, origin="lower", extent=extent, **look)
+    near = abs(u).max() / 10
+    for c in np.unique(decision):
+        axis.contour(u, v, (decision == c).astype(float), levels=[0.5], colors="#555555", linewidths=0.5)
+        places = np.argwhere(decision == c)
+        y, x = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
+        if len(places) > side:
+            height = v[y, x] - near * (np.hypot(u[y, x], v[y, x]) < near)  # not over the cross
+            axis.text(u[y, x], height, common.class_name(c, names), ha="center", va="center", fontsize=7, color="#222222")
+
+
+def _arrows(axis: Any, grid: xr.Dataset, side: int, every: int = 4) -> None:
+    """The path of every fourth grid point of each direction from iteration to iteration."""
+    keep = np.zeros((side, side), bool)
+    keep[every // 2 :: every, every // 2 :: every] = True
+    u, v, du, dv = (grid[name].values[..., keep.flatten()] for name in ("u", "v", "du", "dv"))
+    for t in range(1, len(du)):
+        start = u + du[t - 1], v + dv[t - 1]
+        look = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004, "color": style.colour(t)}
+        axis.quiver(*start, du[t] - du[t - 1], dv[t] - dv[t - 1], **look)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from matplotlib.figure import Figure as Drawing
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from cnnf_brain import results, style
 from cnnf_brain.checks import unknown
-from cnnf_brain.visualize.view import View, mean_interval
+from cnnf_brain.io import cache_folder, read_netcdf, short_hash, write_netcdf
+from cnnf_brain.report.runs import Claim, Figure
+from cnnf_brain.visualize import view as common
+from cnnf_brain.visualize.view import EPSILONS, SHOWN, Array, Data, Part, Row, Sample, View
 
-WHAT = {"input": "the image that the iteration sees", "reconstruction": "what feedback generates for it, before the step"}
+WHAT = ("input", "reconstruction")  # the image that the iteration sees; what feedback generates for it, before the step
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ def salt_and_pepper(images: Tensor, strength: float, seed: int) -> Tensor:
     return torch.where(hit, colour, images)
 
 
+STRENGTHS = [Condition("blur", strength) for strength in (0.5, 1.0, 1.5)]
+STRENGTHS += [Condition("noise", strength) for strength in (0.1, 0.2, 0.3)]
+STRENGTHS += [Condition("salt and pepper", strength) for strength in (0.05, 0.1, 0.2)]
 CORRUPTIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "clean": lambda images, strength, seed: images,
     "blur": blur,
@@ -67,18 +77,18 @@ def corrupt(images: Tensor, condition: Condition, seed: int = 0) -> Tensor:
     return CORRUPTIONS[condition.name](images, condition.strength, seed)
 
 
-def mse(clean: Tensor, other: Tensor) -> np.ndarray:
+def mse(clean: Tensor, other: Tensor) -> Array:
     """(n,) mean squared error over the pixels of each image."""
     return (clean.double() - other.double()).square().flatten(1).mean(1).numpy()
 
 
-def ssim(clean: Tensor, other: Tensor) -> np.ndarray:
+def ssim(clean: Tensor, other: Tensor) -> Array:
     """(n,) structural similarity of each image (Wang et al. 2004: Gaussian window of 1.5 pixels), by scikit-image."""
     from skimage.metrics import structural_similarity
 
-    options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0}
+    measure = partial(structural_similarity, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
     pairs = zip(clean.double().numpy(), other.double().numpy(), strict=True)
-    return np.array([structural_similarity(a, b, **options) for a, b in pairs])
+    return np.array([measure(a, b, channel_axis=0) for a, b in pairs])
 
 
 def restore(view: View, clean: Tensor, corrupted: Tensor, labels: Tensor) -> xr.Dataset:
@@ -92,44 +102,119 @@ def restore(view: View, clean: Tensor, corrupted: Tensor, labels: Tensor) -> xr.
     """
     view.check(corrupted, labels, restores=True)
     seen = view.see(corrupted, whole=True)
-    assert seen.inputs is not None
-    assert seen.reconstructions is not None
     before = {"mse": mse(clean, corrupted), "ssim": ssim(clean, corrupted)}
-    rows: dict[str, list[list[np.ndarray]]] = {"mse": [], "ssim": []}
+    rows: dict[str, list[list[Array]]] = {"mse": [], "ssim": []}
     for made in (seen.inputs, seen.reconstructions):
         for name, distance in (("mse", mse), ("ssim", ssim)):
             rows[name].append([before[name], *(distance(clean, now) for now in made[1:])])
-    data = {name: (("what", "iteration", "image"), np.array(values)) for name, values in rows.items()}
+    data: dict[str, Any] = {name: (("what", "iteration", "image"), np.array(values)) for name, values in rows.items()}
     correct = (seen.classes == labels.cpu()).numpy()
     return xr.Dataset({**data, "correct": (("iteration", "image"), correct)}, coords={"what": list(WHAT)})
 
 
-def summarise(found: xr.Dataset, condition: Condition) -> list[dict[str, Any]]:
-    """One row for each iteration 1..N and kind of output: distances before and after, the change, the share that comes closer.
+def summarise(found: xr.Dataset, condition: Condition) -> list[Row]:
+    """A row for each iteration 1..N and kind of output: distances before and after, the change, the share that comes closer.
 
     Intervals (``_low``, ``_high``) are 95% bootstrap over images. Closer means a smaller error, or a larger SSIM.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    accuracy = found["correct"].values.mean(1).tolist()
     for what in WHAT:
-        one = found.sel(what=what)
         for t in range(1, found.sizes["iteration"]):
-            row: dict[str, Any] = {
-                "corruption": condition.name,
-                "strength": condition.strength,
-                "what": what,
-                "iteration": t,
-                "images": found.sizes["image"],
-                "accuracy_before": float(found["correct"].values[0].mean()),
-                "accuracy": float(found["correct"].values[t].mean()),
-            }
+            row: Row = {"corruption": condition.name, "strength": condition.strength, "what": what, "iteration": t}
+            row |= {"images": found.sizes["image"], "accuracy_before": accuracy[0], "accuracy": accuracy[t]}
             for name, better in (("mse", -1), ("ssim", 1)):
-                before, after = one[name].values[0], one[name].values[t]
-                row |= {f"{name}_before": float(before.mean()), f"{name}_after": float(after.mean())}
-                for column, values in (
-                    (f"{name}_change", after - before),
-                    (f"{name}_closer", better * (after - before) > 0),
-                ):
-                    mean, low, high = mean_interval(values.astype(float))
-                    row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
+                values = found[name].sel(what=what).values
+                change = values[t] - values[0]
+                row |= {f"{name}_before": float(values[0].mean()), f"{name}_after": float(values[t].mean())}
+                row |= common.cells(f"{name}_change", change) | common.cells(f"{name}_closer", better * change > 0)
             rows.append(row)
     return rows
+
+
+def figure_9d(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
+    """Restored images: images.nc, table.csv and examples.nc.
+
+    The conditions that an interrupted run has finished stay in the cache folder until the part is saved, and are taken from there.
+    """
+    sample.view.check(sample.pool, restores=True)
+    parts = finished_parts(sample)
+    chosen = common.drawn(np.arange(len(sample.rows)), SHOWN, sample.seed)
+    conditions = [Condition("clean"), *STRENGTHS, *(Condition("PGD", epsilon) for epsilon in epsilons)]
+    table: list[Row] = []
+    every, examples = [], []
+    for condition in conditions:
+        sample.tell(str(condition))
+        paths = [parts / f"{condition}-{name}.nc" for name in ("distances", "examples")]
+        if not paths[1].exists():  # PGD takes long
+            for path, piece in zip(paths, under_condition(sample, condition, chosen), strict=True):
+                write_netcdf(path, piece)
+        found, shown = map(read_netcdf, paths)
+        table += summarise(found, condition)
+        every.append(found)
+        shown.coords["number"] = ("shown", sample.rows[chosen])
+        examples.append(shown)
+    names = xr.DataArray([str(condition) for condition in conditions], dims="condition", name="condition")
+    images = common.joined(every, names)
+    images.coords["number"] = ("image", sample.rows)
+    data = {"images.nc": images, "examples.nc": common.joined(examples, names)}
+    return Part(about(table, sample.seed), {"table.csv": table}, data, draw, parts)
+
+
+def finished_parts(sample: Sample) -> Path:
+    """Where the finished conditions of this very question are kept, for this version of the code."""
+    question = [sample.question("9d"), sample.view.network.preprocessing, results.versions(), results.commit()]
+    return cache_folder("figures", short_hash(question, 16))
+
+
+def under_condition(sample: Sample, condition: Condition, chosen: Array) -> tuple[xr.Dataset, xr.Dataset]:
+    """Distances of all images (``restore``), and the images of the chosen examples."""
+    view, images, labels = sample.view, sample.images, sample.labels
+    if condition.name == "PGD":
+        corrupted = view.attacked(view.threats()[0], images, labels, condition.strength, sample.seed)
+    else:
+        corrupted = corrupt(images, condition, sample.seed)
+    seen = view.see(corrupted[chosen], whole=True)
+    shown = {"clean": images[chosen], "corrupted": corrupted[chosen]}
+    shown |= {"input": seen.inputs[-1], "reconstruction": seen.reconstructions[-1]}
+    examples = xr.Dataset({name: (("shown", "channel", "row", "column"), made.numpy()) for name, made in shown.items()})
+    return restore(view, images, corrupted, labels), examples
+
+
+def about(table: Sequence[Row], seed: int) -> Figure:
+    """What the table says."""
+    last = max(row["iteration"] for row in table)
+    corrupted = [row for row in table if row["what"] == "input" and row["corruption"] != "clean"]
+    at_end = [row for row in corrupted if row["iteration"] == last]
+    early = sum(row["mse_change_high"] < 0 for row in corrupted if row["iteration"] == 1)
+    made = {(r["corruption"], r["strength"]): r for r in table if r["iteration"] == last and r["what"] == "reconstruction"}
+    claims = [_restores(row, made[row["corruption"], row["strength"]]) for row in at_end]
+    nearer = sum(claim.holds is True for claim in claims)
+    values = {"last": last, "nearer": nearer, "conditions": len(claims), "early": early, "seed": seed}
+    return common.worded("9d", claims, at_end[0]["images"], **values)
+
+
+def _restores(row: Row, made: Row) -> Claim:
+    """The claim that feedback restores a corruption; ``made``: the row of the reconstruction itself."""
+    values = {"mse_closer": common.share(row, "mse_closer"), "ssim_percent": 100 * row["ssim_closer"]}
+    values |= {"made_mse": made["mse_after"], "made_percent": 100 * made["mse_closer"]}
+    return common.claim("9d", "restores", row | values, -row["mse_change_high"], -row["mse_change_low"])
+
+
+def draw(data: Data, names: Sequence[str]) -> Drawing:
+    """The examples at the middle strength of each corruption: clean, corrupted, input and reconstruction."""
+    examples = data["examples.nc"]
+    strengths: dict[str, list[str]] = {}
+    for condition in map(str, examples["condition"].values):
+        strengths.setdefault(condition.rsplit(" ", 1)[0], []).append(condition)
+    chosen = [conditions[len(conditions) // 2] for kind, conditions in strengths.items() if kind != "clean"]
+    n, height = examples.sizes["shown"], (len(chosen) + 1) // 2
+    figure = style.new_figure(1.05 * 4 * 2 + 1, 1.2 * n * height)
+    for panel, condition in zip(figure.subfigures(height, 2, squeeze=False).flat, chosen, strict=False):
+        example = examples.sel(condition=condition)
+        panel.suptitle(condition, fontsize=9)
+        for row, axes in enumerate(panel.subplots(n, 4, squeeze=False)):
+            for axis, name in zip(axes, ("clean", "corrupted", "input", "reconstruction"), strict=True):
+                common.show(axis, example[name].values[row], name if row == 0 else "")
+            axes[0].set_ylabel(f"image {int(example['number'].values[row])}", fontsize=6)
+    return figure

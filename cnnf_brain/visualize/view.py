@@ -1,21 +1,43 @@
-"""A CNN-F that is shown images in [0, 1]: what every part of Figure 9 looks through."""
+"""What the parts of Figure 9 share: a CNN-F that sees images in [0, 1], the images, means with intervals, and the computed part."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import shutil
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
+from matplotlib.figure import Figure as Drawing
+from numpy.typing import NDArray
+from tabulate import tabulate
 from torch import Tensor
 
+from cnnf_brain import results, style
 from cnnf_brain.attacks import threats
-from cnnf_brain.attacks.gradient import Threat
+from cnnf_brain.attacks.gradient import PGD, Threat
+from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
+from cnnf_brain.report.runs import Claim, Figure, TableChart
 
 BATCH = 64
 SHOWN = 4  # examples of each kind
+LEAST = 200  # images that the intervals were planned for
+EPSILONS = (0.02, 0.05, 0.1)  # of PGD-40
+
+Array = NDArray[Any]
+Row = dict[str, Any]
+Data = Mapping[str, xr.Dataset]
 
 
 @dataclass(frozen=True)
@@ -24,12 +46,12 @@ class Seen:
 
     ``classes`` (N+1, n): its decisions. ``inputs`` (N+1, n, C, H, W): the image that each iteration saw, entry 0 the image itself;
     ``reconstructions`` (N+1, n, C, H, W): what feedback generated for it (norm matched, before the step), entry 0 the image itself.
-    Both in the images' units [0, 1], not clipped to them; None where they were not asked for.
+    Both in the images' units [0, 1], not clipped to them; without elements where they were not asked for.
     """
 
     classes: Tensor
-    inputs: Tensor | None
-    reconstructions: Tensor | None
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    reconstructions: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True)
@@ -85,10 +107,13 @@ class View:
                 f"the feedback of this network reconstructs layer {self.model.target!r}, not the image, so that it restores none; "
                 f"Figures 9a and 9d need a network with target {INPUT!r}"
             )
+        self._check_taken(images)
+
+    def _check_taken(self, images: Tensor) -> None:
         advice = "give them in the size and with the channels that it was trained with"
         refused = f"the network does not take images of shape {tuple(images.shape[1:])}"
         channels = len(self.network.preprocessing.mean)
-        if images.shape[1] != channels:  # else one channel would silently be made three
+        if images.shape[1] != channels:  # else a grey image would silently get three channels
             raise ValueError(f"{refused} (its preprocessing is for {channels} channel{'s' * (channels > 1)}); {advice}")
         try:
             with torch.no_grad():
@@ -97,28 +122,114 @@ class View:
             raise ValueError(f"{refused} ({str(error).splitlines()[0]}); {advice}") from error
 
     def threats(self) -> tuple[Threat, Threat]:
-        """What is attacked in Figure 9b: the first pass alone (the paper's transfer attack), and the unrolled network."""
+        """What Figure 9b attacks: the first pass alone (the paper's transfer attack), and the unrolled network."""
         return threats.first_pass(self.network), threats.end_to_end(self.network)
+
+    def attacked(self, threat: Threat, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:
+        """The PGD-40 examples (n, C, H, W) of the images; ``epsilon`` in units of [0, 1]."""
+        device = self.network.device
+        return PGD(steps=40, seed=seed)(threat, images.to(device), labels.to(device), [epsilon]).clipped[0].cpu()
 
     @torch.no_grad()
     def see(self, images: Tensor, *, whole: bool = False) -> Seen:
         """Decisions of all iterations; with ``whole`` the inputs and reconstructions too (needs target "input")."""
-        n = self.model.iterations
-        shown = [f"{INPUT}@{t}" for t in range(n + 1)] if whole else []
-        classes, inputs, made = [], [], []
-        for part in images.split(self.batch_size):
+        shown = [f"{INPUT}@{t}" for t in range(self.model.iterations + 1)] if whole else []
+        seen = []
+        for part in torch.split(images, self.batch_size):
             result = self.model.unroll(self.enter(part), return_layers=shown, return_reconstruction=whole)
-            classes.append(result.logits.argmax(-1).cpu())
-            if whole:
-                assert result.reconstruction is not None
-                inputs.append(self.leave(torch.stack([result.layers[at] for at in result.layers])).cpu())
-                made.append(self.leave(result.reconstruction).cpu())
-        if not whole:
-            return Seen(torch.cat(classes, 1), None, None)
-        return Seen(torch.cat(classes, 1), torch.cat(inputs, 1), torch.cat(made, 1))
+            tensors = [result.logits.argmax(-1).cpu()]
+            if result.reconstruction is not None:
+                inputs = torch.stack(list(result.layers.values()))
+                tensors += [self.leave(inputs).cpu(), self.leave(result.reconstruction).cpu()]
+            seen.append(tensors)
+        return Seen(*(torch.cat(parts, 1) for parts in zip(*seen, strict=True)))
 
 
-def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+@dataclass(frozen=True)
+class Sample:
+    """The images that a part of the figure is made of, and the network that sees them.
+
+    ``pool`` (m, C, H, W) in [0, 1], ``pool_labels`` (m,): ``n`` of them are measured (None: all). ``seed``: of the images, the
+    examples and the noise. ``tell`` is told of the progress. ``digest``: SHA-256 that names the pool; empty: it is computed.
+    """
+
+    view: View
+    pool: Tensor
+    pool_labels: Tensor
+    n: int | None = None
+    seed: int = 0
+    tell: Callable[[str], None] = lambda words: None
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        self.view.check(self.pool, self.pool_labels)
+        if self.n is not None and not 1 <= self.n <= len(self.pool):
+            raise ValueError(f"{self.n} images are asked for and there are {len(self.pool)}; give fewer, or none for all")
+
+    @cached_property
+    def rows(self) -> Array:
+        """(n,) row numbers in the pool of the images that are measured."""
+        return drawn(np.arange(len(self.pool)), self.n or len(self.pool), self.seed)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(n, C, H, W)."""
+        return self.pool[self.rows]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(n,)."""
+        return self.pool_labels[self.rows]
+
+    def question(self, part: str) -> dict[str, Any]:
+        """All that decides the results of a part ("9a", ...): to this its folder belongs."""
+        return {
+            "figure": part,
+            "network": self.view.network.digest,
+            "feedback": self.view.model.settings.as_dict(),
+            "data": self.digest or short_hash([array_hash(self.pool.numpy()), array_hash(self.pool_labels.numpy())], 64),
+            "images": len(self.rows),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of Figure 9, measured.
+
+    ``about``: question, answer and claims, and how the page shows the tables. ``tables``: CSV file -> rows. ``data``: NetCDF file
+    -> dataset. ``draw``: ``data``, names of the classes -> the figure. ``parts``: a folder of finished pieces, until all is saved.
+    """
+
+    about: Figure
+    tables: Mapping[str, Sequence[Row]]
+    data: Data
+    draw: Callable[[Data, Sequence[str]], Drawing]
+    parts: Path | None = None
+
+    def plot(self, names: Sequence[str] = ()) -> Drawing:
+        """The figure, from ``data`` alone; ``names`` of the classes."""
+        with style.styled():
+            return self.draw(self.data, names)
+
+    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> None:
+        """All files but the page into ``folder``: tables, figure, claims.md, run.json (``record``) and, last, summary.json."""
+        for file, rows in self.tables.items():
+            write_csv(folder / file, rows)
+        for file, dataset in self.data.items():
+            write_netcdf(folder / file, dataset)
+        style.save(self.plot(names), folder)
+        head = ("claim of the paper", "what we measured", "holds or not")
+        table = tabulate([claim.cells for claim in self.about.claims], head, tablefmt="github", disable_numparse=True)
+        text = f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n"
+        write_text(folder / "claims.md", text)
+        write_json(folder / results.RECORD, dict(record))
+        self.about.save(folder)
+        if self.parts is not None:
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+
+def mean_interval(values: Array, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean and its 95% percentile bootstrap interval over (n,) images; NaN ends for fewer than two."""
     values = values[np.isfinite(values)]
     if len(values) == 0:
@@ -132,6 +243,81 @@ def mean_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> t
     return float(values.mean()), float(low), float(high)
 
 
-def drawn(qualify: np.ndarray, n: int, seed: int) -> np.ndarray:
+def cells(name: str, values: Array) -> dict[str, float]:
+    """The cells ``name``, ``name_low`` and ``name_high`` of a table: mean and interval."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values.astype(float)), strict=True))
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """``12.3 % [11.0, 13.5]``, or ``12.3 % (no interval)`` where there are too few values for one."""
+    interval = f"[{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low) and math.isfinite(high) else "(no interval)"
+    return f"{100 * mean:.1f} % {interval}"
+
+
+def share(row: Row, name: str) -> str:
+    """The ``cells`` of ``name``, in percent."""
+    return percent(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def joined(data: Sequence[xr.Dataset], dim: Any) -> xr.Dataset:
+    """Datasets one after another along ``dim``, a new dimension or theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # xarray 2022 calls pandas in an old way
+        return xr.concat(list(data), dim)
+
+
+def drawn(qualify: Array, n: int, seed: int) -> Array:
     """The rule by which examples are shown: up to ``n`` of the row numbers that qualify, drawn at random with a seed."""
     return np.sort(np.random.default_rng(seed).choice(qualify, min(n, len(qualify)), replace=False))
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """figure9.toml."""
+    return tomllib.loads(resources.files("cnnf_brain.visualize").joinpath("figure9.toml").read_text(encoding="utf-8"))
+
+
+def claim(part: str, name: str, row: Row, low: float, high: float) -> Claim:
+    """A claim of figure9.toml, filled in from ``row``; ``low`` and ``high``: of what is above 0 where the claim holds."""
+    words, measured = texts()[part]["claims"][name]
+    return Claim.of_interval(words.format(**row), measured.format(**row), low, high)
+
+
+def worded(part: str, claims: Sequence[Claim], n: int, **values: Any) -> Figure:
+    """The texts of a part in figure9.toml, filled in; ``n`` images were measured."""
+    text, shared = texts()[part], texts()["shared"]
+    values |= {"n": n, "shown": SHOWN, "least": LEAST, **shared}
+
+    def filled(words: str) -> str:
+        return words.format(**values)
+
+    limits = [shared["few_images"]] * (n < LEAST) + [shared["one_network"], *text["caveats"]]
+    charts = []
+    for chart in text["charts"]:
+        columns = {"label": "iteration {iteration}", "low": f"{chart['y']}_low", "high": f"{chart['y']}_high"}
+        charts.append(TableChart(**columns | chart | {"caption": filled(chart["caption"])}))
+    return Figure(
+        title=text["title"],
+        question=text["question"],
+        answer=filled(text["answer"]),
+        claims=claims,
+        charts=charts,
+        tables={table["file"]: (table["title"], *map(filled, table["notes"])) for table in text["tables"]},
+        pictures={"figure.svg": filled(text["picture"])},
+        caveats=[filled(words) for words in limits],
+    )
+
+
+def show(axis: Any, image: Array, title: str) -> None:
+    """An image (C, H, W) without axes."""
+    axis.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0).clip(0, 1), vmin=0, vmax=1)
+    axis.set_title(title, fontsize=7)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.grid(visible=False)
+
+
+def class_name(number: Any, names: Sequence[str]) -> str:
+    """The name of a class, or its number where it has none."""
+    number = int(number)
+    return names[number] if number < len(names) else str(number)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnf_brain.compare import Comparison
+from cnnf_brain.io import write_csv
 from cnnf_brain.predictivity.statistics import PAIRED, PERMUTATION, RESAMPLED, WELCH, WILCOXON
+from cnnf_brain.report import readers
+from cnnf_brain.report.runs import Claim, Figure, TableChart
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
-from cnnf_brain.visualize.write import chart, claim, finish, write_csv
 
 EVIL = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
 OPTIONS = {"splits": "kfold", "seed": 0, "per_site": False, "components": 25, "pca": None, "select": None}
@@ -98,22 +101,26 @@ def trained(folder: Path, *, finished: bool = True, accuracy: tuple[float, ...] 
 
 
 def figured(folder: Path, *, iterations: int = 3, **more: Any) -> Path:
-    """A folder as ``visualize`` leaves it; its table has a row for each iteration and one more."""
+    """A folder as ``visualize`` leaves it; its table has a row for each iteration and another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"group": "noise", "iteration": t, "mean": 0.5 + 0.1 * t, "low": 0.45 + 0.1 * t, "high": 0.55 + 0.1 * t}
-        for t in range(iterations)
-    ]
-    write_csv(
-        folder / "table.csv", [*rows, {"group": "blur", "iteration": 0, "mean": np.nan, "low": np.nan, "high": np.nan}]
-    )
+    rows = [{"group": "noise", "iteration": t, "mean": 0.5 + 0.1 * t} for t in range(iterations)]
+    rows = [row | {"low": round(row["mean"] - 0.05, 2), "high": round(row["mean"] + 0.05, 2)} for row in rows]
+    blur = {"group": "blur", "iteration": 0, "mean": np.nan, "low": np.nan, "high": np.nan}
+    write_csv(folder / "table.csv", [*rows, blur])
     (folder / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    content = {
-        "title": "A figure", "question": "Why?", "answer": "Because.", "claims": [claim("x rises", "0.1", 0.05, 0.15)],
-        "charts": [chart("Share", "Mean.", "mean", "share", ["{group}"], "iteration {iteration}")],
-        "tables": [{"file": "table.csv", "title": "Shares", "notes": ["a note"]}],
-        "pictures": [{"file": "figure.svg", "caption": "drawn"}], "caveats": ["One network."],
-    }  # fmt: skip
+    columns = {"group": ["{group}"], "label": "iteration {iteration}", "y": "mean", "low": "low", "high": "high"}
+    figure = Figure(
+        title="A figure",
+        question="Why?",
+        answer="Because.",
+        claims=[Claim.of_interval("x rises", "0.1", 0.05, 0.15)],
+        charts=[TableChart(title="Share", caption="Mean.", y_name="share", **columns)],
+        tables={"table.csv": ("Shares", "a note")},
+        pictures={"figure.svg": "drawn"},
+        caveats=["One network."],
+    )
     record = {"command": "python -m cnnf_brain.visualize", "commit": None, "versions": VERSIONS, "same": {"seed": 0}}
-    finish(folder, {**content, **more}, record)
+    (folder / "run.json").write_text(json.dumps(record))
+    replace(figure, **more).save(folder)
+    readers.leave(folder)
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from folders import compared, figured
 
-from cnnf_brain.report import PAGE, comparison, of_figure, page, readers
+from cnnf_brain.report import PAGE, comparison, readers, runs
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart
 
@@ -106,7 +106,7 @@ def test_labels_are_no_format_strings(tmp_path, field, where):
 
 def test_labels_take_the_cells_as_they_are():
     row = {"name": "{iteration} {0}", "iteration": "2"}
-    assert of_figure.filled("{name}: {iteration}, 50 % {", row) == "{iteration} {0}: 2, 50 % {"
+    assert runs.filled("{name}: {iteration}, 50 % {", row) == "{iteration} {0}: 2, 50 % {"
 
 
 def test_files_that_no_parser_takes(tmp_path):
@@ -124,5 +124,5 @@ def test_a_failed_page_leaves_nothing_half_written(tmp_path, monkeypatch):
     folder = compared(tmp_path)
     monkeypatch.setattr(Chart, "svg", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        page.leave(folder)
+        readers.leave(folder)
     assert sorted(p.name for p in folder.iterdir()) == sorted(comparison.FILES)

@@ -10,14 +10,14 @@ import pytest
 from browser import Opened, launched
 from folders import EVIL, compared, evaluation, figured, trained
 
-from cnnf_brain.report import page
+from cnnf_brain.report import page, readers
 
 browser = pytest.fixture(scope="module")(launched)
 
 
 @pytest.fixture
 def written(tmp_path) -> Path:
-    return page.leave(compared(tmp_path / "run"))
+    return readers.leave(compared(tmp_path / "run"))
 
 
 def test_it_opens_without_an_error_or_a_request(browser, written):
@@ -77,7 +77,7 @@ def test_labels_stand_beside_their_bars(browser, tmp_path):
     fits, cannot = "small CNN-F (feedback untrained)", "a name that is far too long for a column " * 3
     rows = [evaluation("baseline", "pool@0", r=0.3)]
     rows += [replace(evaluation("model", "features.28@1", r=0.4), network=name) for name in (fits, cannot)]
-    page.leave(compared(tmp_path / "run", *rows))
+    readers.leave(compared(tmp_path / "run", *rows))
     sheet = Opened(browser, tmp_path / "run" / "report.html").page
     marks = sheet.locator("svg .mark")
     axis = sheet.locator("svg .axis").first.bounding_box()["x"]
@@ -100,7 +100,7 @@ def test_without_javascript_figure_and_table_are_there(browser, written):
 
 @pytest.mark.parametrize("make", [compared, trained, figured])
 def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
-    path = page.leave(make(tmp_path / "run"))
+    path = readers.leave(make(tmp_path / "run"))
     sheet = Opened(browser, path, viewport={"width": 360, "height": 700}).page
     assert sheet.evaluate("document.documentElement.scrollWidth") <= 360
     assert sheet.evaluate("document.body.scrollWidth") <= 360
@@ -110,8 +110,8 @@ def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
 def test_light_and_dark_and_print(browser, written):
     def colours(**options: object) -> list[str]:
         sheet = Opened(browser, written, **options).page
-        return [sheet.evaluate(f"getComputedStyle(document.querySelector('{q}')).{p}") for q, p in
-                (("body", "backgroundColor"), (".s-1 .bar", "fill"))]  # fmt: skip
+        asked = (("body", "backgroundColor"), (".s-1 .bar", "fill"))
+        return [sheet.evaluate(f"getComputedStyle(document.querySelector('{q}')).{p}") for q, p in asked]
 
     light, dark = colours(color_scheme="light"), colours(color_scheme="dark")
     assert light == ["rgb(255, 255, 255)", "rgb(210, 70, 68)"]
@@ -124,7 +124,7 @@ def test_light_and_dark_and_print(browser, written):
 def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
     row = evaluation("baseline", "pool@0", r=0.3, source=EVIL)
     row = row.__class__(**{**vars(row), "network": EVIL})
-    opened = Opened(browser, page.leave(compared(tmp_path / "run", row, command=EVIL)))
+    opened = Opened(browser, readers.leave(compared(tmp_path / "run", row, command=EVIL)))
     assert opened.said == []
     assert opened.page.locator("img").count() == 0
     opened.page.locator("svg .mark .bar").hover()
@@ -132,9 +132,8 @@ def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
 
 
 def test_several_runs_in_a_browser(browser, tmp_path):
-    path = page.side_by_side(
-        [compared(tmp_path / "a"), trained(tmp_path / "b"), figured(tmp_path / "c")], tmp_path / "all.html"
-    )
+    folders = compared(tmp_path / "a"), trained(tmp_path / "b"), figured(tmp_path / "c")
+    path = page.side_by_side([readers.read(folder) for folder in folders], tmp_path / "all.html")
     opened = Opened(browser, path, viewport={"width": 360, "height": 700})
     assert opened.said == []
     assert opened.page.locator("#runs tbody tr").count() == 3
@@ -167,7 +166,7 @@ def test_a_wide_window_is_used(browser, written):
 
 
 def test_charts_stand_side_by_side_where_there_is_room(browser, tmp_path):
-    path = page.leave(trained(tmp_path / "run"))
+    path = readers.leave(trained(tmp_path / "run"))
     wide = Opened(browser, path, viewport={"width": 1440, "height": 900}).page
     first, second = (box(wide, ".charts svg", i) for i in (0, 1))
     assert second["x"] > first["x"] + first["width"] - 1
@@ -191,7 +190,7 @@ def test_wide_tables_scroll_inside_their_box(browser, written):
 @pytest.fixture
 def long(tmp_path) -> Path:
     """A page with a table of 41 rows: iterations 0 to 39 and one without a number."""
-    return page.leave(figured(tmp_path / "long", iterations=40))
+    return readers.leave(figured(tmp_path / "long", iterations=40))
 
 
 def visible(sheet: object, query: str) -> int:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from folders import EVIL, compared, evaluation, figured, run_record, trained
 
-from cnnf_brain.report import PAGE, charts, of_figure, of_training, page, readers
+from cnnf_brain.report import PAGE, charts, page, readers
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart, Mark
+from cnnf_brain.report.runs import Run, TableChart
 
 
 class Reader(HTMLParser):
@@ -46,7 +47,7 @@ class Reader(HTMLParser):
 
 def read(folder: Path) -> tuple[str, Reader]:
     """The page of a folder."""
-    text = page.leave(folder).read_text(encoding="utf-8")
+    text = readers.leave(folder).read_text(encoding="utf-8")
     return text, Reader(text)
 
 
@@ -121,8 +122,8 @@ def test_what_a_run_does_not_show(tmp_path):
         "differed from its commit",
     ):
         assert words in found
-    assert "No ceiling" not in "\n".join(readers.read(compared(tmp_path / "ceilings", evaluation(
-        "baseline", "pool@0", r=0.3, ceiling=np.full(5, 0.5)))).caveats)  # fmt: skip
+    ceiled = evaluation("baseline", "pool@0", r=0.3, ceiling=np.full(5, 0.5))
+    assert "No ceiling" not in "\n".join(readers.read(compared(tmp_path / "ceilings", ceiled)).caveats)
 
 
 def test_the_page_asks_for_nothing_and_lets_no_other_script_run(tmp_path):
@@ -135,7 +136,7 @@ def test_the_page_asks_for_nothing_and_lets_no_other_script_run(tmp_path):
 
 
 def test_the_page_is_made_again_from_the_folder_alone(tmp_path):
-    first = page.leave(compared(tmp_path / "run")).read_bytes()
+    first = readers.leave(compared(tmp_path / "run")).read_bytes()
     (tmp_path / "run" / PAGE).unlink()
     shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "run")
     assert main([str(tmp_path / "elsewhere" / "run")]) == 0
@@ -160,7 +161,7 @@ def test_what_files_say_is_escaped_everywhere(tmp_path):
     figured(tmp_path / "f", title=EVIL, answer=EVIL, caveats=[EVIL])
     for name in ("t", "f"):
         assert "<img src=x" not in read(tmp_path / name)[0]
-    both = page.side_by_side([folder, tmp_path / "t"], tmp_path / "both.html").read_text()
+    both = page.side_by_side([readers.read(folder), readers.read(tmp_path / "t")], tmp_path / "both.html").read_text()
     assert "<img src=x" not in both
     assert both.count("<script") == 1
 
@@ -199,7 +200,7 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
 
 def test_the_log_of_the_other_trainer():
     log = [{"step": 20, "losses": {}}, {"step": 40, "validation": {"top1": [0.1, 0.2], "top5": [0.3, 0.4], "images": 50}}]
-    assert of_training.validations(log) == [(40.0, [0.1, 0.2], 50)]
+    assert readers.validations(log) == [(40.0, [0.1, 0.2], 50)]
 
 
 def test_a_figures_page(tmp_path):
@@ -214,16 +215,15 @@ def test_a_figures_page(tmp_path):
 
 
 def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained():
-    spec = {"title": "t", "caption": "c", "where": {"attack": "PGD"}, "group": ["{model}"],
-            "label": "{model}, {epsilon}", "series": "",
-            "x": "epsilon", "x_name": "epsilon", "y": "mean", "y_name": "accuracy", "low": "", "high": ""}  # fmt: skip
+    columns = {"group": ["{model}"], "label": "{model}, {epsilon}", "series": "", "x": "epsilon", "x_name": "epsilon"}
+    chart = TableChart(title="t", caption="c", where={"attack": "PGD"}, y="mean", y_name="accuracy", **columns)
     rows = [
         {"attack": attack, "model": model, "trained": trained, "epsilon": epsilon, "mean": mean}
         for attack in ("PGD", "FGSM")
         for model, trained in (("CNN", "0"), ("CNN-F-5", "5"))
         for epsilon, mean in (("0.0", "0.9"), ("0.1", "0.4"))
     ]
-    made = of_figure.chart(spec, rows)
+    made = chart.draw(rows)
     assert not made.bars
     assert [(name, [m.x for m in marks], {m.series for m in marks}) for name, marks in made.groups] == [
         ("CNN", [0.0, 0.1], {None}),
@@ -249,10 +249,30 @@ def test_a_notice_stands_right_below_the_answer(tmp_path):
 
 def test_a_page_made_in_another_folder_names_the_final_one(tmp_path):
     staging = compared(tmp_path / ".run-x7f3")
-    text = page.leave(staging, shown_as=tmp_path / "run").read_text()
+    text = readers.leave(staging, shown_as=tmp_path / "run").read_text()
     assert "<dt>folder</dt><dd>run</dd>" in text
     assert "x7f3" not in text
     assert str(tmp_path) not in text
+
+
+def test_a_run_that_no_folder_holds_has_a_page_too(tmp_path):
+    run = Run(
+        folder=Path("here"),
+        kind="mine",
+        title="Mine",
+        question="Why?",
+        answer="Because.",
+        charts=(),
+        tables=(),
+        facts=(("seed", "3"),),
+        caveats=(),
+        same={},
+    )
+    path = page.write(run, tmp_path)
+    assert path == tmp_path / PAGE
+    text = path.read_text()
+    assert "<dt>folder</dt><dd>here</dd>" in text
+    assert "<dt>seed</dt><dd>3</dd>" in text
 
 
 @pytest.mark.parametrize(
@@ -299,21 +319,23 @@ def test_long_tables_keep_their_first_rows_visible(tmp_path, rows, folded):
 def test_runs_of_the_same_recordings_agree(tmp_path):
     folders = [compared(tmp_path / name) for name in "ab"]
     assert page.differences([readers.read(f) for f in folders], ["a", "b"]).rows == ()
-    text = page.side_by_side(folders, tmp_path / "both.html").read_text()
+    text = page.side_by_side([readers.read(f) for f in folders], tmp_path / "both.html").read_text()
     assert "They agree in all that is recorded" in text
     assert [row[0] for row in page.overview([readers.read(f) for f in folders], ["a", "b"]).rows] == ["a", "b"]
 
 
 def test_merged_tables_keep_their_notes(tmp_path):
-    entry = {"file": "table.csv", "title": "Shares"}
     folders = [
-        figured(tmp_path / "a", tables=[{**entry, "notes": ["of both", "of the first"]}]),
-        figured(tmp_path / "b", tables=[{**entry, "notes": ["of both"]}]),
+        figured(tmp_path / "a", tables={"table.csv": ("Shares", "of both", "of the first")}),
+        figured(tmp_path / "b", tables={"table.csv": ("Shares", "of both")}),
     ]
     _, table = page.merged([readers.read(f) for f in folders], ["a", "b"])
     assert [row[0] for row in table.rows] == ["a"] * 4 + ["b"] * 4
     assert table.notes == ("of both", "a: of the first")
-    assert "<li>a: of the first</li>" in page.side_by_side(folders, tmp_path / "both.html").read_text()
+    assert (
+        "<li>a: of the first</li>"
+        in page.side_by_side([readers.read(f) for f in folders], tmp_path / "both.html").read_text()
+    )
 
 
 def test_runs_that_are_not_comparable_say_where(tmp_path):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cnnf_brain.report import page, readers
+from cnnf_brain.report import readers
 from cnnf_brain.robustness import claims, grids, report
 from cnnf_brain.robustness.claims import Claim
 
@@ -202,6 +202,6 @@ def test_the_page_answers_its_own_question(name, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"same": {}}))
     (rows,) = readers.read(tmp_path).tables
     assert [row[2] for row in rows.rows] == [claim.verdict for claim in claimed]
-    text = page.leave(tmp_path).read_text()
+    text = readers.leave(tmp_path).read_text()
     assert "not tested at the paper&#39;s training" in text
     assert "does not hold" not in text

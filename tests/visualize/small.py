@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.visualize.view import View
+from cnnf_brain.visualize import View
 
 SIDE = 12
 

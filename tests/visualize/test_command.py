@@ -10,13 +10,13 @@ import pytest
 import small
 import torch
 
-from cnnf_brain import small_net
+from cnnf_brain import cli, small_net
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.__main__ import main as report
 from cnnf_brain.trainer.card import save_weights
 from cnnf_brain.visualize import __main__ as command
-from cnnf_brain.visualize import figures
+from cnnf_brain.visualize import view
 from cnnf_brain.visualize.__main__ import main
 
 DEFAULT = Path("results", "figure-9c")
@@ -107,17 +107,19 @@ def test_folders_of_something_else_are_left_alone(run, tmp_path, capsys):
 
 
 def test_an_error_leaves_the_old_results_and_no_empty_folder(run, tmp_path, monkeypatch, capsys):
-    def full(given: object, folder: Path) -> dict:
-        (folder / "table.csv").write_text("half")
+    def full(folder: Path, text: str) -> None:
+        folder.with_name("claims.md").write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setitem(figures.FIGURES, "9a", full)
-    assert run("--figure", "9a", "--images", 3) == 1
+    monkeypatch.setattr(view, "write_text", full)
+    assert run("--figure", "9c", "--images", 3) == 1
     assert "error: disk full" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     assert run("--figure", "9c", "--images", 3) == 0
     before = content(tmp_path / "results")
-    monkeypatch.setitem(figures.FIGURES, "9c", full)
+    monkeypatch.setattr(view, "write_text", full)
     assert run("--figure", "9c", "--images", 3) == 1
     assert content(tmp_path / "results") == before
 
@@ -169,13 +171,13 @@ def test_images_of_another_size(tmp_path, monkeypatch, capsys):
 
 def test_more_images_than_there_are(run, capsys):
     assert run("--figure", "9d", "--images", 21) == 1
-    assert "--images 21: there are 20 validation images; give fewer" in capsys.readouterr().err
+    assert "21 images are asked for and there are 20; give fewer" in capsys.readouterr().err
 
 
 def test_libraries_are_checked_before_data_are_read(run, monkeypatch, capsys):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else real(name))
-    monkeypatch.setattr(command.data, "find", lambda *given: pytest.fail("data were looked for"))
+    monkeypatch.setattr(command.mnist, "find", lambda *given: pytest.fail("data were looked for"))
     assert run("--figure", "9b") == 1
     assert "figure 9b needs captum: pip install 'cnnf-brain[visualize]'" in capsys.readouterr().err
 
@@ -184,6 +186,13 @@ def test_a_device_that_is_not_there(run, capsys, tmp_path):
     assert run("--figure", "9c", "--device", "gpu7") == 1
     assert "device 'gpu7' cannot be used here" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_the_same_from_the_console_script(run, tmp_path, capsys):
+    words = ["--figure", "9c", "--images", "3", "--dataset", "mnist", "--data", "data"]
+    assert cli.main(["visualize", *words]) == 0
+    assert cli.main(["report", str(tmp_path / DEFAULT)]) == 0
+    assert capsys.readouterr().out.endswith(f"written: {tmp_path / DEFAULT / PAGE}\n")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import small
 import torch
 from PIL import Image
 
+from cnnf_brain import style
 from cnnf_brain.attacks.gradient import PGD
+from cnnf_brain.io import read_netcdf
 from cnnf_brain.report import PAGE, readers
-from cnnf_brain.visualize import about, attention, draw, figures, write
-from cnnf_brain.visualize.figures import FIGURES, Given
+from cnnf_brain.report.runs import Claim
+from cnnf_brain.visualize import PARTS, Sample, attention, figure9, plane, restoration, view, write
 from cnnf_brain.visualize.view import Seen
 
 N = 10
@@ -28,9 +30,8 @@ FILES = {
 }
 
 
-def given(**more: object) -> Given:
-    values = {"n": 6, "seed": 0, "tell": lambda words: None, **more}
-    return Given(small.view(), small.images(N), small.labels(N), **values)
+def sample(labels: torch.Tensor | None = None, seed: int = 0) -> Sample:
+    return Sample(small.view(), small.images(N), small.labels(N) if labels is None else labels, 6, seed)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -40,22 +41,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """The folders of all four, with a quick PGD and small grids."""
+    """The folders of all parts, with a quick PGD and small grids."""
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "PGD", lambda steps, seed: PGD(steps=2, seed=seed))
-        patch.setattr(figures, "FINE", 7)
-        patch.setattr(figures.plane, "COARSE", 5)
-        for name, make in FIGURES.items():
+        patch.setattr(view, "PGD", lambda steps, seed: PGD(steps=2, seed=seed))
+        patch.setattr(plane, "FINE", 7)
+        patch.setattr(plane, "COARSE", 5)
+        for name in PARTS:
             folders[name] = tmp_path_factory.mktemp(name)
-            summary = make(given(), folders[name])
-            draw.draw(name, folders[name], NAMES)
-            record = {"command": "c", "commit": None, "versions": {}, "same": {"figure": name}}
-            write.finish(folders[name], summary, record)
+            write(name, sample(), folders[name], names=NAMES)
     return folders
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", PARTS)
 def test_tables_figure_and_page_are_there(made, name):
     common = {"run.json", "summary.json", "claims.md", "figure.svg", "figure.png", PAGE}
     assert {path.name for path in made[name].iterdir()} == FILES[name] | common
@@ -72,11 +70,12 @@ def test_tables_figure_and_page_are_there(made, name):
     )
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", PARTS)
 def test_the_figure_is_drawn_from_the_tables_alone(made, name, tmp_path):
-    for file in made[name].glob("*.nc"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    draw.draw(name, tmp_path, NAMES)
+    module = {"9a": plane, "9b": attention, "9c": attention, "9d": restoration}[name]
+    with style.styled():
+        figure = module.draw({file.name: read_netcdf(file) for file in made[name].glob("*.nc")}, NAMES)
+    style.save(figure, tmp_path)
     assert (tmp_path / "figure.svg").read_bytes() == (made[name] / "figure.svg").read_bytes()
 
 
@@ -88,18 +87,17 @@ def test_9a_takes_the_images_it_says(made):
     mean = np.mean([float(row["enters"]) for row in table if row["iteration"] == "2"])
     (shown,) = [r for r in rows(made["9a"] / "table.csv") if r["measure"] == "enters" and r["iteration"] == "2"]
     assert float(shown["mean"]) == pytest.approx(mean)
-    assert write.opened(made["9a"] / "grids.nc").sizes["point"] == 49
+    assert read_netcdf(made["9a"] / "grids.nc").sizes["point"] == 49
 
 
 def test_9b_counts_what_it_shows(made):
     table = rows(made["9b"] / "table.csv")
-    assert {(r["threat"], r["epsilon"]) for r in table} == {
-        ("first_pass", "0.02"), ("first_pass", "0.05"), ("first_pass", "0.1"), ("end_to_end", "0.05"),
-    }  # fmt: skip
+    attacks = {(r["threat"], r["epsilon"]) for r in table}
+    assert attacks == {*(("first_pass", epsilon) for epsilon in ("0.02", "0.05", "0.1")), ("end_to_end", "0.05")}
     for row in table:
         change = (int(row["corrected"]) - int(row["spoiled"])) / int(row["images"])
         assert float(row["change"]) == pytest.approx(change), "accuracy changes by what is corrected less what is spoiled"
-    examples = write.opened(made["9b"] / "examples.nc")
+    examples = read_netcdf(made["9b"] / "examples.nc")
     for i, group in enumerate(examples["group"].values):
         right = examples["decision"].values[i] == examples["label"].values[i]
         assert (right[0], right[-1]) == ((False, True) if "corrected" in str(group) else (True, False))
@@ -113,7 +111,7 @@ def test_9c_and_9d_cover_their_conditions(made):
         strengths.setdefault(row["corruption"], set()).add(row["strength"])
     assert set(strengths) == {"clean", "blur", "noise", "salt and pepper", "PGD"}
     assert all(len(found) == 3 for name, found in strengths.items() if name != "clean")
-    images = write.opened(made["9d"] / "images.nc")
+    images = read_netcdf(made["9d"] / "images.nc")
     noisy = images.sel(condition="noise 0.2", what="input")["mse"].values
     (row,) = [
         r for r in table if (r["corruption"], r["strength"], r["what"], r["iteration"]) == ("noise", "0.2", "input", "2")
@@ -123,46 +121,43 @@ def test_9c_and_9d_cover_their_conditions(made):
 
 
 def test_9d_goes_on_from_what_is_finished(tmp_path, monkeypatch, cache):
-    quick = [figures.Condition("noise", 0.2), figures.Condition("blur", 1.0)]
-    monkeypatch.setattr(figures, "STRENGTHS", quick)
-    real, done = figures._restored, []
+    quick = [restoration.Condition("noise", 0.2), restoration.Condition("blur", 1.0)]
+    monkeypatch.setattr(restoration, "STRENGTHS", quick)
+    real, done = restoration.under_condition, []
 
-    def restored(given, images, labels, chosen, condition):
+    def restored(sample, condition, chosen):
         if str(condition) == stop_at:
             raise KeyboardInterrupt
         done.append(str(condition))
-        return real(given, images, labels, chosen, condition)
+        return real(sample, condition, chosen)
 
-    monkeypatch.setattr(figures, "_restored", restored)
+    monkeypatch.setattr(restoration, "under_condition", restored)
     stop_at = "blur 1"
     with pytest.raises(KeyboardInterrupt):
-        figures.figure_9d(given(), tmp_path / "first", epsilons=())
+        restoration.figure_9d(sample(), epsilons=())
     assert done == ["clean", "noise 0.2"]
-    assert not (tmp_path / "first").exists(), "nothing stands in the folder of the results"
     stop_at = "clean"
-    for other in (given(seed=1), Given(small.view(), small.images(N), small.labels(N).flip(0), 6)):
+    for other in (sample(seed=1), sample(small.labels(N).flip(0))):
         with pytest.raises(KeyboardInterrupt):  # another question does not take what is there
-            figures.figure_9d(other, tmp_path, epsilons=())
+            restoration.figure_9d(other, epsilons=())
     stop_at = ""
-    (tmp_path / "second").mkdir()
-    figures.figure_9d(given(), tmp_path / "second", epsilons=())
+    interrupted = restoration.figure_9d(sample(), epsilons=())
     assert done == ["clean", "noise 0.2", "blur 1"], "nothing twice"
-    interrupted = (tmp_path / "second" / "table.csv").read_bytes()
-    assert not [name for _, _, files in os.walk(cache) for name in files], "the parts are removed at the end"
-    figures.figure_9d(given(), tmp_path / "whole", epsilons=())
-    assert (tmp_path / "whole" / "table.csv").read_bytes() == interrupted
+    interrupted.save(tmp_path, {})
+    assert not [name for _, _, files in os.walk(cache) for name in files], "the parts are removed when all is written"
+    assert restoration.figure_9d(sample(), epsilons=()).tables == interrupted.tables
 
 
 def test_claims_follow_the_intervals():
-    assert write.claim("c", "m", 0.1, 0.2)["holds"] is True
-    assert write.claim("c", "m", -0.2, -0.1)["holds"] is False
-    assert write.claim("c", "m", -0.1, 0.1)["holds"] is None
-    assert write.claim("c", "m", np.nan, np.nan)["holds"] is None
+    assert Claim.of_interval("c", "m", 0.1, 0.2).holds is True
+    assert Claim.of_interval("c", "m", -0.2, -0.1).holds is False
+    assert Claim.of_interval("c", "m", -0.1, 0.1).holds is None
+    assert Claim.of_interval("c", "m", np.nan, np.nan).holds is None
 
 
 def test_an_interval_that_does_not_exist_is_not_shown_as_nan():
-    assert write.percent({"x": 0.123, "a": 0.11, "b": 0.135}, "x", "a", "b") == "12.3 % [11.0, 13.5]"
-    assert write.percent({"x": 0.123, "a": np.nan, "b": np.nan}, "x", "a", "b") == "12.3 % (no interval)"
+    assert view.percent(0.123, 0.11, 0.135) == "12.3 % [11.0, 13.5]"
+    assert view.percent(0.123, np.nan, np.nan) == "12.3 % (no interval)"
 
 
 def test_9a_says_no_where_more_points_leave():
@@ -179,32 +174,53 @@ def test_9a_says_no_where_more_points_leave():
         row("closer_to_another", 0.6, 0.5, 0.7),
         row("closer_minus_control", 0.1, 0.05, 0.15),
     ]
-    found = about.about_9a(0, table)
-    assert found["answer"].startswith(
-        "After 2 iterations fewer points have changed to the centre's class (2.0 % [1.0, 3.0])"
-    )
-    assert [c["holds"] for c in found["claims"]] == [False, True]
-    assert not any("Too few" in caveat for caveat in found["caveats"])
-    assert any("One network" in caveat for caveat in found["caveats"])
+    found = plane.about(table, 0)
+    words = "After 2 iterations fewer points have changed to the centre's class (2.0 % [1.0, 3.0])"
+    assert found.answer.startswith(words)
+    assert [claim.holds for claim in found.claims] == [False, True]
+    assert not any("Too few" in caveat for caveat in found.caveats)
+    assert any("One network" in caveat for caveat in found.caveats)
 
 
 def test_examples_are_the_images_of_their_group():
-    classes, labels = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 1]]), torch.tensor([1, 1, 1, 1])
-    members = attention.groups(classes.numpy(), labels.numpy())["corrected"]
-    found = figures._examples(
-        small.images(4), torch.rand(2, 4, 3, 3), classes, labels, members, "corrected", np.array([7, 8, 9, 11])
-    )
-    assert found["number"].values.tolist() == [7]
-    assert found["decision"].values.tolist() == [[0, 1]]
+    given = sample(torch.ones(N, dtype=torch.long))
+    classes = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]])
+    members = attention.groups(classes.numpy(), given.labels.numpy())["corrected"]
+    shown = attention.shown_examples(given, given.images, (torch.rand(2, 6, 3, 3), classes), members, "corrected")
+    assert shown["number"].values.tolist() == [given.rows[0]]
+    assert shown["decision"].values.tolist() == [[0, 1]]
 
 
 def test_nothing_corrected_and_nothing_spoiled_is_still_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "PGD", lambda steps, seed: PGD(steps=1, seed=seed))
-    monkeypatch.setattr(figures.attention, "grad_cam", lambda view, images, layer: (torch.rand(3, 6, 4, 4), still))
     still = torch.zeros(3, 6, dtype=torch.long)  # feedback that changes no decision
-    monkeypatch.setattr(figures.View, "see", lambda self, images: Seen(still, None, None))
-    summary = figures.figure_9b(given(), tmp_path, epsilons=(0.05,))
-    assert "0 of 6 are corrected and 0 spoiled" in summary["answer"]
-    draw.draw("9b", tmp_path, NAMES)
-    write.finish(tmp_path, summary, {"command": "c", "commit": None, "versions": {}, "same": {}})
-    assert readers.read(tmp_path).charts
+    monkeypatch.setattr(view, "PGD", lambda steps, seed: PGD(steps=1, seed=seed))
+    monkeypatch.setattr(attention, "grad_cam", lambda view, images, layer: (torch.rand(3, 6, 4, 4), still))
+    monkeypatch.setattr(view.View, "see", lambda self, images: Seen(still))
+    part = write("9b", sample(), tmp_path / "9b", names=NAMES)
+    assert "0 of 6 are corrected and 0 spoiled" in part.about.answer
+    assert readers.read(tmp_path / "9b").charts
+
+
+# As a library
+
+
+def test_a_part_is_measured_without_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    part = figure9("9c", small.view().network, small.images(N), small.labels(N), n=6)
+    assert [row["condition"] for row in part.tables["table.csv"][::3]] == ["clean", "blur 1", "noise 0.2"]
+    assert part.about.answer.startswith("The area that Grad-CAM covers changes")
+    assert len(part.plot(NAMES).axes) == 3 * 4 * 4, "clean, blurred and noisy; four images; the image and three maps"
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_and_numbers_that_there_are_not():
+    with pytest.raises(ValueError, match=r"part of Figure 9 '9e' is not known; did you mean"):
+        figure9("9e", small.view().network, small.images(N), small.labels(N))
+    with pytest.raises(ValueError, match="11 images are asked for and there are 10; give fewer, or none for all"):
+        figure9("9c", small.view().network, small.images(N), small.labels(N), n=11)
+
+
+def test_a_folder_that_holds_another_question_is_refused_before_the_work(made, monkeypatch):
+    monkeypatch.setitem(PARTS, "9c", lambda sample: pytest.fail("it was measured"))
+    with pytest.raises(ValueError, match=r"another question \(seed: 0 there, 1 now\)"):
+        write("9c", sample(seed=1), made["9c"])

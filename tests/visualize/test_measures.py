@@ -189,10 +189,8 @@ def test_shares_by_hand():
         }
     )
     (row,) = plane.shares(grid)
-    assert row == pytest.approx({
-        "iteration": 1, "enters": 0.4, "leaves": 0.2, "enters_of_others": 2 / 3, "leaves_of_own": 0.5, "closer": 0.6,
-        "closer_to_another": 0.2,
-    })  # fmt: skip
+    expected = {"iteration": 1, "enters": 0.4, "leaves": 0.2, "enters_of_others": 2 / 3, "leaves_of_own": 0.5}
+    assert row == pytest.approx(expected | {"closer": 0.6, "closer_to_another": 0.2})
     inside = grid.assign(decision=(("iteration", "point"), np.ones((2, 5), int)))
     (row,) = plane.shares(inside)
     assert row["enters"] == row["leaves"] == row["leaves_of_own"] == 0
