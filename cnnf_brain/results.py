@@ -267,11 +267,6 @@ def provenance(device: torch.device, started: float) -> dict[str, Any]:
     }
 
 
-def about_the_run(device: torch.device) -> dict[str, Any]:
-    """What it takes to do a run again: command, commit, versions, machine."""
-    return {"command": command(), "commit": commit(), "versions": versions(), "machine": machine(device)}
-
-
 def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The JSON object in the file ``name`` of a run's folder.
 

@@ -44,7 +44,7 @@ class Threat:
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = BATCH) -> Tensor:
         """The class of each image, (n,), by the scored logits."""
-        return torch.cat([finite(self.scored(part), self.name).argmax(-1) for part in images.split(batch_size)])
+        return torch.cat([finite(self.scored(part), self.name).argmax(-1) for part in torch.split(images, batch_size)])
 
 
 class Outcome(NamedTuple):
@@ -60,11 +60,9 @@ class Outcome(NamedTuple):
 
 
 class Attack(Protocol):
-    """What every attack is: a callable over a threat, images, labels and epsilons."""
+    """A callable from a threat, images (n, C, H, W), labels (n,) and E epsilons to the outcome at each epsilon."""
 
-    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome:
-        """The outcome for each epsilon, one entry for a single number."""
-        ...
+    def __call__(self, threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> Outcome: ...
 
 
 def paper_step(epsilon: float) -> float:
@@ -134,7 +132,7 @@ class PGD:
                 left = torch.arange(len(images), device=images.device)
                 if restart:
                     left = left[threat.predict(found, self.batch_size) == labels]
-                parts = zip(*(values[left].split(self.batch_size) for values in (images, labels, start)), strict=True)
+                parts = zip(*(torch.split(values[left], self.batch_size) for values in (images, labels, start)), strict=True)
                 jobs = [(threat, x, y, epsilon, s) for x, y, s in parts]
                 found[left] = torch.cat(at_once(self.perturb, jobs, self.workers))
         return judged(threat, images, labels, epsilons, raw, self.batch_size)
@@ -168,22 +166,22 @@ def at_once(work: Callable[..., Tensor], jobs: Sequence[tuple[Any, ...]], worker
         torch.set_num_threads(threads)
 
 
-def ascent(threat: Threat, images: Tensor, labels: Tensor) -> Tensor:
-    """The sign of the gradient of each image's cross-entropy in the attacked logits."""
+def gradient(threat: Threat, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of each image's cross-entropy in the attacked logits, of the images' shape (n, C, H, W)."""
     x = images.detach().requires_grad_()
     with torch.enable_grad():
         loss = F.cross_entropy(finite(threat.attacked(x), threat.name), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
-    return finite(gradient, threat.name).sign_()
+        (found,) = torch.autograd.grad(loss, x)
+    return finite(found, threat.name)
+
+
+def ascent(threat: Threat, images: Tensor, labels: Tensor) -> Tensor:
+    """The sign of the gradient: the direction in which the loss grows fastest in the l-infinity ball."""
+    return gradient(threat, images, labels).sign_()
 
 
 def judged(
-    threat: Threat,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Sequence[float],
-    raw: Sequence[Tensor],
-    batch_size: int = BATCH,
+    threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float], raw: Sequence[Tensor], batch_size: int = BATCH
 ) -> Outcome:
     """The outcome of ``raw``: clipped to ball and bounds, and whether each clipped image is classified otherwise."""
     clipped = [clip(images, made, epsilon, threat.bounds) for made, epsilon in zip(raw, epsilons, strict=True)]
@@ -198,7 +196,7 @@ def clip(images: Tensor, made: Tensor, epsilon: float, bounds: tuple[float, floa
 
 def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels in portions of ``size``."""
-    return zip(images.split(size), labels.split(size), strict=True)
+    return zip(torch.split(images, size), torch.split(labels, size), strict=True)
 
 
 def finite(values: Tensor, name: str) -> Tensor:
@@ -212,20 +210,28 @@ def finite(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def several(epsilons: Epsilons) -> list[float]:
-    """``epsilons`` as a list, a single number as a list of one."""
-    return torch.as_tensor(epsilons, dtype=torch.float64).flatten().tolist()  # type: ignore[no-any-return]
-
-
 @torch.no_grad()
 def checked(threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) -> list[float]:
-    """The epsilons as a list; a ValueError that says what is wrong with an attack's arguments, before it begins.
+    """The epsilons as a list, once all arguments of an attack are checked.
 
-    ``images`` (n, C, H, W) floating point in the threat's bounds, n >= 1; ``labels`` (n,) whole numbers 0..K-1; ``epsilons`` in
-    [0, 1], one or several.
+    Raises
+    ------
+    ValueError
+        An epsilon outside of [0, 1], or none; images that are not (n, C, H, W) floating point in the threat's bounds, n >= 1;
+        labels that are not (n,) whole numbers 0..K-1; a network without a classifier.
     """
-    low, high = threat.bounds
-    values = several(epsilons)
+    values = listed(epsilons)
+    _check_images(images, labels, threat.bounds)
+    classes = n_classes(threat, images)
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < classes:
+            raise ValueError(f"label {label} is not in 0..{classes - 1}, the classes of the network")
+    return values
+
+
+def listed(epsilons: Epsilons) -> list[float]:
+    """``epsilons`` as a list, a single number as a list of one; a ValueError for an epsilon outside of [0, 1]."""
+    values: list[float] = torch.as_tensor(epsilons, dtype=torch.float64).flatten().tolist()
     if not values:
         raise ValueError("epsilons is empty; give at least one, in [0, 1]")
     for epsilon in values:
@@ -234,10 +240,26 @@ def checked(threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) 
                 f"epsilon {epsilon} is not in [0, 1]; it is given for images in [0, 1] (a value for [-1, 1] is to be halved, "
                 "one for 0..255 divided by 255)"
             )
+    return values
+
+
+def n_classes(threat: Threat, images: Tensor) -> int:
+    """K of the scored logits (n, K); a ValueError where they have another form."""
+    with torch.no_grad():
+        shape = tuple(finite(threat.scored(images[:1]), threat.name).shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"the network's output for one image has shape {shape}, expected (1, classes); attack a network with a classifier"
+        )
+    return shape[1]
+
+
+def _check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:
     if images.dim() != 4 or not len(images) or not images.is_floating_point():
         raise ValueError(
             f"images have shape {tuple(images.shape)} and type {images.dtype}, expected (n, C, H, W), floating point, n >= 1"
         )
+    low, high = bounds
     if not (images.min() >= low and images.max() <= high):
         raise ValueError(
             f"images lie in [{images.min():.4g}, {images.max():.4g}], outside of [{low:g}, {high:g}]; give them unnormalised "
@@ -247,14 +269,3 @@ def checked(threat: Threat, images: Tensor, labels: Tensor, epsilons: Epsilons) 
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} and type {labels.dtype}, expected ({len(images)},) whole numbers"
         )
-    logits = finite(threat.scored(images[:1]), threat.name)
-    if logits.dim() != 2:
-        raise ValueError(
-            f"the network's output for one image has shape {tuple(logits.shape)}, expected (1, classes); attack a network with a "
-            "classifier"
-        )
-    classes = logits.shape[-1]
-    if labels.min() < 0 or labels.max() >= classes:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise ValueError(f"label {int(wrong)} is not in 0..{classes - 1}, the classes of the network")
-    return values

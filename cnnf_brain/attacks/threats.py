@@ -29,7 +29,6 @@ from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeedbackLayer, MaxPool, ReLU
 from cnnf_brain.networks import Network
 
-NAMES = ("first_pass", "end_to_end", "every_iteration", "smoothed", "transfer")
 TEMPERATURE = 0.5
 
 
@@ -62,20 +61,16 @@ def every_iteration(network: Attacked, iterations: int | None = None) -> Threat:
     logits = scored(network, iterations)
     if not isinstance(module, CNNF):
         return Threat("every_iteration", logits, logits)
-
-    def attacked(images: Tensor) -> Tensor:
-        return module.unroll(enter(images), iterations=iterations).logits.mean(0)
-
-    return Threat("every_iteration", logits, attacked)
+    return Threat("every_iteration", logits, lambda x: module.unroll(enter(x), iterations=iterations).logits.mean(0))
 
 
 def smoothed(network: Attacked, iterations: int | None = None, temperature: float = TEMPERATURE) -> Threat:
     """The attacker follows the scored logits with gates that are smooth in the backward pass (see above)."""
     module, enter = opened(network)
-    logits = scored(network, iterations)
-    if not isinstance(module, CNNF):
-        return Threat("smoothed", logits, logits)
-    return Threat("smoothed", logits, scored(WithPreprocessing(SmoothGates(module, temperature), enter), iterations))
+    attacked = logits = scored(network, iterations)
+    if isinstance(module, CNNF):
+        attacked = scored(WithPreprocessing(SmoothGates(module, temperature), enter), iterations)
+    return Threat("smoothed", logits, attacked)
 
 
 def transfer(network: Attacked, source: Attacked, iterations: int | None = None) -> Threat:
@@ -126,7 +121,9 @@ class SmoothGates(CNNF):
     def __init__(self, model: CNNF, temperature: float = TEMPERATURE) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}, expected a number above 0 (towards 0 the gates become hard)")
-        super().__init__(nn.Sequential(OrderedDict(model.named_children())), model.settings)
+        parts = model.named_modules(remove_duplicate=False)  # a layer may stand twice
+        children = OrderedDict((name, module) for name, module in parts if name and "." not in name)
+        super().__init__(nn.Sequential(children), model.settings)
         self.temperature = temperature
         self.training = model.training
 

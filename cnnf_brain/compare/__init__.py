@@ -99,12 +99,11 @@ def compare(
     for one in asked:
         evaluations += evaluate_region(one, sources[one.region], scoring, progress)
     options = {**asdict(scoring), "layers": {one.region: _asked_names(one) for one in asked}}
-    run = _describe(probes, used, options) | {"seconds": round(time.time() - started, 1)}
-    return Comparison(tuple(evaluations), run)
+    return Comparison(tuple(evaluations), _describe(probes, used, options, started))
 
 
 def _describe(
-    probes: Sequence[tuple[Network, Probe]], recordings: Sequence[Recordings], options: dict[str, Any]
+    probes: Sequence[tuple[Network, Probe]], recordings: Sequence[Recordings], options: dict[str, Any], started: float
 ) -> dict[str, Any]:
     """What the run was, as plain values (``Comparison.run``)."""
     networks = [network for network, _ in probes]
@@ -118,7 +117,7 @@ def _describe(
         "simulated": any(source.simulated for source in recordings),
         "accuracy": [asdict(row) for network in networks for row in accuracy.of(network, None)],
         "notes": [note for network, probe in probes for note in _notes(network, probe)],
-        **results.about_the_run(networks[0].device),
+        **results.provenance(networks[0].device, started),
         "configuration": decides,
     }
 

@@ -18,50 +18,40 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cnnf_brain import networks, results
-from cnnf_brain.cli import STOPPED, number
-from cnnf_brain.robustness import grids, report, work
-from cnnf_brain.robustness.workshop import open_workshop
+from cnnf_brain import cli, networks, results
+from cnnf_brain.cli import STOPPED
+from cnnf_brain.robustness import Interrupted, grids, open_workshop, report, run_grid, tasks
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
+
+FIGURES = {
+    "seeds": "those of the paper, five or four",
+    "epsilons": "those of the figure",
+    "strong_epsilons": "0.1 0.3; fig8b 0.3 0.4",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where the figure was made, 1 with one line on stderr where it was not, 2 for its flags."""
     args = arguments(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError, ImportError, NonFiniteLoss) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.run(lambda: run(args), NonFiniteLoss)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Networks, cells, tables. What can be wrong is found before the first network is trained and before a folder is made."""
-    started, device = time.monotonic(), networks.pick_device(args.device)
-    grid = grids.grid(
-        args.experiment, quick=args.quick, recipe=args.recipe, epochs=args.epochs, limit=args.limit, images=args.images,
-        seeds=tuple(args.seeds) if args.seeds else None, epsilons=tuple(args.epsilons) if args.epsilons else None,
-        strong_images=args.strong_images, learning_rate=args.learning_rate, amp=args.amp, weaker=args.weaker_attacks or None,
-        strong_epsilons=tuple(args.strong_epsilons) if args.strong_epsilons else None,
-    )  # fmt: skip
+    """The grid that the flags ask for; what is asked wrongly is found before a folder is made."""
+    device = networks.pick_device(args.device)
+    grid = grids.grid(args.experiment, **cli.given(args, grids.Grid))
     folder = args.output or default_folder(grid)
-    shop = open_workshop(grid, folder, args.models, results.command(), data_folder=args.data, device=device)
-    todo = work.tasks(shop)
-    if not args.tables:
-        work.check_packages(todo)
-    report.begin(shop)
-    there = sum(work.done(task) for task in todo)
-    print(f"{report.caption(grid)}\n{there} of {len(todo)} files are there; output {folder}")
-    with Stop() as stop, Progress() as progress:
-        finished = there == len(todo) if args.tables else work.work(todo, stop, progress.tell)
-    if args.tables:
-        work.tell_outdated(todo, "left out of the tables; without --tables the same command makes it again")
-    elif not finished:
+    shop = open_workshop(grid, folder, args.networks, results.command(), data_folder=args.data, device=device)
+    todo = tasks(shop)
+    print(f"{report.caption(grid)}\n{sum(task.done() for task in todo)} of {len(todo)} files are there; output {folder}")
+    try:
+        with Stop() as stop, Progress() as progress:
+            result = run_grid(shop, only_tables=args.tables, stop=stop, tell=progress.tell)
+    except Interrupted:
         print("stopped; what is finished is kept, and the same command continues", file=sys.stderr)
         return STOPPED
-    written = report.write(shop, finished=finished, seconds=time.monotonic() - started, device_name=results.machine(device))
-    print((folder / "shown.csv").read_text(), end="")
-    print(f"tables, figure and page: {written.parent}")
+    print(result.shown.to_csv(index=False), end="")
+    print(f"tables, figure and page: {folder}")
     return 0
 
 
@@ -104,39 +94,17 @@ def remaining(first: float, done: float, total: float, seconds: float) -> str:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """The flags: those of the grid follow from its record."""
     summary, _, rest = (__doc__ or "").partition("\n")
-    count, rate, share = number(int, {"above": 0}), number(float, {"above": 0}), number(float, {"least": 0, "most": 1})
-    p = argparse.ArgumentParser("python -m cnnf_brain.robustness", description=summary, epilog=rest,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    how = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser("python -m cnnf_brain.robustness", description=summary, epilog=rest, formatter_class=how)
     p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
-    p.add_argument("--quick", action="store_true", help="a smaller grid, about ten minutes on two cores, labelled as such")
-    p.add_argument("--recipe", choices=list(grids.RECIPES), default=grids.TUNED,
-                   help="how CNN-Fs are made: tuned on validation images (default), or the paper's; captions name it")  # fmt: skip
-    p.add_argument("--seeds", type=number(int, {"least": 0}), nargs="+", metavar="N", help="default: the paper's five")
-    p.add_argument("--epochs", type=count, help="default: 30, with adversarial training 90")
-    p.add_argument("--learning-rate", type=rate, help="default: 1e-3, with adversarial training 1e-4")
-    p.add_argument(
-        "--amp", choices=["bfloat16"], help="mixed precision in training, named in captions; attacks stay in float32"
-    )
-    p.add_argument("--limit", type=count, metavar="N", help="training images (default: all)")
-    p.add_argument("--images", type=count, metavar="N", help="images that are attacked (default 1000)")
-    p.add_argument("--strong-images", type=count, metavar="N", help="of these, for the worst case (default 200)")
-    p.add_argument(
-        "--weaker-attacks", action="store_true", help="for the worst case, with fewer steps and queries; captions say so"
-    )
-    p.add_argument("--epsilons", type=share, nargs="+", metavar="E", help="for images in [0, 1]")
-    p.add_argument(
-        "--strong-epsilons",
-        type=share,
-        nargs="+",
-        metavar="E",
-        help="of the worst case (default 0.1 0.3; fig8b 0.3 0.4)",
-    )
+    cli.add_flags(p, grids.Grid, defaults=FIGURES)
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
-    p.add_argument("--models", type=Path, default=Path("runs", "robustness"), metavar="DIR",
-                   help="the networks, which all figures share (default runs/robustness)")  # fmt: skip
+    # ``models`` is a field of the grid
+    shared_networks, shared = Path("runs", "robustness"), "the networks, which all figures share (default runs/robustness)"
+    p.add_argument("--models", dest="networks", type=Path, default=shared_networks, metavar="DIR", help=shared)
     p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT[-paper][-quick]")
     p.add_argument("--device", default=networks.AUTO, help="default auto: cuda where there is one, else cpu")
     return p.parse_args(argv)

@@ -1,9 +1,9 @@
-"""The parts of a grid: networks to train, cells to evaluate, networks to examine. Each is one file.
+"""The parts of a grid: networks to train, cells to evaluate, networks to examine. Each is a file.
 
 A cell is one attack on one network of one seed. Its file keeps, image by image, whether the network is right at every epsilon and
-iteration. A file's name ends in a hash over all that decides its content, so that a changed grid computes what is new and no more.
-The file also keeps the SHA-256 of the weights that it was made with: where the folder of networks holds other weights now, the file
-is out of date, enters no table, and is made again.
+iteration. The name of a file ends in a hash over all that decides its content, so that a changed grid computes what is new and no
+more. The file also keeps the SHA-256 of the weights that it was made with. Where the folder of networks holds other weights now,
+the file is out of date: it enters no table and is made again.
 """
 
 from __future__ import annotations
@@ -13,81 +13,154 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cnnf_brain.attacks import sanity_checks, threats
-from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
-from cnnf_brain.attacks.gradient import FGSM, PGD, Attack, Logits, Threat, finite
-from cnnf_brain.io import atomic_path, short_hash, write_json
+from cnnf_brain.attacks.gradient import PGD, Attack, Logits, Threat, finite
+from cnnf_brain.io import atomic_path, sha256, short_hash, write_json
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.robustness.grids import Against, Model
-from cnnf_brain.robustness.workshop import DIGITS, Workshop
+from cnnf_brain.robustness.grids import PASSES, Against, Grid, Model
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.card import WEIGHTS
 from cnnf_brain.trainer.loop import Stop
+from cnnf_brain.trainer.small import UNITS
 
+Right = npt.NDArray[np.bool_]  # (epsilon, iteration, image): is the image classified rightly?
 FORMAT = "cnnf-brain robustness cell 2"
+DIGITS = 12  # of the hashes in names
+TRAINING_IMAGES = 55_000  # all that are not kept for validation
+CRAFTING = {"fgsm": 2, "pgd7": 14, "pgd40": 80}  # passes to make an image to train on
 
 
 class Interrupted(Exception):
-    """A stop was requested within a cell, of which nothing is kept."""
-
-
-class Task(Protocol):
-    """One file to be made."""
-
-    @property
-    def path(self) -> Path:
-        """The file, which stands when the task is done."""
-        ...
-
-    @property
-    def cost(self) -> float:
-        """In passes of one image through the CNN."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """What is done, in words."""
-        ...
-
-    def ready(self) -> bool:
-        """Whether all that it needs is there."""
-        ...
-
-    def outdated(self) -> str:
-        """Why its file, which stands, must be made again; empty where it must not."""
-        ...
-
-    def do(self, stop: Stop | None) -> bool:
-        """Make the file; False where a stop was requested."""
-        ...
+    """A stop was requested within a task, of which nothing is kept."""
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
-    """One network to train; its file is the card."""
+class Workshop:
+    """Where a grid is worked at: its folder, that of the networks (which grids share), the images, the device.
+
+    ``images`` (n, 1, 28, 28) in [0, 1] and ``labels`` (n,) are those that are attacked.
+    """
+
+    grid: Grid
+    folder: Path
+    models: Path
+    data_folder: Path | None
+    data_hash: str
+    images: Tensor
+    labels: Tensor
+    command: str
+    device: torch.device | str = "cpu"
+
+    def network_folder(self, model: Model, seed: int) -> Path:
+        """Of the run of one seed; the same for the same configuration, whatever the grid."""
+        name = f"{self.grid.dataset}-{f'cnnf-{model.iterations}' if model.iterations else 'cnn'}-seed{seed}"
+        return self.models / f"{name}-{short_hash(self.configuration_of(model, seed), DIGITS)}"
+
+    def configuration_of(self, model: Model, seed: int) -> dict[str, Any]:
+        """All that decides a network."""
+        return model.settings(self.grid, seed).configuration(self.data_hash)
+
+    def weights(self, model: Model, seed: int) -> str | None:
+        """The SHA-256 of a network's weights as they are now; None where it is not trained, or they are gone."""
+        folder = self.network_folder(model, seed)
+        path = folder / WEIGHTS
+        if not (path.exists() and (folder / "card.json").exists()):
+            return None
+        return _read_once(sha256, path, path.stat().st_mtime_ns)  # type: ignore[no-any-return]
+
+    def train(self, model: Model, seed: int, stop: Stop | None) -> bool:
+        """Train a network, or continue; False where a stop was requested."""
+        settings, output = model.settings(self.grid, seed), self.network_folder(model, seed)
+        card = small.train(settings, output, self.command, folder=self.data_folder, device=self.device, stop=stop)
+        return card is not None
+
+    def load(self, model: Model, seed: int) -> threats.WithPreprocessing:
+        """A trained network on the device, with its preprocessing."""
+        module, _ = small.load(self.network_folder(model, seed))
+        return threats.WithPreprocessing(module.to(self.device), UNITS)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """To what a folder of results belongs; seeds, images and epsilons may be added later, training and attacks stay."""
+        names = ("recipe", "quick", "dataset", "part", "limit", "epochs", "learning_rate", "amp", "weaker")
+        same = {name: getattr(self.grid, name) for name in names}
+        return {"experiment": self.grid.name, "data_hash": self.data_hash, **same}
+
+
+@dataclass(frozen=True, eq=False)
+class Task(ABC):
+    """One file to be made, of a network of one seed."""
 
     shop: Workshop
     model: Model
     seed: int
 
     @property
-    def folder(self) -> Path:
-        """Of the training run."""
-        return self.shop.network_folder(self.model, self.seed)
+    @abstractmethod
+    def path(self) -> Path:
+        """The file, which stands when the task is done."""
+
+    @property
+    @abstractmethod
+    def cost(self) -> float:
+        """In passes of one image through the CNN."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is done, in words."""
+
+    @abstractmethod
+    def make(self, stop: Stop | None) -> None:
+        """Make the file; raises Interrupted where a stop was requested."""
+
+    def made_with(self) -> list[str] | None:
+        """The SHA-256 of the weights that the file, which stands, was made with; a ValueError where it is damaged."""
+        return []
+
+    @property
+    def networks(self) -> list[Model]:
+        """Those that must be trained before."""
+        return [self.model]
+
+    @property
+    def weights(self) -> list[str | None]:
+        """The SHA-256 of the weights of ``networks`` as they are now."""
+        return [self.shop.weights(model, self.seed) for model in self.networks]
+
+    def ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return None not in self.weights
+
+    def outdated(self) -> str:
+        """Why its file, which stands, must be made again; empty where it must not."""
+        before, now = self.made_with() or [], self.weights
+        names = [", ".join((digest or "none")[:8] for digest in digests) or "unknown" for digests in (before, now)]
+        return "" if before == now else f"made with other weights (SHA-256 {names[0]}; now {names[1]})"
+
+    def done(self) -> bool:
+        """Whether its file stands, and is of the networks that are there now."""
+        return self.path.exists() and not self.outdated()
+
+
+class Training(Task):
+    """A network to train; its file is the card."""
 
     @property
     def path(self) -> Path:
-        return self.folder / "card.json"
+        return self.shop.network_folder(self.model, self.seed) / "card.json"
 
     @property
     def title(self) -> str:
@@ -96,30 +169,27 @@ class Training:
     @property
     def cost(self) -> float:
         settings = self.model.settings(self.shop.grid, self.seed)
-        n, adversary = settings.limit or 55_000, settings.adversary
-        crafted = 0 if adversary is None else {"fgsm": 2, "pgd7": 14, "pgd40": 80}[adversary.attack]
+        n, adversary = settings.limit or TRAINING_IMAGES, settings.adversary
         batches = 2 if adversary is not None and adversary.mode == "augment" else 1
-        return float(settings.epochs * n * (3 * (1 + 2 * self.model.iterations) * batches + crafted))
+        passes = 3 * (1 + 2 * self.model.iterations) * batches + (CRAFTING[adversary.attack] if adversary else 0)
+        return float(settings.epochs * n * passes)
 
-    def ready(self) -> bool:
-        return True
+    @property
+    def networks(self) -> list[Model]:
+        return []
 
     def outdated(self) -> str:
-        return "" if (self.folder / WEIGHTS).exists() else f"{WEIGHTS} is gone"
+        return "" if (self.path.parent / WEIGHTS).exists() else f"{WEIGHTS} is gone"
 
-    def do(self, stop: Stop | None) -> bool:
-        settings, shop = self.model.settings(self.shop.grid, self.seed), self.shop
-        found = small.train(settings, self.folder, shop.command, folder=shop.data_folder, device=shop.device, stop=stop)
-        return found is not None
+    def make(self, stop: Stop | None) -> None:
+        if not self.shop.train(self.model, self.seed, stop):
+            raise Interrupted
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """One attack on one network of one seed; its file holds ``correct`` (epsilon, iteration, image)."""
+class Cell(Task):
+    """One attack on one network; its file holds ``correct`` (epsilon, iteration, image)."""
 
-    shop: Workshop
-    model: Model
-    seed: int
     against: Against
 
     @property
@@ -134,7 +204,7 @@ class Cell:
 
     @property
     def images(self) -> int:
-        """How many of the grid's images."""
+        """How many images of the grid are attacked."""
         return self.shop.grid.strong_images if self.against.strong else self.shop.grid.images
 
     @property
@@ -145,21 +215,21 @@ class Cell:
     @property
     def source(self) -> Model | None:
         """The CNN of equal training that a transfer attack follows."""
-        if self.against.threat != "transfer":
-            return None
         how = self.model.adversary and self.model.adversary.mode
         same = [m for m in self.shop.grid.models if not m.iterations and (m.adversary and m.adversary.mode) == how]
-        return same[0] if same else None
+        return same[0] if same and self.against.threat == "transfer" else None
+
+    @property
+    def networks(self) -> list[Model]:
+        return [self.model, self.source] if self.source else [self.model]
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the content of the file."""
-        shop, source = self.shop, self.source
-        configuration = [m.settings(shop.grid, self.seed).configuration(shop.data_hash) for m in (self.model, source) if m]
-        return {
-            "format": FORMAT, "networks": configuration, "attack": repr(self.attack), "threat": self.against.threat,
-            "epsilons": self.epsilons, "iterations": self.iterations, "part": shop.grid.part, "images": self.images,
-        }  # fmt: skip
+        networks = [self.shop.configuration_of(model, self.seed) for model in self.networks]
+        how = {"attack": repr(self.attack), "threat": self.against.threat, "epsilons": self.epsilons}
+        where = {"iterations": self.iterations, "part": self.shop.grid.part, "images": self.images}
+        return {"format": FORMAT, "networks": networks, **how, **where}
 
     @property
     def path(self) -> Path:
@@ -175,108 +245,75 @@ class Cell:
     def cost(self) -> float:
         whole = 1 + 2 * self.model.iterations
         followed = 1 if self.against.threat in ("first_pass", "transfer") else whole
-        crafting = self.images * sum(1 for e in self.epsilons if e) * work_of(self.attack, followed, whole)
-        return crafting + self.images * len(self.epsilons) * (1 + 2 * self.iterations)
+        crafting = sum(1 for e in self.epsilons if e) * PASSES[type(self.attack)](self.attack, followed, whole)
+        return float(self.images * (crafting + len(self.epsilons) * (1 + 2 * self.iterations)))
 
-    @property
-    def weights(self) -> list[str | None]:
-        """The SHA-256 of the weights of the network, and of the one that a transfer attack follows, as they are now."""
-        return [self.shop.weights(m, self.seed) for m in (self.model, self.source) if m]
+    def made_with(self) -> list[str] | None:
+        return _read_once(_weights_of, self.path, self.path.stat().st_mtime_ns)  # type: ignore[no-any-return]
 
-    def ready(self) -> bool:
-        return None not in self.weights
-
-    def outdated(self) -> str:
-        return of_other_weights(self._about().get("weights_sha256"), self.weights)
-
-    def do(self, stop: Stop | None) -> bool:
-        started = time.monotonic()
-        network, weights = self.shop.load(self.model, self.seed), self.weights
-        source = self.shop.load(self.source, self.seed) if self.source else None
+    def make(self, stop: Stop | None) -> None:
+        started, weights = time.monotonic(), self.weights
+        network, *source = (self.shop.load(model, self.seed) for model in self.networks)
         images, labels = self.shop.images[: self.images], self.shop.labels[: self.images]
-        threat = stoppable(named_threat(self.against.threat, network, source), stop)
         attack = self.attack
         if isinstance(attack, PGD) and images.device.type == "cpu":
             attack = replace(attack, workers=torch.get_num_threads())  # a CNN-F keeps nothing between calls
-        try:
-            made = attacked(attack, threat, images, labels, self.epsilons)
-        except Interrupted:
-            return False
+        threat = stoppable(getattr(threats, self.against.threat)(network, *source), stop)
+        made = attacked(attack, threat, images, labels, self.epsilons)
         right = torch.stack([correct(network, x, labels, self.iterations) for x in made]).cpu().numpy()
-        about = {
-            "identity": self.identity, "model": self.model.label, "seed": self.seed, "weights_sha256": weights,
-            "seconds": round(time.monotonic() - started, 1),
-        }  # fmt: skip
+        about = {"identity": self.identity, "model": self.model.label, "seed": self.seed, "weights_sha256": weights}
+        about["seconds"] = round(time.monotonic() - started, 1)
         with atomic_path(self.path) as temporary:
             np.savez_compressed(temporary, correct=right, about=np.array(json.dumps(about)))
-        return True
 
-    def read(self) -> np.ndarray:
+    def read(self) -> Right:
         """``correct`` (epsilon, iteration, image), bool; a ValueError where the file is damaged."""
         values, about = read_cell(self.path)
         if about["identity"] != json.loads(json.dumps(self.identity)):
             raise ValueError(f"{self.path} is not what its name says; remove it, and the same command makes it again")
         return values
 
-    def _about(self) -> dict[str, Any]:
-        return _about(self.path, self.path.stat().st_mtime_ns)
 
-
-def read_cell(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def read_cell(path: Path) -> tuple[Right, dict[str, Any]]:
     """``correct`` and what the file says about itself; a ValueError where it is damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as file:  # no pickles: nothing in it is run
             values, about = file["correct"], json.loads(str(file["about"]))
             return values, {"identity": about["identity"], "weights_sha256": about["weights_sha256"]}
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it again") from error
+        raise _damaged(path, error) from error
+
+
+def _weights_of(path: Path) -> Any:
+    return read_cell(path)[1]["weights_sha256"]
 
 
 @lru_cache(maxsize=10_000)
-def _about(path: Path, _written_at: int) -> dict[str, Any]:
-    return read_cell(path)[1]
+def _read_once(read: Callable[[Path], Any], path: Path, _written_at: int) -> Any:
+    return read(path)
 
 
-def of_other_weights(stored: Iterable[str] | None, now: list[str | None]) -> str:
-    """In words, where a file was made with other weights than those that are there now; else empty."""
-    before = list(stored or [])
-    if before == now:
-        return ""
-    names = [", ".join((digest or "none")[:8] for digest in digests) or "unknown" for digests in (before, now)]
-    return f"made with other weights (SHA-256 {names[0]}; now {names[1]})"
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it again")
 
 
-@dataclass(frozen=True, eq=False)
-class Examination:
-    """The checks of ``attacks.suspicion`` on one network; its file holds the findings."""
-
-    shop: Workshop
-    model: Model
-    seed: int
+class Examination(Task):
+    """The sanity checks of a network under attack; its file holds the findings."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """Steps, epsilons and number of images."""
-        grid = self.shop.grid
-        if grid.weaker:
-            return {"steps": (1, 5, 20), "epsilons": (0.1, 0.3, 1.0), "images": min(20, grid.images), "slack": 0.05}
-        return {
-            "steps": (1, 10, 40, 100),
-            "epsilons": (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
-            "images": min(100, grid.images),
-            "slack": 0.02,
-        }
+        n = self.shop.grid.images
+        if self.shop.grid.weaker:
+            return {"steps": (1, 5, 20), "epsilons": (0.1, 0.3, 1.0), "images": min(20, n), "slack": 0.05}
+        epsilons = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+        return {"steps": (1, 10, 40, 100), "epsilons": epsilons, "images": min(100, n), "slack": 0.02}
 
     @property
     def path(self) -> Path:
-        configuration = self.model.settings(self.shop.grid, self.seed).configuration(self.shop.data_hash)
-        mark = short_hash([FORMAT, configuration, self.settings, self.epsilon, self.shop.grid.part], DIGITS)
+        network, part = self.shop.configuration_of(self.model, self.seed), self.shop.grid.part
+        mark = short_hash([FORMAT, network, self.settings, self.shop.grid.strong_epsilons[0], part], DIGITS)
         return self.shop.folder / "cells" / f"examination-seed{self.seed}-{mark}.json"
-
-    @property
-    def epsilon(self) -> float:
-        """At which the number of steps is varied."""
-        return self.shop.grid.strong_epsilons[0]
 
     @property
     def title(self) -> str:
@@ -288,11 +325,8 @@ class Examination:
         n = sum(steps) + len(epsilons) * steps[len(steps) // 2]
         return float(self.settings["images"] * n * 2 * (1 + 2 * self.model.iterations))
 
-    def ready(self) -> bool:
-        return self.shop.weights(self.model, self.seed) is not None
-
-    def outdated(self) -> str:
-        return of_other_weights(self.read().get("weights_sha256"), [self.shop.weights(self.model, self.seed)])
+    def made_with(self) -> list[str] | None:
+        return self.read()["weights_sha256"]  # type: ignore[no-any-return]
 
     def read(self) -> dict[str, Any]:
         """The findings and what they are of; a ValueError where the file is damaged."""
@@ -300,43 +334,48 @@ class Examination:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return {name: content[name] for name in ("seed", "findings", "weights_sha256")}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is damaged ({error}); remove it, and the same command makes it again") from error
+            raise _damaged(self.path, error) from error
 
-    def do(self, stop: Stop | None) -> bool:
-        network, weights = self.shop.load(self.model, self.seed), [self.shop.weights(self.model, self.seed)]
-        settings = dict(self.settings)
+    def make(self, stop: Stop | None) -> None:
+        weights, settings = self.weights, self.settings
         n = settings.pop("images")
-        threat = stoppable(threats.end_to_end(network), stop)
-        try:
-            found = sanity_checks.examine(threat, self.shop.images[:n], self.shop.labels[:n], self.epsilon, **settings)
-        except Interrupted:
-            return False
-        findings = [{"name": f.name, "holds": f.holds, "detail": f.detail} for f in found]
-        write_json(self.path, {"model": self.model.label, "seed": self.seed, "images": n, "weights_sha256": weights,
-                               "findings": findings})  # fmt: skip
-        return True
+        threat = stoppable(threats.end_to_end(self.shop.load(self.model, self.seed)), stop)
+        images, labels, epsilon = self.shop.images[:n], self.shop.labels[:n], self.shop.grid.strong_epsilons[0]
+        found = sanity_checks.examine(threat, images, labels, epsilon, **settings)
+        about = {"model": self.model.label, "seed": self.seed, "images": n, "weights_sha256": weights}
+        write_json(self.path, {**about, "findings": [asdict(finding) for finding in found]})
 
 
-def named_threat(name: str, network: threats.Attacked, source: threats.Attacked | None) -> Threat:
-    """The threat of ``attacks.threats`` on ``network`` at its own number of iterations."""
-    if name == "transfer":
-        assert source is not None
-        return threats.transfer(network, source)
-    return getattr(threats, name)(network)  # type: ignore[no-any-return]
+def tasks(shop: Workshop) -> list[Task]:
+    """All of a grid, seed after seed, so that an unfinished grid has whole seeds."""
+    found: list[Task] = []
+    for seed in shop.grid.seeds:
+        found += [Training(shop, model, seed) for model in shop.grid.models]
+        found += cells(shop, seed)
+        if seed == shop.grid.seeds[0]:
+            found += [Examination(shop, model, seed) for model in shop.grid.models]
+    return found
+
+
+def cells(shop: Workshop, seed: int) -> list[Cell]:
+    """The cells of one seed. For a CNN first pass and end to end are the same, and it is attacked by no transfer."""
+    every = [Cell(shop, model, seed, against) for model in shop.grid.models for against in shop.grid.against]
+    strong = seed in shop.grid.strong_seeds
+    kept = [
+        c for c in every if not c.against.strong or (strong and (c.model.iterations or c.against.threat == "end_to_end"))
+    ]
+    return [c for c in kept if c.against.threat != "transfer" or (c.source and c.model.iterations)]
 
 
 def stoppable(threat: Threat, stop: Stop | None) -> Threat:
     """The threat, whose logits raise Interrupted once a stop is requested."""
 
-    def asked(logits: Logits) -> Logits:
-        def careful(images: Tensor) -> Tensor:
-            if stop is not None and stop.requested:
-                raise Interrupted
-            return logits(images)
+    def asked(logits: Logits, images: Tensor) -> Tensor:
+        if stop is not None and stop.requested:
+            raise Interrupted
+        return logits(images)
 
-        return careful
-
-    return replace(threat, scored=asked(threat.scored), attacked=asked(threat.attacked))
+    return replace(threat, scored=partial(asked, threat.scored), attacked=partial(asked, threat.attacked))
 
 
 def attacked(attack: Attack, threat: Threat, images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> list[Tensor]:
@@ -347,30 +386,9 @@ def attacked(attack: Attack, threat: Threat, images: Tensor, labels: Tensor, eps
 
 
 @torch.no_grad()
-def correct(
-    network: threats.WithPreprocessing, images: Tensor, labels: Tensor, iterations: int, batch_size: int = 100
-) -> Tensor:
+def correct(network: threats.WithPreprocessing, images: Tensor, labels: Tensor, iterations: int, size: int = 100) -> Tensor:
     """(iterations + 1, n) bool: whether each image is classified as its label at each iteration."""
     module, enter = threats.opened(network)
     assert isinstance(module, CNNF)
-    parts = [
-        finite(module.unroll(enter(x), iterations=iterations).logits, "at test").argmax(-1) == y
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    ]
-    return torch.cat(parts, 1)
-
-
-def work_of(attack: Attack, followed: int, whole: int) -> float:
-    """Passes through the CNN that an attack takes for one image at one epsilon: a gradient is two passes of what is followed."""
-    if isinstance(attack, FGSM):
-        return 2.0 * followed
-    if isinstance(attack, PGD):
-        return 2.0 * followed * attack.steps * attack.restarts
-    if isinstance(attack, APGD):
-        return 2.0 * followed * attack.steps * attack.restarts
-    if isinstance(attack, TargetedAPGD):
-        return 1.0 * followed * attack.steps * attack.targets  # about half of the images fall to an earlier target
-    if isinstance(attack, Square):
-        return 0.5 * whole * attack.queries  # likewise
-    assert isinstance(attack, HopSkipJump)
-    return float(whole * (100 + attack.rounds * 60))
+    parts = [module.unroll(enter(x), iterations=iterations).logits for x in torch.split(images, size)]
+    return finite(torch.cat(parts, 1), "at test").argmax(-1) == labels

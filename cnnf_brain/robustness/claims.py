@@ -1,23 +1,26 @@
-"""The sentences of Section 4.1 and Appendix B that a grid can test, each with what was measured and what is left of it.
+"""The paper's sentences -> differences between networks, verdicts, and the answer to a grid's question.
 
-A claim is a difference in accuracy between two sets of rows, paired by seed. It holds where the 95 % interval of the mean over
-seeds (Student's t) lies above 0, does not where it lies below, and is undecided else or with fewer than three seeds. Epsilons at
-which every network that is compared is below 5 % say nothing about the difference; they are left out and named. After less
-training than the paper's the verdict is not on the paper's claim, and says so.
+A claim is a sentence of Section 4.1 or Appendix B as a difference in accuracy between two sets of rows, paired by seed. It holds
+where the 95 % interval of the mean over seeds (Student's t) lies above 0, does not hold where it lies below, and is undecided
+otherwise or with fewer than three seeds. Epsilons at which every network that is compared is below 5 % say nothing about the
+difference. They are left out and named. After less training than the paper's the verdict is not on the paper's claim, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from cnnf_brain.robustness.grids import Grid
 from cnnf_brain.robustness.table import WORST, own
 
+Floats = npt.NDArray[np.float64]
+CLAIM = ("claim", "measured", "verdict", "holds", "left", "left_out", "main")  # columns of claims.csv
 FEWEST_SEEDS = 3
 FLOOR = 0.05  # accuracy below which a network is broken
 HERE = {True: "as claimed", False: "the opposite", None: "not decided"}
@@ -56,8 +59,8 @@ class Claim:
 
     def record(self) -> dict[str, object]:
         """A row of claims.csv, and of summary.json."""
-        return {"claim": self.claim, "measured": self.measured, "verdict": self.verdict, "holds": self.holds, "left": self.left,
-                "left_out": told_epsilons(self.left_out), "main": self.main}  # fmt: skip
+        row = {**asdict(self), "verdict": self.verdict, "left_out": told_epsilons(self.left_out)}
+        return {name: row[name] for name in CLAIM}
 
 
 def claims(grid: Grid, table: pd.DataFrame) -> list[Claim]:
@@ -81,7 +84,7 @@ def compared(
     words: str,
     high: pd.DataFrame,
     low: pd.DataFrame,
-    worst: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    worst: tuple[pd.DataFrame, ...] | None = None,
     *,
     main: bool = False,
 ) -> Claim | None:
@@ -103,7 +106,7 @@ def _left(high: pd.DataFrame, low: pd.DataFrame) -> str:
 
 def made(
     words: str,
-    difference: np.ndarray | None,
+    difference: Floats | None,
     left_out: tuple[float, ...],
     unit: str = "points",
     *,
@@ -131,14 +134,14 @@ def told_epsilons(epsilons: Iterable[float]) -> str:
     return f"epsilon {words}" if words else ""
 
 
-def _difference(high: pd.DataFrame, low: pd.DataFrame) -> np.ndarray | None:
+def _difference(high: pd.DataFrame, low: pd.DataFrame) -> Floats | None:
     """(seeds,) in points; None where no seed has both."""
     a, b = (rows.groupby("seed")["accuracy"].mean() for rows in (high, low))
     both = a.index.intersection(b.index)
     return 100 * (a[both] - b[both]).to_numpy() if len(both) else None
 
 
-def interval(difference: np.ndarray) -> tuple[float, float]:
+def interval(difference: Floats) -> tuple[float, float]:
     """The 95 % interval of the mean (Student's t); all numbers where there are too few seeds."""
     if len(difference) < FEWEST_SEEDS:
         return -np.inf, np.inf
@@ -146,13 +149,13 @@ def interval(difference: np.ndarray) -> tuple[float, float]:
     return float(difference.mean() - half), float(difference.mean() + half)
 
 
-def decided(difference: np.ndarray) -> bool | None:
+def decided(difference: Floats) -> bool | None:
     """True above 0, False below, None where the interval holds 0."""
     low, high = interval(difference)
     return True if low > 0 else False if high < 0 else None
 
 
-def told(difference: np.ndarray, unit: str = "points") -> str:
+def told(difference: Floats, unit: str = "points") -> str:
     """``+3.1 points [1.0, 5.2], 5 seeds``."""
     low, high = interval(difference)
     seeds = f"{len(difference)} seed{'s' * (len(difference) > 1)}"
@@ -160,7 +163,7 @@ def told(difference: np.ndarray, unit: str = "points") -> str:
     return f"{difference.mean():+.1f} {unit}{bounds}, {seeds}"
 
 
-def _rows(table: pd.DataFrame, model: str, attack: str, threat: str = "first_pass", **where: float) -> pd.DataFrame:
+def _rows_of(table: pd.DataFrame, model: str, attack: str, threat: str = "first_pass", **where: float) -> pd.DataFrame:
     """The rows of one network under one attack at its own iterations, epsilon above 0 unless named."""
     rows = own(table) if "iteration" not in where else table
     rows = rows[(rows["model"] == model) & (rows["attack"] == attack) & (rows["threat"] == threat)]
@@ -171,13 +174,13 @@ def _rows(table: pd.DataFrame, model: str, attack: str, threat: str = "first_pas
 
 
 def _better(
-    words: str, model: str, baseline: str, attack: str, threat: str = "first_pass", *, main: bool = False, **where: float
+    words: str, models: tuple[str, str], attack: str, threat: str = "first_pass", *, main: bool = False, **where: float
 ) -> Callable[[pd.DataFrame], list[Claim | None]]:
-    """``model`` is more accurate than ``baseline`` under an attack, the mean over its epsilons."""
+    """The first of ``models`` is more accurate than the second under an attack, the mean over its epsilons."""
 
     def make(table: pd.DataFrame) -> list[Claim | None]:
-        worst = None if where else (_rows(table, model, WORST, "all"), _rows(table, baseline, WORST, "all"))
-        high, low = (_rows(table, name, attack, threat, **where) for name in (model, baseline))
+        high, low = (_rows_of(table, model, attack, threat, **where) for model in models)
+        worst = None if where else tuple(_rows_of(table, model, WORST, "all") for model in models)
         return [compared(words, high, low, worst, main=main)]
 
     return make
@@ -186,15 +189,15 @@ def _better(
 def _more_at_test(table: pd.DataFrame) -> list[Claim | None]:
     """More iterations at test than the first pass alone; the same weights."""
     words = "Evaluating with more iterations improves robustness (CNN-F-5: 5 iterations over none, PGD-40)"
-    five, none = (_rows(table, "CNN-F-5", "PGD-40", iteration=t) for t in (5, 0))
-    worst = tuple(_rows(table, "CNN-F-5", WORST, "all", iteration=t) for t in (5, 0))
-    return [compared(words, five, none, (worst[0], worst[1]))]
+    five, none = (_rows_of(table, "CNN-F-5", "PGD-40", iteration=t) for t in (5, 0))
+    worst = tuple(_rows_of(table, "CNN-F-5", WORST, "all", iteration=t) for t in (5, 0))
+    return [compared(words, five, none, worst)]
 
 
 def _gain_grows(table: pd.DataFrame) -> list[Claim | None]:
     """The gain of CNN-F-5 over CNN at the upper half of the epsilons over that at the lower half."""
     words = "Larger improvements for higher epsilon (gain at the upper half of the epsilons over that at the lower)"
-    (five, cnn), left_out = above_floor(*(_rows(table, name, "PGD-40") for name in ("CNN-F-5", "CNN")))
+    (five, cnn), left_out = above_floor(*(_rows_of(table, name, "PGD-40") for name in ("CNN-F-5", "CNN")))
     epsilons = sorted(set(five["epsilon"]) & set(cnn["epsilon"]))
     if len(epsilons) < 2:
         return [made(words, None, left_out)] if left_out else []
@@ -234,7 +237,7 @@ def _spread(table: pd.DataFrame) -> list[Claim | None]:
 def _loses_less(table: pd.DataFrame) -> list[Claim | None]:
     """The fall of accuracy from the epsilon of training to larger ones."""
     words = "Trained at epsilon 0.3, CNN-F suffers less from stronger adversaries (fall of the CNN minus that of CNN-F-5)"
-    both, left_out = above_floor(*(_rows(table, name, "PGD-40") for name in (_AUGMENTED, _CNN)))
+    both, left_out = above_floor(*(_rows_of(table, name, "PGD-40") for name in (_AUGMENTED, _CNN)))
     falls = []
     for rows in both:
         at, beyond = rows[np.isclose(rows["epsilon"], 0.3)], rows[rows["epsilon"] > 0.3]
@@ -271,38 +274,38 @@ def _best_iteration(rows: pd.DataFrame) -> pd.Series:
 
 
 _AUGMENTED, _CNN = "CNN-F-5, clean + adversarial", "CNN, clean + adversarial"
+_FIVE = ("CNN-F-5", "CNN")
+_BOTH = (_AUGMENTED, _CNN)
+_LESS_ADVERSARIAL = "Clean and adversarial images together keep more clean accuracy than adversarial ones alone (CNN-F-5)"
+_MORE_IN_TRAINING = "Training with more iterations improves robustness (CNN-F-5 over CNN-F-1, PGD-40)"
+_END_TO_END = "CNN-F-5 is more robust than CNN (PGD-40)"
+_MNIST = "On MNIST, CNN-F-5 is more robust than CNN, standard training"
 CLAIMS: dict[str, tuple[Callable[[pd.DataFrame], list[Claim | None]], ...]] = {
     "fig6": (
-        _better("CNN-F is more robust than CNN (CNN-F-5, PGD-40)", "CNN-F-5", "CNN", "PGD-40", main=True),
-        _better("CNN-F is more robust than CNN (CNN-F-5, FGSM)", "CNN-F-5", "CNN", "FGSM"),
-        _better("Training with more iterations improves robustness (CNN-F-5 over CNN-F-1, PGD-40)", "CNN-F-5", "CNN-F-1", "PGD-40"),
+        _better("CNN-F is more robust than CNN (CNN-F-5, PGD-40)", _FIVE, "PGD-40", main=True),
+        _better("CNN-F is more robust than CNN (CNN-F-5, FGSM)", _FIVE, "FGSM"),
+        _better(_MORE_IN_TRAINING, ("CNN-F-5", "CNN-F-1"), "PGD-40"),
         _more_at_test,
         _gain_grows,
         _transfer_is_stronger,
     ),
     "fig7": (
-        _better("Trained on both, CNN-F-5 is better than CNN on clean images", _AUGMENTED, _CNN, "PGD-40", main=True,
-                epsilon=0.0),
-        _better("Trained on both, CNN-F-5 is better than CNN on adversarial images (PGD-40)", _AUGMENTED, _CNN, "PGD-40",
-                main=True),
-        _better("Clean and adversarial images together keep more clean accuracy than adversarial ones alone (CNN-F-5)",
-                _AUGMENTED, "CNN-F-5, adversarial", "PGD-40", epsilon=0.0),
+        _better("Trained on both, CNN-F-5 is better than CNN on clean images", _BOTH, "PGD-40", main=True, epsilon=0.0),
+        _better("Trained on both, CNN-F-5 is better than CNN on adversarial images (PGD-40)", _BOTH, "PGD-40", main=True),
+        _better(_LESS_ADVERSARIAL, (_AUGMENTED, "CNN-F-5, adversarial"), "PGD-40", epsilon=0.0),
     ),
-    "fig8a": (_better("Trained on FGSM, CNN-F generalises better to PGD-40 than CNN", _AUGMENTED, _CNN, "PGD-40", main=True),),
+    "fig8a": (_better("Trained on FGSM, CNN-F generalises better to PGD-40 than CNN", _BOTH, "PGD-40", main=True),),
     "fig8b": (_loses_less,),
     "fig10": (_spread,),
     "fig11": (
-        _better("End to end (BPDA, smoothed gates), CNN-F-5 is more robust than CNN (PGD-40)",
-                "CNN-F-5", "CNN", "PGD-40", "smoothed", main=True),
-        _better("End to end (exact gradient), CNN-F-5 is more robust than CNN (PGD-40)", "CNN-F-5", "CNN", "PGD-40", "end_to_end",
-                main=True),
+        _better(f"End to end (BPDA, smoothed gates), {_END_TO_END}", _FIVE, "PGD-40", "smoothed", main=True),
+        _better(f"End to end (exact gradient), {_END_TO_END}", _FIVE, "PGD-40", "end_to_end", main=True),
         _transfer_is_stronger,
     ),
     "fig12": (
-        _better("On MNIST, CNN-F-5 is more robust than CNN, standard training (FGSM)", "CNN-F-5", "CNN", "FGSM"),
-        _better("On MNIST, CNN-F-5 is more robust than CNN, standard training (PGD-40)", "CNN-F-5", "CNN", "PGD-40",
-                main=True),
-        _better("On MNIST, trained on PGD-7, CNN-F-5 generalises better to PGD-40 than CNN", _AUGMENTED, _CNN, "PGD-40"),
+        _better(f"{_MNIST} (FGSM)", _FIVE, "FGSM"),
+        _better(f"{_MNIST} (PGD-40)", _FIVE, "PGD-40", main=True),
+        _better("On MNIST, trained on PGD-7, CNN-F-5 generalises better to PGD-40 than CNN", _BOTH, "PGD-40"),
     ),
     "fig13": (_needs_more, _more_at_test),
-}  # fmt: skip
+}

@@ -1,8 +1,7 @@
 """Figures 6 to 8 and 10 to 13 of the paper as data: models x seeds x epsilons x iterations at test x attacks.
 
 Epsilons are those that the paper reports: for images in [0, 1]. An attack is crafted against a network at its own number of
-iterations; whatever it made is then classified at every iteration, so that each iteration at test costs one pass and an image
-counts as right only if it is right for all that was made against it.
+iterations. The images that it made are then classified at every iteration, so that each iteration at test costs a single pass.
 """
 
 from __future__ import annotations
@@ -14,17 +13,23 @@ from typing import Any
 from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack
 from cnnf_brain.checks import unknown
+from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.trainer.config import LossWeights
 from cnnf_brain.trainer.small import ADVERSARIAL, STANDARD, Adversary, Settings
+from cnnf_brain.types import option
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the CNN-Fs of a grid are made: feedback (as ``small_net`` takes it), losses, and both in words."""
+    """How the CNN-Fs of a grid are made, and the same in words.
+
+    ``feedback``: fields of ``FeedbackSettings``; ``normalisation``: of ``small_net``, None for its default.
+    """
 
     name: str
     words: str
     feedback: Mapping[str, Any]
+    normalisation: str | None = None
     losses: LossWeights = field(default_factory=LossWeights)
 
 
@@ -38,7 +43,8 @@ RECIPES: dict[str, Recipe] = {
     PAPER: Recipe(
         "the paper's recipe",
         "target input, step 1, norms not matched, l2 normalisation, summed reconstruction loss",
-        {"target": "input", "step": 1.0, "match_norm": False, "normalisation": "l2"},
+        {"target": "input", "step": 1.0, "match_norm": False},
+        "l2",
         LossWeights(reduction="sum"),
     ),
 }
@@ -66,6 +72,17 @@ WEAKER: dict[str, Attack] = {
 }
 BLACK_BOX = ("Square", "HopSkipJump")
 
+# Passes through the CNN that an attack takes for one image at one epsilon. A gradient is two passes of what is followed; about half
+# of the images fall early to a targeted or a black-box attack.
+PASSES: dict[type, Callable[[Any, int, int], float]] = {
+    FGSM: lambda attack, followed, whole: 2 * followed,
+    PGD: lambda attack, followed, whole: 2 * followed * attack.steps * attack.restarts,
+    APGD: lambda attack, followed, whole: 2 * followed * attack.steps * attack.restarts,
+    TargetedAPGD: lambda attack, followed, whole: followed * attack.steps * attack.targets,
+    Square: lambda attack, followed, whole: 0.5 * whole * attack.queries,
+    HopSkipJump: lambda attack, followed, whole: whole * (100 + attack.rounds * 60),
+}
+
 
 @dataclass(frozen=True)
 class Against:
@@ -85,15 +102,11 @@ class Against:
 
 
 STRONG = (
-    Against("PGD-100", "first_pass", True),
-    Against("PGD-100", "end_to_end", True),
-    Against("PGD-100", "every_iteration", True),
-    Against("PGD-100", "smoothed", True),
-    Against("PGD-100", "transfer", True),
-    Against("APGD-CE", "end_to_end", True),
-    Against("APGD-T", "end_to_end", True),
-    Against("Square", "end_to_end", True),
-    Against("HopSkipJump", "end_to_end", True),
+    *(
+        Against("PGD-100", threat, True)
+        for threat in ("first_pass", "end_to_end", "every_iteration", "smoothed", "transfer")
+    ),
+    *(Against(attack, "end_to_end", True) for attack in ("APGD-CE", "APGD-T", "Square", "HopSkipJump")),
 )
 
 
@@ -101,7 +114,8 @@ STRONG = (
 class Model:
     """A network of a grid: ``iterations`` trained with (0: the CNN), and how. ``label`` tells it within its grid.
 
-    ``losses`` (weights of reconstruction, latent and norm; None: the recipe's) and ``feedback`` change the grid's recipe.
+    ``losses`` (weights of reconstruction, latent and norm), ``feedback`` (fields of ``FeedbackSettings``) and ``normalisation``
+    change the grid's recipe.
     """
 
     label: str
@@ -109,6 +123,7 @@ class Model:
     adversary: Adversary | None = None
     losses: tuple[float, float, float] | None = None
     feedback: Mapping[str, Any] = field(default_factory=dict)
+    normalisation: str | None = None
 
     @property
     def full_training(self) -> Mapping[str, float]:
@@ -116,19 +131,24 @@ class Model:
         return ADVERSARIAL if self.adversary else STANDARD
 
     def settings(self, grid: Grid, seed: int) -> Settings:
-        """The training run of one seed."""
-        recipe = RECIPES[grid.recipe]
-        losses = recipe.losses if self.losses is None else LossWeights(*self.losses, recipe.losses.reduction)
-        feedback = {**recipe.feedback, **self.feedback} if self.iterations else {}
+        """The training run of a seed; a ValueError for settings that ``FeedbackSettings`` does not take."""
+        recipe, losses = RECIPES[grid.recipe], LossWeights(0.0, 0.0, 0.0)
+        feedback: dict[str, Any] = {"iterations": self.iterations}
+        if self.iterations:
+            losses = LossWeights(*self.losses, recipe.losses.reduction) if self.losses else recipe.losses
+            feedback = {**feedback, **recipe.feedback, **self.feedback}  # what is named is part of a network's identity
+            FeedbackSettings.of(feedback)
+            normalisation = self.normalisation or recipe.normalisation
+            feedback |= {"normalisation": normalisation} if normalisation else {}
         return Settings(
             dataset=grid.dataset,
-            feedback={"iterations": self.iterations, **feedback},
-            losses=losses if self.iterations else LossWeights(0.0, 0.0, 0.0),
+            feedback=feedback,
+            losses=losses,
             epochs=grid.epochs or int(self.full_training["epochs"]),
             learning_rate=grid.learning_rate or self.full_training["learning_rate"],
             seed=seed,
             limit=grid.limit,
-            adversary=replace(self.adversary, seed=seed) if self.adversary else None,
+            adversary=self.adversary and replace(self.adversary, seed=seed),
             amp=grid.amp,
             measure=grid.images,
         )
@@ -146,9 +166,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Grid:
-    """One figure. ``recipe``: of RECIPES; ``limit``: training images, None for all; ``images``, ``strong_images``: of ``part``,
-    the first so many; ``epochs``, ``learning_rate``: None for the paper's; ``amp``: "bfloat16" for training in mixed precision;
-    ``strong_epsilons``, ``strong_seeds``: where the worst case is taken; ``weaker``: with fewer steps and queries."""
+    """A figure. The fields with an ``option`` may be changed (``grid``), by flags of the command too.
+
+    ``part``: the images that are attacked; ``strong_seeds``: where the worst case is taken.
+    """
 
     name: str
     title: str
@@ -158,25 +179,34 @@ class Grid:
     against: tuple[Against, ...]
     panels: tuple[Panel, ...]
     iterations: int
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    epsilons: tuple[float, ...] = EPSILONS
-    strong_epsilons: tuple[float, ...] = (0.1, 0.3)
-    strong_seeds: tuple[int, ...] = (0, 1, 2)
     part: str = "test"
-    images: int = 1000
-    strong_images: int = 200
-    recipe: str = TUNED
-    limit: int | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
-    amp: str | None = None
-    weaker: bool = False
-    quick: bool = False
+    strong_seeds: tuple[int, ...] = (0, 1, 2)
+    quick: bool = option(False, "a smaller grid, about ten minutes on two cores, labelled as such")
+    recipe: str = option(
+        TUNED, "how CNN-Fs are made: tuned on validation images, or the paper's; captions name it", choices=tuple(RECIPES)
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "of the networks", metavar="N", least=0)
+    epochs: int | None = option(None, "of training; the paper's are 30, with adversarial training 90", above=0)
+    learning_rate: float | None = option(None, "the paper's is 1e-3, with adversarial training 1e-4", above=0)
+    amp: str | None = option(
+        None, "mixed precision in training, named in captions; attacks stay in float32", choices=("bfloat16",)
+    )
+    limit: int | None = option(None, "training images, all where it is left out", metavar="N", above=0)
+    images: int = option(1000, "images that are attacked", metavar="N", above=0)
+    strong_images: int = option(200, "of these, for the worst case", metavar="N", above=0)
+    weaker: bool = option(False, "for the worst case, with fewer steps and queries; captions say so", flag="weaker-attacks")
+    epsilons: tuple[float, ...] = option(EPSILONS, "for images in [0, 1]", metavar="E", least=0, most=1)
+    strong_epsilons: tuple[float, ...] = option((0.1, 0.3), "of the worst case", metavar="E", least=0, most=1)
 
     @property
     def attacks(self) -> dict[str, Attack]:
         """The attacks at full strength, or with fewer steps and queries."""
         return WEAKER if self.weaker else FULL
+
+    @property
+    def has_worst_case(self) -> bool:
+        """Whether strong attacks are made."""
+        return any(against.strong for against in self.against)
 
     @property
     def heading(self) -> str:
@@ -190,113 +220,128 @@ class Grid:
         return self.limit is None and (self.epochs is None or self.epochs >= most)
 
 
-def _adversarial(attack: str, mode: str, epsilon: float, iterations: tuple[int, ...] = (0, 5)) -> tuple[Model, ...]:
+def _adversarial(attack: str, mode: str, epsilon: float) -> tuple[Model, Model]:
     words = {"only": "adversarial", "augment": "clean + adversarial"}[mode]
-    names = ((n, f"CNN-F-{n}" if n else "CNN") for n in iterations)
-    return tuple(Model(f"{name}, {words}", n, Adversary(mode, attack, epsilon)) for n, name in names)
+    adversary = Adversary(mode, attack, epsilon)
+    return Model(f"CNN, {words}", 0, adversary), Model(f"CNN-F-5, {words}", 5, adversary)
+
+
+def _panels(*ways: Against, x: str = "epsilon", title: str = "{}") -> tuple[Panel, ...]:
+    return tuple(Panel(title.format(way.attack), way, x) for way in ways)
+
+
+def _figure(name: str, title: str, question: str, **more: Any) -> Grid:
+    return Grid(name, title, question, **{"dataset": "fashion", "against": _BOTH, "iterations": 5, **more})
 
 
 _STANDARD = (Model("CNN", 0), Model("CNN-F-1", 1), Model("CNN-F-3", 3), Model("CNN-F-5", 5))
-_FGSM, _PGD7, _PGD40 = Against("FGSM"), Against("PGD-7"), Against("PGD-40")
-_ALL = (0.5, 0.5, 0.5)
-
-
-def _fig6() -> Grid:
-    panels = (
-        Panel("FGSM", _FGSM),
-        Panel("PGD-40", _PGD40),
-        Panel("more iterations in training, PGD-40", _PGD40, "trained"),
-        Panel("more iterations at test, PGD-40", _PGD40, "iteration"),
-    )
-    return Grid("fig6", "Standard training, Fashion-MNIST", "Is a CNN-F trained on clean images more robust than a CNN?", "fashion",
-                _STANDARD, (_FGSM, _PGD40, *STRONG), panels, iterations=10)  # fmt: skip
-
-
-def _fig7() -> Grid:
-    models = (*_adversarial("pgd7", "only", 0.1), *_adversarial("pgd7", "augment", 0.1))
-    panels = (Panel("PGD-40, trained on PGD-7, epsilon 0.1", _PGD40), Panel("FGSM, the same networks", _FGSM))
-    return Grid("fig7", "Adversarial training, Fashion-MNIST",
-                "Does CNN-F trained on clean and adversarial images classify both better than a CNN?", "fashion",
-                models, (_FGSM, _PGD40, *STRONG), panels, iterations=5)  # fmt: skip
-
-
-def _fig8a() -> Grid:
-    panels = (Panel("PGD-40, trained on FGSM, epsilon 0.1", _PGD40), Panel("FGSM, the same networks", _FGSM))
-    return Grid("fig8a", "Trained on FGSM, attacked by PGD-40, Fashion-MNIST", "Does CNN-F generalise better to an attack unseen?",
-                "fashion", _adversarial("fgsm", "augment", 0.1), (_FGSM, _PGD40, *STRONG), panels, iterations=5)  # fmt: skip
-
-
-def _fig8b() -> Grid:
-    panels = (Panel("PGD-40, trained on PGD-40, epsilon 0.3", _PGD40),)
-    return Grid("fig8b", "Trained on PGD-40 at epsilon 0.3, attacked at others, Fashion-MNIST",
-                "Does CNN-F lose less accuracy when the attack is stronger than in training?", "fashion",
-                _adversarial("pgd40", "augment", 0.3), (_PGD40, *STRONG), panels, iterations=5,
-                epsilons=(0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5), strong_epsilons=(0.3, 0.4))  # fmt: skip
-
-
-def _fig10() -> Grid:
-    weights = {"0.1, 0, 0": (0.1, 0.0, 0.0), "0.5, 0, 0": (0.5, 0.0, 0.0), "0.1, 0.1, 0": (0.1, 0.1, 0.0),
-               "0.1, 0, 0.05": (0.1, 0.0, 0.05), "0.5, 0.5, 0.5": (0.5, 0.5, 0.5)}  # fmt: skip
-    models = tuple(Model(label, 5, losses=values) for label, values in weights.items())
-    return Grid("fig10", "Loss weights (reconstruction, latent, norm), CNN-F-5, Fashion-MNIST",
-                "Do the loss weights influence robustness?", "fashion", models, (_PGD40,), (Panel("PGD-40", _PGD40),),
-                iterations=5)  # fmt: skip
-
-
-def _fig11() -> Grid:
-    against = tuple(
-        Against(attack, threat) for threat in ("end_to_end", "smoothed") for attack in ("FGSM", "PGD-7", "PGD-40")
-    )
-    panels = tuple(Panel(way.label, way) for way in against)
-    models = (Model("CNN", 0), Model("CNN-F-5", 5, losses=_ALL))
-    return Grid("fig11", "End to end, Fashion-MNIST", "Is CNN-F more robust than a CNN when the attack goes through all of it?",
-                "fashion", models, (*against, _PGD40, *STRONG), panels, iterations=5, seeds=(0, 1, 2, 3))  # fmt: skip
-
-
-def _fig12() -> Grid:
-    models = (*_STANDARD, *_adversarial("pgd7", "augment", 0.3))
-    panels = (Panel("FGSM", _FGSM), Panel("PGD-40", _PGD40))
-    return Grid("fig12", "MNIST, standard and adversarial training (PGD-7, epsilon 0.3)", "Does the same hold on MNIST?", "mnist",
-                models, (_FGSM, _PGD40, *STRONG), panels, iterations=5)  # fmt: skip
-
-
-def _fig13() -> Grid:
-    panels = tuple(Panel(way.label, way, "iteration") for way in (_FGSM, _PGD7, _PGD40))
-    return Grid("fig13", "Iterations at test, CNN-F-5, Fashion-MNIST", "Do harder attacks need more iterations?", "fashion",
-                (Model("CNN-F-5", 5),), (_FGSM, _PGD7, _PGD40), panels, iterations=15)  # fmt: skip
-
-
-def _ablation() -> Grid:
-    """One design question at a time, from the grids' own choice; on validation images."""
-    own = Model("input, step 0.1, norm matched, rms", 2)
-    changes: dict[str, dict[str, Any]] = {
-        "step 0.5": {"step": 0.5},
-        "step 1": {"step": 1.0},
-        "norm not matched": {"match_norm": False},
-        "target relu1": {"target": "relu1"},
-        "target pool2": {"target": "pool2"},
-        "l2 normalisation": {"normalisation": "l2"},
-    }
-    weights = {"0, 0, 0": (0.0, 0.0, 0.0), "0.5, 0, 0": (0.5, 0.0, 0.0), "0.5, 0.5, 0.5": _ALL}
-    models = [own, *(Model(label, 2, feedback=change) for label, change in changes.items())]
-    models += [Model(f"losses {label}", 2, losses=values) for label, values in weights.items()]
-    end = Against("PGD-40", "end_to_end")
-    panels = (Panel("PGD-40 (first pass)", _PGD40), Panel("PGD-40 (end to end)", end))
-    return Grid("ablation", "Design questions, CNN-F-2, Fashion-MNIST",
-                "What should the feedback be, where the paper does not say?", "fashion",
-                tuple(models), (_PGD40, end), panels, iterations=2, part="validation",
-                seeds=(0, 1, 2), epsilons=(0.0, 0.05, 0.1, 0.2))  # fmt: skip
-
-
-GRIDS: dict[str, Callable[[], Grid]] = {
-    "fig6": _fig6, "fig7": _fig7, "fig8a": _fig8a, "fig8b": _fig8b, "fig10": _fig10, "fig11": _fig11, "fig12": _fig12,
-    "fig13": _fig13, "ablation": _ablation,
-}  # fmt: skip
+_FGSM, _PGD7, _PGD40 = _EACH = (Against("FGSM"), Against("PGD-7"), Against("PGD-40"))
+_BOTH, _ALL = (_FGSM, _PGD40, *STRONG), (0.5, 0.5, 0.5)
+_END = tuple(replace(way, threat=threat) for threat in ("end_to_end", "smoothed") for way in _EACH)
+_WEIGHTS = ((0.1, 0, 0), (0.5, 0, 0), (0.1, 0.1, 0), (0.1, 0, 0.05), _ALL)  # reconstruction, latent, norm
+_DESIGNS = (  # each changes one setting of the first
+    Model("input, step 0.1, norm matched, rms", 2),
+    Model("step 0.5", 2, feedback={"step": 0.5}),
+    Model("step 1", 2, feedback={"step": 1.0}),
+    Model("norm not matched", 2, feedback={"match_norm": False}),
+    Model("target relu1", 2, feedback={"target": "relu1"}),
+    Model("target pool2", 2, feedback={"target": "pool2"}),
+    Model("l2 normalisation", 2, normalisation="l2"),
+    Model("losses 0, 0, 0", 2, losses=(0.0, 0.0, 0.0)),
+    Model("losses 0.5, 0, 0", 2, losses=(0.5, 0.0, 0.0)),
+    Model("losses 0.5, 0.5, 0.5", 2, losses=_ALL),
+)
+_GRIDS = (
+    _figure(
+        "fig6",
+        "Standard training, Fashion-MNIST",
+        "Is a CNN-F trained on clean images more robust than a CNN?",
+        models=_STANDARD,
+        panels=_panels(_FGSM, _PGD40)
+        + _panels(_PGD40, x="trained", title="more iterations in training, {}")
+        + _panels(_PGD40, x="iteration", title="more iterations at test, {}"),
+        iterations=10,
+    ),
+    _figure(
+        "fig7",
+        "Adversarial training, Fashion-MNIST",
+        "Does CNN-F trained on clean and adversarial images classify both better than a CNN?",
+        models=_adversarial("pgd7", "only", 0.1) + _adversarial("pgd7", "augment", 0.1),
+        panels=_panels(_PGD40, title="{}, trained on PGD-7, epsilon 0.1") + _panels(_FGSM, title="{}, the same networks"),
+    ),
+    _figure(
+        "fig8a",
+        "Trained on FGSM, attacked by PGD-40, Fashion-MNIST",
+        "Does CNN-F generalise better to an attack unseen?",
+        models=_adversarial("fgsm", "augment", 0.1),
+        panels=_panels(_PGD40, title="{}, trained on FGSM, epsilon 0.1") + _panels(_FGSM, title="{}, the same networks"),
+    ),
+    _figure(
+        "fig8b",
+        "Trained on PGD-40 at epsilon 0.3, attacked at others, Fashion-MNIST",
+        "Does CNN-F lose less accuracy when the attack is stronger than in training?",
+        models=_adversarial("pgd40", "augment", 0.3),
+        against=(_PGD40, *STRONG),
+        panels=_panels(_PGD40, title="{}, trained on PGD-40, epsilon 0.3"),
+        epsilons=(0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5),
+        strong_epsilons=(0.3, 0.4),
+    ),
+    _figure(
+        "fig10",
+        "Loss weights (reconstruction, latent, norm), CNN-F-5, Fashion-MNIST",
+        "Do the loss weights influence robustness?",
+        models=tuple(Model(f"{r}, {z}, {n}", 5, losses=(float(r), float(z), float(n))) for r, z, n in _WEIGHTS),
+        against=(_PGD40,),
+        panels=_panels(_PGD40),
+    ),
+    _figure(
+        "fig11",
+        "End to end, Fashion-MNIST",
+        "Is CNN-F more robust than a CNN when the attack goes through all of it?",
+        models=(Model("CNN", 0), Model("CNN-F-5", 5, losses=_ALL)),
+        against=(*_END, _PGD40, *STRONG),
+        panels=tuple(Panel(way.label, way) for way in _END),
+        seeds=(0, 1, 2, 3),
+    ),
+    _figure(
+        "fig12",
+        "MNIST, standard and adversarial training (PGD-7, epsilon 0.3)",
+        "Does the same hold on MNIST?",
+        dataset="mnist",
+        models=_STANDARD + _adversarial("pgd7", "augment", 0.3),
+        panels=_panels(_FGSM, _PGD40),
+    ),
+    _figure(
+        "fig13",
+        "Iterations at test, CNN-F-5, Fashion-MNIST",
+        "Do harder attacks need more iterations?",
+        models=(Model("CNN-F-5", 5),),
+        against=_EACH,
+        panels=tuple(Panel(way.label, way, "iteration") for way in _EACH),
+        iterations=15,
+    ),
+    _figure(
+        "ablation",
+        "Design questions, CNN-F-2, Fashion-MNIST",
+        "What should the feedback be, where the paper does not say?",
+        models=_DESIGNS,
+        against=(_PGD40, _END[2]),
+        panels=tuple(Panel(way.label, way) for way in (_PGD40, _END[2])),
+        iterations=2,
+        part="validation",
+        seeds=(0, 1, 2),
+        epsilons=(0.0, 0.05, 0.1, 0.2),
+    ),
+)
+GRIDS = {figure.name: figure for figure in _GRIDS}
 
 
 def grid(name: str, *, quick: bool = False, recipe: str = TUNED, **changes: Any) -> Grid:
-    """The grid of a figure under a recipe of RECIPES; ``changes``: fields to replace, such as ``seeds``, ``epochs``, ``limit``
-    (None: as it stands)."""
+    """The grid of a figure (of GRIDS) or its ``quick`` form, with a recipe of RECIPES.
+
+    ``changes``: fields of ``Grid`` to replace, such as ``seeds``, ``epochs``, ``limit`` (None: as it stands). A ValueError for an
+    unknown name, a field out of range, or another recipe than the tuned one for the ablation.
+    """
     if name not in GRIDS:
         raise unknown("experiment", name, GRIDS)
     if recipe not in RECIPES:
@@ -305,13 +350,12 @@ def grid(name: str, *, quick: bool = False, recipe: str = TUNED, **changes: Any)
         raise ValueError(
             f"the ablation changes one setting of the tuned recipe at a time; it takes no other recipe ({recipe!r})"
         )
-    changes["recipe"] = recipe
-    found = smaller(GRIDS[name]()) if quick else GRIDS[name]()
-    return checked(replace(found, **{field: value for field, value in changes.items() if value is not None}))
+    found = smaller(GRIDS[name]) if quick else GRIDS[name]
+    return checked(replace(found, recipe=recipe, **{key: value for key, value in changes.items() if value is not None}))
 
 
 def smaller(full: Grid) -> Grid:
-    """The quick form: fewer training images and epochs, one or two seeds, fewer images and epsilons, weaker outside attacks."""
+    """The quick form: fewer training images and epochs, one or two seeds, fewer images and epsilons, weaker external attacks."""
     inner = full.epsilons[1:-1]
     epsilons = (full.epsilons[0], inner[len(inner) // 3], inner[-len(inner) // 3], full.epsilons[-1])
     hardened = any(model.adversary for model in full.models)

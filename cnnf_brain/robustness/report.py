@@ -3,90 +3,141 @@
 table.csv, table.nc (every network, seed, attack, epsilon, iteration), summary.csv (means over seeds), claims.csv, checks.json,
 figure.svg, figure.png, figure.md, run.json and, last, summary.json, from which the page is made. The folder belongs to one
 experiment, recipe and data set from the first cell on (run.json says which), and is locked while these files are written.
+figure.md is a section of docs/results/robustness.md.
 """
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from tabulate import tabulate
 
 from cnnf_brain import results, style
-from cnnf_brain.io import atomic_path, check_writable, write_json, write_text
-from cnnf_brain.report import readers
-from cnnf_brain.robustness.claims import Claim, answer, claims
-from cnnf_brain.robustness.grids import RECIPES, Grid, Panel
-from cnnf_brain.robustness.section import section
-from cnnf_brain.robustness.table import WORST, collect, findings, over_seeds, own
-from cnnf_brain.robustness.workshop import Workshop
+from cnnf_brain.io import write_csv, write_json, write_netcdf, write_text
+from cnnf_brain.report import PAGE, readers
+from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
+from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
+from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model
+from cnnf_brain.robustness.table import WORST, Check, collect, over_seeds, own, sanity
 
 SCHEMA = 1
 KIND = "robustness"
 PATIENCE = 120.0  # seconds that a process waits for another one's tables
-COLUMNS = ("claim", "measured", "verdict", "holds", "left", "left_out", "main")  # of claims.csv
 QUICK = "QUICK RUN: few images, epochs and seeds"
+SHOWN_ITERATIONS = (0, 1, 2, 3, 5, 8, 10, 15)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a grid.
+
+    ``table``: a row for each network, seed, attack, epsilon and iteration (see ``table.collect``); ``means``: over seeds;
+    ``run``: the content of run.json; ``page``: the page, in the folder of all files.
+    """
+
+    grid: Grid
+    run: dict[str, Any]
+    table: pd.DataFrame
+    means: pd.DataFrame
+    claims: list[Claim]
+    checks: list[Check]
+    page: Path
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The means at the iteration that each network was trained with (shown.csv)."""
+        return own(self.means)
+
+    @property
+    def failed(self) -> list[Check]:
+        """The sanity checks that fail."""
+        return [check for check in self.checks if check.holds is False]
 
 
 def begin(shop: Workshop) -> None:
     """Make the grid's folder its own, before any work; a ValueError where it is another command's, experiment's or recipe's."""
-    with results.locked(shop.folder, PATIENCE):
-        results.claim(shop.folder, KIND, shop.configuration)
-        check_writable(shop.folder)
-        if not (shop.folder / results.RECORD).exists():
-            write_json(
-                shop.folder / results.RECORD, {"kind": KIND, "configuration": shop.configuration, "command": shop.command}
-            )
+    with results.grown(shop.folder, KIND, shop.configuration, PATIENCE):
+        pass
 
 
-def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> Path:
-    """All files of the grid's folder from the outcomes that there are; the path of the page."""
-    with results.locked(shop.folder, PATIENCE):
-        results.claim(shop.folder, KIND, shop.configuration)
-        return _write(shop, record(shop, finished=finished, seconds=seconds, device_name=device_name))
+def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> Result:
+    """All files of the grid's folder from the outcomes that there are; a ValueError where there are none."""
+    grid = shop.grid
+    with results.grown(shop.folder, KIND, shop.configuration, PATIENCE) as folder:
+        (folder / "summary.json").unlink(missing_ok=True)
+        table = collect(shop)
+        if table.empty:
+            raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
+        run = record(shop, finished=finished, seconds=seconds, device_name=device_name)
+        checks, claimed = sanity(shop, table), claims(grid, table)
+        result = Result(grid, run, table, over_seeds(table), claimed, checks, folder / PAGE)
+        results.write_record(folder, KIND, shop.configuration, run)
+        _write(result, folder)
+        readers.leave(folder)
+    return result
 
 
-def _write(shop: Workshop, run: dict[str, Any]) -> Path:
-    folder, grid = shop.folder, shop.grid
-    (folder / "summary.json").unlink(missing_ok=True)
-    table = collect(shop)
-    if table.empty:
-        raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
-    means, checks, claimed = over_seeds(table), findings(shop, table), claims(grid, table)
-    write_json(folder / results.RECORD, run)
-    _csv(folder / "table.csv", table)
-    with atomic_path(folder / "table.nc") as temporary:
-        columns = {name: ("row", table[name].to_numpy()) for name in table.columns if name != "strong"}
-        columns["strong"] = ("row", table["strong"].to_numpy().astype(np.int8))
-        xr.Dataset(columns).to_netcdf(temporary, engine="netcdf4")
-    _csv(folder / "summary.csv", means)
-    _csv(folder / "shown.csv", own(means))
-    _csv(folder / "claims.csv", pd.DataFrame([claim.record() for claim in claimed], columns=list(COLUMNS)))
-    write_json(folder / "checks.json", {"findings": checks})
-    draw(grid, means, folder)
-    write_text(folder / "figure.md", section(grid, run, means, claimed, checks, caption(grid)))
-    write_json(folder / "summary.json", summary(grid, run, claimed, checks))
-    return readers.leave(folder)
+def _write(result: Result, folder: Path) -> None:
+    rows = [claim.record() for claim in result.claims]
+    tables = {"table": result.table, "summary": result.means, "shown": result.shown}
+    for name, table in {**tables, "claims": pd.DataFrame(rows, columns=list(CLAIM))}.items():
+        write_csv(folder / f"{name}.csv", table)
+    typed = result.table.astype({"strong": np.int8})
+    columns = [*typed.columns.drop("strong"), "strong"]
+    write_netcdf(folder / "table.nc", xr.Dataset({name: ("row", typed[name].to_numpy()) for name in columns}))
+    write_json(folder / "checks.json", {"findings": [asdict(check) for check in result.checks]})
+    draw(result.grid, result.means, folder)
+    write_text(folder / "figure.md", section(result))
+    write_json(folder / "summary.json", summary(result))
 
 
 def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> dict[str, Any]:
     """run.json: what was run, on what, and how long it took."""
     grid = shop.grid
-    networks = [shop.card(model, seed) for seed in grid.seeds for model in grid.models]
+    networks = [_network(shop, model, seed) for seed in grid.seeds for model in grid.models]
+    what = {"experiment": grid.name, "recipe": grid.recipe, "data": shop.data_hash, "images": f"{grid.images} {grid.part}"}
+    names = ("quick", "recipe", "dataset", "part", "images", "strong_images", "seeds", "epsilons")
     return {
-        "kind": KIND, "configuration": shop.configuration,
-        "command": shop.command, "commit": results.commit(), "versions": results.versions(), "machine": device_name,
-        "seconds": round(seconds, 1), "experiment": grid.name, "finished": finished, "quick": grid.quick, "recipe": grid.recipe,
-        "dataset": grid.dataset, "data_hash": shop.data_hash, "part": grid.part, "images": grid.images,
-        "strong_images": grid.strong_images, "seeds": list(grid.seeds), "epsilons": list(grid.epsilons),
-        "epsilon_units": "images in [0, 1]", "attacks": {name: repr(attack) for name, attack in grid.attacks.items()},
+        "command": shop.command,
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "machine": device_name,
+        "seconds": round(seconds, 1),
+        "experiment": grid.name,
+        "finished": finished,
+        "data_hash": shop.data_hash,
+        **{name: getattr(grid, name) for name in names},
+        "epsilon_units": "images in [0, 1]",
+        "attacks": {name: repr(attack) for name, attack in grid.attacks.items()},
         "networks": [network for network in networks if network],
-        "same": {"experiment": grid.name, "recipe": grid.recipe, "data": shop.data_hash, "images": f"{grid.images} {grid.part}",
-                 "quick": str(grid.quick)},
-    }  # fmt: skip
+        "same": {**what, "quick": str(grid.quick)},
+    }
+
+
+def _network(shop: Workshop, model: Model, seed: int) -> dict[str, Any] | None:
+    """What run.json says of a network; None where it is not trained."""
+    path = shop.network_folder(model, seed) / "card.json"
+    if not path.exists():
+        return None
+    card = json.loads(path.read_text(encoding="utf-8"))
+    trained = card["configuration"]
+    return {
+        "model": model.label,
+        "seed": seed,
+        "folder": path.parent.name,
+        "weights_sha256": shop.weights(model, seed),
+        "epochs": trained["epochs"],
+        "training_images": trained.get("limit", TRAINING_IMAGES),
+        **{name: card[name] for name in ("training_seconds", "validation_accuracy", "machine")},
+    }
 
 
 def caption(grid: Grid) -> str:
@@ -106,42 +157,41 @@ def caption(grid: Grid) -> str:
 
 def crosses(grid: Grid) -> str:
     """What the crosses of the figure are, where it has any."""
-    if all(not against.strong for against in grid.against):
+    if not grid.has_worst_case:
         return ""
     weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
     return f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
 
 
-def summary(grid: Grid, run: dict[str, Any], claimed: list[Claim], checks: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(result: Result) -> dict[str, Any]:
     """summary.json, in the form that the page reads."""
-    failed = [check for check in checks if check["holds"] is False]
+    grid = result.grid
     caveats = [QUICK + "; not a result"] if grid.quick else []
-    caveats += [] if run["finished"] else ["The grid is not finished: means are over the seeds that are."]
-    caveats += [f"Check failed ({', '.join(sorted({c['model'] for c in failed if c['name'] == name}))}): {name}; accuracy reported "
-                "there is an upper bound" for name in sorted({c["name"] for c in failed})]  # fmt: skip
-    charts = [_chart(panel, grid) for panel in grid.panels if panel.x == "epsilon"]
-    charts.append(_chart(Panel("worst case", grid.panels[0].against), grid, attack=WORST, threat="all"))
-    if all(not against.strong for against in grid.against):
-        charts.pop()
+    caveats += [] if result.run["finished"] else ["The grid is not finished: means are over the seeds that are."]
+    for name in sorted({check.name for check in result.failed}):
+        models = sorted({check.model for check in result.failed if check.name == name})
+        caveats.append(f"Check failed ({', '.join(models)}): {name}; accuracy reported there is an upper bound")
+    charts = [_chart(grid, panel.title, panel.against) for panel in grid.panels if panel.x == "epsilon"]
+    charts += [_chart(grid, "worst case", Against(WORST, "all", True))] if grid.has_worst_case else []
+    shown = {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]}
     return {
-        "schema": SCHEMA, "kind": "figure", "title": grid.heading, "question": grid.question,
-        "answer": answer(claimed), "claims": [{**claim.record(), "measured": claim.figures} for claim in claimed],
-        "tables": [
-            {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]},
-            {"file": "summary.csv", "title": "Accuracy at every iteration, over seeds", "notes": []},
-        ],
+        "schema": SCHEMA,
+        "kind": "figure",
+        "title": grid.heading,
+        "question": grid.question,
+        "answer": answer(result.claims),
+        "claims": [{**claim.record(), "measured": claim.figures} for claim in result.claims],
+        "tables": [shown, {"file": "summary.csv", "title": "Accuracy at every iteration, over seeds", "notes": []}],
         "charts": charts,
         "pictures": [{"file": "figure.png", "caption": caption(grid)}],
         "caveats": caveats,
-    }  # fmt: skip
+    }
 
 
-def _chart(panel: Panel, grid: Grid, attack: str = "", threat: str = "") -> dict[str, Any]:
-    where = {"attack": attack or panel.against.attack, "threat": threat or panel.against.threat,
-             "strong": bool(attack) or panel.against.strong}  # fmt: skip
-    return {"title": panel.title, "caption": caption(grid), "table": "shown.csv", "where": where, "group": ["{model}"],
-            "series": "", "label": "{model}, epsilon {epsilon}", "x": "epsilon", "x_name": "epsilon", "y": "mean",
-            "y_name": "accuracy", "low": "low", "high": "high"}  # fmt: skip
+def _chart(grid: Grid, title: str, against: Against) -> dict[str, Any]:
+    rows = {"table": "shown.csv", "where": asdict(against), "group": ["{model}"], "series": ""}
+    axes = {"label": "{model}, epsilon {epsilon}", "x": "epsilon", "x_name": "epsilon", "y": "mean", "y_name": "accuracy"}
+    return {"title": title, "caption": caption(grid), **rows, **axes, "low": "low", "high": "high"}
 
 
 def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
@@ -152,11 +202,14 @@ def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
         figure = style.new_figure(4.6 * columns, 3.4 * rows + 0.7, layout="constrained")
         axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
         for letter, panel, ax in zip("abcdefgh", grid.panels, axes, strict=False):
-            mine = means[(means["attack"] == panel.against.attack) & (means["threat"] == panel.against.threat)]
-            mine = mine[mine["strong"] == panel.against.strong]
-            {"epsilon": _over_epsilon, "iteration": _over_iterations, "trained": _over_training}[panel.x](
-                ax, grid, mine, means
-            )
+            mine = under(means, panel.against)
+            if panel.x == "epsilon":
+                _over_epsilon(ax, grid, mine, own(means[means["attack"] == WORST]))
+            else:
+                last = grid.models[-1].label
+                _by_epsilon(ax, grid, mine[mine["model"] == last] if panel.x == "iteration" else own(mine), panel.x)
+                at_test, trained = f"iterations at test ({last})", "iterations in training (and at test)"
+                ax.set_xlabel(at_test if panel.x == "iteration" else trained)
             ax.set_title(f"{letter}  {panel.title}", loc="left")
             ax.set_ylabel(f"accuracy on {grid.part} images")
             ax.set_ylim(-0.02, 1.02)
@@ -191,26 +244,16 @@ def _line(ax: Any, x: pd.Series, rows: pd.DataFrame, **look: Any) -> None:
     )
 
 
-def _over_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
+def _over_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, worst: pd.DataFrame) -> None:
     for model in grid.models:
         line = own(rows[rows["model"] == model.label])
         look = _look(grid, model.label)
         if len(line):
             _line(ax, line["epsilon"], line, **look)
-        worst = own(means[(means["model"] == model.label) & (means["attack"] == WORST)])
-        if len(worst):
-            ax.plot(worst["epsilon"], worst["mean"], marker="x", linestyle="none", color=look["color"])
+        crosses = worst[worst["model"] == model.label]
+        if len(crosses):
+            ax.plot(crosses["epsilon"], crosses["mean"], marker="x", linestyle="none", color=look["color"])
     ax.set_xlabel("epsilon")
-
-
-def _over_iterations(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
-    _by_epsilon(ax, grid, rows[rows["model"] == grid.models[-1].label], "iteration")
-    ax.set_xlabel(f"iterations at test ({grid.models[-1].label})")
-
-
-def _over_training(ax: Any, grid: Grid, rows: pd.DataFrame, means: pd.DataFrame) -> None:
-    _by_epsilon(ax, grid, own(rows), "trained")
-    ax.set_xlabel("iterations in training (and at test)")
 
 
 def _by_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, x: str) -> None:
@@ -221,5 +264,104 @@ def _by_epsilon(ax: Any, grid: Grid, rows: pd.DataFrame, x: str) -> None:
         _line(ax, line[x], line, label=f"epsilon {epsilon:g}", color=style.ITERATIONS[i % 6], marker=style.MARKERS[i % 6])
 
 
-def _csv(path: Path, table: pd.DataFrame) -> None:
-    write_text(path, table.to_csv(index=False))
+def under(rows: pd.DataFrame, against: Against) -> pd.DataFrame:
+    """The rows of an attack that follows a threat."""
+    same = (rows["attack"] == against.attack) & (rows["threat"] == against.threat) & (rows["strong"] == against.strong)
+    return rows[same]
+
+
+def section(result: Result) -> str:
+    """figure.md: the command, the caption, tables, claims and checks. Accuracy in %, mean ± standard deviation over seeds."""
+    grid, means = result.grid, result.means
+    parts = [f"## {grid.heading}", f"    {result.run['command']}", f"{caption(grid)}\n{training(result)}"]
+    over_iterations = all(panel.x == "iteration" for panel in grid.panels)
+    parts += ["![The figure](figure.png)", by_iteration(grid, means) if over_iterations else by_network(grid, means)]
+    for epsilon in grid.strong_epsilons if grid.has_worst_case else ():
+        parts.append(f"Strong attacks one by one, epsilon {epsilon:g}, {grid.strong_images} images:")
+        parts.append(one_by_one(grid, means, epsilon))
+    rows = [(c.claim, c.measured, c.verdict, c.left, told_epsilons(c.left_out)) for c in result.claims]
+    floor = f"left out (all below {100 * FLOOR:g} %)"
+    head = ("claim", "measured", "verdict", "left under the strongest attack of all", floor)
+    parts += [_table(head, rows)] if rows else []
+    return "\n\n".join([*parts, told(result)]) + "\n"
+
+
+def training(result: Result) -> str:
+    """How long each kind of network took, and on what."""
+    words, networks = [], result.run["networks"]
+    for model in result.grid.models:
+        seconds = [network["training_seconds"] for network in networks if network["model"] == model.label]
+        if seconds:
+            words.append(f"{model.label} {min(seconds)}" + (f" to {max(seconds)}" if max(seconds) > min(seconds) else ""))
+    machines = sorted({network["machine"] for network in networks})
+    return f"Seconds of training a network: {'; '.join(words)}. Machine: {'; '.join(machines)}."
+
+
+def by_network(grid: Grid, means: pd.DataFrame) -> str:
+    """A row for each network: accuracy at its own iterations, clean, under the figure's attacks, and in the worst case."""
+    mine = own(means)
+    weak, worst = mine[~mine["strong"]], mine[mine["attack"] == WORST]
+    order = ["epsilon", "attack", "threat"]
+    kinds = weak.loc[weak["epsilon"] > 0, order].drop_duplicates().sort_values(order).itertuples(index=False, name=None)
+    columns = [("clean", weak[weak["epsilon"] == 0].drop_duplicates("model"))]
+    for epsilon, attack, threat in kinds:
+        rows = under(weak, Against(attack, threat))
+        columns.append((f"{_name(attack, threat)} {epsilon:g}", rows[rows["epsilon"] == epsilon]))
+    columns += [(f"worst case {epsilon:g}", rows) for epsilon, rows in worst.groupby("epsilon")]
+    there = _there(grid, mine)
+    shares = [[_share(rows[rows["model"] == label]) for _, rows in columns] for label in there]
+    return _table(
+        ["network", *(name for name, _ in columns)], [[label, *row] for label, row in zip(there, shares, strict=True)]
+    )
+
+
+def by_iteration(grid: Grid, means: pd.DataFrame) -> str:
+    """A row for each attack and epsilon, a column for each iteration at test; the last network."""
+    of = means[(means["model"] == grid.models[-1].label) & ~means["strong"]]
+    shown = [t for t in SHOWN_ITERATIONS if t in set(of["iteration"])]
+    kinds = [("clean", of[of["epsilon"] == 0].drop_duplicates("iteration"))]
+    for (attack, threat, epsilon), rows in of[of["epsilon"] > 0].groupby(["attack", "threat", "epsilon"]):
+        kinds.append((f"{_name(attack, threat)}, {epsilon:g}", rows))
+    shares = [[name, *(_share(rows[rows["iteration"] == t]) for t in shown)] for name, rows in kinds]
+    return _table(["attack, epsilon", *shown], shares)
+
+
+def one_by_one(grid: Grid, means: pd.DataFrame, epsilon: float) -> str:
+    """A row for each strong attack, a column for each network."""
+    of = own(means[means["strong"] & (means["epsilon"] == epsilon) & (means["attack"] != WORST)])
+    there, rows = _there(grid, of), []
+    for against in (against for against in grid.against if against.strong):
+        mine = under(of, against)
+        rows.append([against.label, *(_share(mine[mine["model"] == label]) for label in there)])
+    return _table(["attack", *there], rows)
+
+
+def _there(grid: Grid, rows: pd.DataFrame) -> list[str]:
+    """The networks that have rows: not all of them in a grid that is not finished."""
+    return [model.label for model in grid.models if model.label in set(rows["model"])]
+
+
+def told(result: Result) -> str:
+    """How many sanity checks hold, and which do not."""
+    held = sum(check.holds is True for check in result.checks)
+    words = f"Checks against a false sense of security: {held} hold, {len(result.failed)} fail"
+    if not result.failed:
+        return words + "."
+    which = "; ".join(f"{check.model}: {check.name}: no ({check.detail})" for check in result.failed)
+    return f"{words}. {which}. Accuracy reported there is an upper bound."
+
+
+def _name(attack: str, threat: str) -> str:
+    return attack if threat == "first_pass" else Against(attack, threat).label
+
+
+def _share(rows: pd.DataFrame) -> str:
+    """``62.7 ± 4.9``; without a deviation where there is one seed; nothing where there is no row."""
+    if rows.empty:
+        return ""
+    (row,) = rows.to_dict("records")
+    return f"{100 * row['mean']:.1f}" + (f" ± {100 * row['sd']:.1f}" if row["seeds"] > 1 else "")
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    return str(tabulate([list(row) for row in rows], [str(name) for name in head], tablefmt="pipe", disable_numparse=True))

@@ -18,14 +18,12 @@ import pandas as pd
 import pytest
 import torch
 
+from cnnf_brain import cli
+from cnnf_brain import robustness as working
 from cnnf_brain.attacks import threats
-from cnnf_brain.robustness import __main__ as command
-from cnnf_brain.robustness import cells, grids, table
-from cnnf_brain.robustness import work as working
-from cnnf_brain.robustness.cells import Cell, Examination, Training
+from cnnf_brain.robustness import cells, grids, open_workshop, table, tasks, work
+from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training
 from cnnf_brain.robustness.grids import Against
-from cnnf_brain.robustness.work import tasks, work
-from cnnf_brain.robustness.workshop import open_workshop
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.card import HASH, finish
 
@@ -56,14 +54,14 @@ def empty(tiny, idx_folder, tmp_path):
 
 @pytest.fixture
 def done(shop):
-    assert work(tasks(shop), None, silent)
+    work(tasks(shop), None, silent)
     return shop
 
 
 def test_a_grid_from_nothing_to_its_files(empty):
     shop = empty
     todo, told = tasks(shop), []
-    assert work(todo, None, lambda *values: told.append(values))
+    work(todo, None, lambda *values: told.append(values))
     assert all(task.path.exists() for task in todo)
     assert len({task.path for task in todo}) == len(todo)
     # per seed 2 networks x 2 attacks; for the first seed the strong ones (1 of the CNN, 3 of CNN-F) and 2 examinations
@@ -72,7 +70,7 @@ def test_a_grid_from_nothing_to_its_files(empty):
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1] == sum(task.cost for task in todo)
     again = []
-    assert work(todo, None, lambda *values: again.append(values[2]))
+    work(todo, None, lambda *values: again.append(values[2]))
     assert again == ["finished"]
 
     cell = next(task for task in todo if isinstance(task, Cell) and task.model.iterations and task.against.attack == "FGSM")
@@ -99,13 +97,14 @@ def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeyp
         return real(*arguments)
 
     monkeypatch.setattr(cells, "attacked", interrupted)
-    assert not work(todo, stop, silent)
+    with pytest.raises(Interrupted):
+        work(todo, stop, silent)
     finished = {task.path: task.path.stat().st_mtime_ns for task in todo if task.path.exists()}
     assert 0 < len(finished) < len(todo)
     kept = {path for path in (shop.folder / "cells").iterdir() if not path.name.startswith(".")}
     assert kept <= set(finished)
     monkeypatch.undo()
-    assert work([*todo], None, silent)
+    work([*todo], None, silent)
     for path, when in finished.items():
         assert path.stat().st_mtime_ns == when  # not done again
 
@@ -133,7 +132,7 @@ def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, tmp_path):
     assert sorted(titles) == sorted(task.title for task in tasks(shop) if not isinstance(task, Training))
     assert all(half for half in halves)
     alone = replace(shop, folder=tmp_path / "alone")
-    assert work(tasks(alone), None, silent)
+    work(tasks(alone), None, silent)
     for one, other in zip(tasks(shop), tasks(alone), strict=True):
         if isinstance(one, Cell):
             assert np.array_equal(one.read(), other.read()), one.title
@@ -161,7 +160,7 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(shop):
         if len(told) == 1:
             os.kill(process.pid, signal.SIGKILL)
 
-    assert work(todo, stop, tell, poll=0.05)  # the others first; when the holder is dead, its task too
+    work(todo, stop, tell, poll=0.05)  # the others first; when the holder is dead, its task too
     process.join(60)
     assert told.count(todo[0].title) == 1
     assert all(task.path.exists() for task in todo)
@@ -203,7 +202,7 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     cnn = done.grid.models[0]
     retrained(done, cnn, 0)
     todo = tasks(done)
-    outdated = [task for task in todo if not working.done(task)]
+    outdated = [task for task in todo if not task.done()]
     expected = [task for task in todo if not isinstance(task, Training) and task.seed == 0
                 and cnn in (task.model, getattr(task, "source", None))]  # fmt: skip
     assert outdated == expected
@@ -213,17 +212,17 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     assert len(left) < len(whole)
     assert not len(left[(left["model"] == "CNN") & (left["seed"] == 0)])
     assert not len(left[(left["threat"] == "transfer") & (left["seed"] == 0)])
-    assert not any(finding["model"] == "CNN" and "gradients" in finding["name"] for finding in table.findings(done, left))
+    assert not any(check.model == "CNN" and "gradients" in check.name for check in table.sanity(done, left))
     before = {task.path: task.path.stat().st_mtime_ns for task in todo}
     capsys.readouterr()
-    assert work(todo, None, silent)
+    work(todo, None, silent)
     told = capsys.readouterr().err
     for task in todo:
         made_again = task.path.stat().st_mtime_ns != before[task.path]
         assert made_again == (task in outdated)
         assert (f"{task.path}: made with other weights" in told) == made_again
     assert len(table.collect(done)) == len(whole)
-    assert all(working.done(task) for task in todo)
+    assert all(task.done() for task in todo)
 
 
 def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoint(done, capsys):
@@ -231,7 +230,7 @@ def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoi
     before = path.read_bytes()
     path.unlink()
     assert len(table.collect(done)) < len(whole)
-    assert work(tasks(done), None, silent)
+    work(tasks(done), None, silent)
     assert "model.safetensors is gone; made again" in capsys.readouterr().err
     assert path.read_bytes() == before
     pd.testing.assert_frame_equal(table.collect(done), whole)
@@ -244,7 +243,7 @@ def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder,
     )
     words = ["--experiment", "fig12", "--quick", "--data", idx_folder, "--models", tmp_path / "models", "--images", "6",
              "--output", tmp_path / "out", "--device", "cpu", "--limit", "20"]  # fmt: skip
-    assert command.main([str(word) for word in words]) == 1
+    assert cli.main(["robustness", *map(str, words)]) == 1
     (message,) = capsys.readouterr().err.strip().splitlines()
     assert message.startswith("error: pyautoattack is not installed; install the attacks with: pip install")
     assert not list(tmp_path.iterdir())
@@ -283,12 +282,12 @@ def test_validation_images_are_taken_for_what_is_tuned(tiny, idx_folder, tmp_pat
 
 
 def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
-    mine = [cell for cell in working.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
+    mine = [cell for cell in cells.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
     assert [cell.against for cell in mine] == [Against("PGD-100", "end_to_end", True)]
-    (transfer,) = (cell for cell in working.cells(shop, 0) if cell.against.threat == "transfer")
+    (transfer,) = (cell for cell in cells.cells(shop, 0) if cell.against.threat == "transfer")
     assert transfer.model.label == "CNN-F-1"
     assert transfer.source.label == "CNN"
-    assert not [cell for cell in working.cells(shop, 1) if cell.against.strong]
+    assert not [cell for cell in cells.cells(shop, 1) if cell.against.strong]
 
 
 def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):

@@ -195,7 +195,8 @@ def test_the_page_answers_its_own_question(name, tmp_path):
     grid = grids.grid(name, epochs=2)
     claimed = claims.claims(grid, pd.concat(parts))
     assert [claim.claim for claim in claimed if claim.main] == QUESTIONS[name]
-    told = report.summary(grid, {"finished": True}, claimed, [])
+    empty = pd.DataFrame()
+    told = report.summary(report.Result(grid, {"finished": True}, empty, empty, claimed, [], tmp_path))
     assert [told["answer"].count(claim.claim) for claim in claimed] == [int(claim.main) for claim in claimed]
     told = {**told, "tables": [], "charts": [], "pictures": []}
     (tmp_path / "summary.json").write_text(json.dumps(told))
