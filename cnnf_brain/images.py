@@ -1,4 +1,4 @@
-"""Images in the form a network takes."""
+"""Images in the form that a network takes, and the device that it runs on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from cnnf_brain.types import Images
 
+AUTO = "auto"  # a device: a GPU where there is one
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -22,6 +24,13 @@ class Preprocessing:
     (grey) channel.
 
     Raises ValueError for sizes below 1, a ``resize`` below ``size``, and means and deviations that are not equally many.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from cnnf_brain import Preprocessing
+    >>> Preprocessing(64, mean=(0.5,), std=(0.5,))(Image.new("RGB", (80, 60))).shape
+    torch.Size([1, 64, 64])
     """
 
     size: int
@@ -73,3 +82,24 @@ def batches(images: Images, preprocessing: Preprocessing, batch_size: int, start
     for first in range(start, len(images), batch_size):
         rows = range(first, min(first + batch_size, len(images)))
         yield torch.stack([preprocessing(images.decode(i)) for i in rows])
+
+
+def pick_device(device: str | torch.device = AUTO) -> torch.device:
+    """The device that ``device`` names: ``auto`` is a CUDA GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or a device that this machine does not have.
+    """
+    if str(device) == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu, or cuda where "
+            "there is a GPU"
+        ) from error
+    return place

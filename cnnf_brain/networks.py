@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain import io
-from cnnf_brain.checks import near, unknown
+from cnnf_brain.checks import unknown
 from cnnf_brain.identity import Unidentifiable, call, network_identity, weights_digest
-from cnnf_brain.images import Preprocessing
+from cnnf_brain.images import AUTO, Preprocessing, pick_device
 from cnnf_brain.model import weights as weight_files
 from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import checked_iterations
 from cnnf_brain.model.weights import SETTINGS, SMALL, Card, read_card
-from cnnf_brain.model.zoo import ARCHITECTURES, from_torchvision, small_net
+from cnnf_brain.model.zoo import (
+    ARCHITECTURES,
+    REGIONS,
+    TORCHVISION,
+    check_spec,
+    default_weights,
+    from_torchvision,
+    small_net,
+)
 
-SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
-PUBLISHED = "IMAGENET1K_V1"
-AUTO = "auto"  # a device: a GPU where there is one
 RANDOM = "none"  # in place of weights
-TORCHVISION = "torchvision:"
 UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
 BEYOND = "feedback trained for {} iterations"  # fewer than it runs
-
-# Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
-# for the small net its one spatial layer after pooling and its hidden fully connected one.
-REGIONS: dict[str, dict[str, str]] = {
-    "vgg16": {"V1": "features.16", "V2": "features.16", "V4": "features.16", "IT": "features.23"},
-    "alexnet": {"V1": "features.2", "V2": "features.7", "V4": "features.7", "IT": "features.12"},
-    SMALL: {"V4": "pool2", "IT": "relu3"},
-}
 
 
 @dataclass(frozen=True)
@@ -188,6 +183,12 @@ def load_network(
     ------
     ValueError, OSError
         An unknown name, a file that is missing or does not fit, weights that cannot be downloaded.
+
+    Examples
+    --------
+    >>> from cnnf_brain import load_network
+    >>> load_network("small", iterations=1).title
+    'small CNN-F (feedback trained)'
     """
     wish = plan(spec, weights, iterations=iterations, feedback=feedback, image_size=image_size, seed=seed)
     return place(wish.load(), pick_device(device))
@@ -253,11 +254,6 @@ class Plan:
         return self.has_feedback or self.spec.startswith(TORCHVISION)
 
     @property
-    def from_code(self) -> bool:
-        """Whether a file of the user's code makes the network."""
-        return not self.from_names
-
-    @property
     def preprocessing_size(self) -> int:
         """Pixels at which a network that is built as a CNN-F sees images."""
         return self.image_size or self.card.image_size or (28 if self.spec == SMALL else 224)
@@ -270,19 +266,18 @@ class Plan:
             warnings.simplefilter("ignore", weight_files.HeadlessNetworkWarning)  # said by ``headless``
             torch.manual_seed(self.seed)
             if self.spec == SMALL:
-                module = small_net(source, **(given if source else self._settled(given, zoo.SMALL_DEFAULTS)))
+                module = small_net(source, **(given if source else zoo.settings(self.card, zoo.SMALL_DEFAULTS, given)))
                 preprocessing = Preprocessing(self.preprocessing_size, (0.5,), (0.5,))
             else:
-                module = from_torchvision(self.spec, source, **(given if source else self._settled(given, zoo.STABLE)))
+                module = from_torchvision(
+                    self.spec, source, **(given if source else zoo.settings(self.card, zoo.STABLE, given))
+                )
                 preprocessing = self._imagenet()
         kind = "CNN-F" if module.iterations else "CNN"
         headless = self.spec != SMALL and not hasattr(module, "classifier")
         layers = REGIONS.get(self.spec, {})
         name, label = f"{self.spec} {kind}", self.label
         return Network(module, preprocessing, layers, name=name, weights=label, headless=headless, card=self.card)
-
-    def _settled(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-        return zoo.settings(self.card, defaults, given)
 
     def _imagenet(self) -> Preprocessing:
         size = self.preprocessing_size
@@ -331,32 +326,6 @@ def _check_settings(
         checked_iterations(iterations)
     if spec.startswith(TORCHVISION) and (iterations or feedback):
         raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
-
-
-def default_weights(spec: str, iterations: int | None) -> tuple[str | None, str]:
-    """The weights of a network for which none are named, and what they are called."""
-    if spec == SMALL:
-        return shipped_weights(iterations != 0), "shipped, Fashion-MNIST"
-    if spec in ARCHITECTURES or spec.startswith(TORCHVISION):
-        return PUBLISHED, PUBLISHED
-    return None, "as built"
-
-
-def check_spec(spec: str) -> None:
-    """A ValueError with the nearest names where ``spec`` names no network."""
-    from torchvision import models
-
-    if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
-        return
-    published = models.list_models(module=models)
-    if spec.startswith(TORCHVISION):
-        if spec.removeprefix(TORCHVISION) not in published:
-            raise unknown("torchvision model", spec.removeprefix(TORCHVISION), published)
-        return
-    meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
-    if meant and meant[0] not in (SMALL, *ARCHITECTURES):
-        raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")
-    raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
 
 
 def _torchvision(wish: Plan) -> Network:
@@ -435,39 +404,3 @@ def _unlike_the_card(made: CNNF, card: Card) -> list[str]:
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     weight_files.check_state(state, module, f"weights {source}")
     module.load_state_dict(state, strict=False)  # checked above; old files lack num_batches_tracked
-
-
-def network_digest(module: nn.Module) -> str:
-    """See ``Network.digest``."""
-    return Network(module, Preprocessing(1), name="").digest
-
-
-def shipped_weights(with_feedback: bool) -> str:
-    """Path of the shipped small network's weights; a FileNotFoundError where the installation lacks them."""
-    path = resources.files("cnnf_brain") / "pretrained" / SHIPPED[with_feedback]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the shipped weights are missing; install cnnf-brain again, or give weights of your own"
-        )
-    return str(path)
-
-
-def pick_device(device: str | torch.device = AUTO) -> torch.device:
-    """The device that ``device`` names: ``auto`` is a CUDA GPU where there is one, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or a device that this machine does not have.
-    """
-    if str(device) == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu, or cuda where "
-            "there is a GPU"
-        ) from error
-    return place

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnf_brain import cli, networks
+from cnnf_brain import cli, images
 from cnnf_brain.model import settings
 from cnnf_brain.model.settings import FeedbackSettings
 
@@ -68,7 +68,7 @@ def write(args: argparse.Namespace) -> int:
         time_bins=tuple(args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
-        device=networks.pick_device(args.device),
+        device=images.pick_device(args.device),
         **bibtex,
     )
     plugins = [identify(request)]
@@ -180,7 +180,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--neural-only", action="store_true", help=unnamed)
     cli.add_flags(p, FeedbackSettings, only=FEEDBACK, defaults=dict.fromkeys(FEEDBACK, "as trained"))
     add("--image-size", type=int, help="default: as trained, else 224")
-    add("--device", default=networks.AUTO, help="of the first images: auto (a GPU where there is one), cpu, cuda")
+    add("--device", default=images.AUTO, help="of the first images: auto (a GPU where there is one), cpu, cuda")
     add("--bibtex", type=Path, metavar="FILE", help="reference for the leaderboard (default: the CNN-F paper)")
     args = p.parse_args(argv)
     wrong = _beside_check(p, args) if args.check else _contradiction(args)

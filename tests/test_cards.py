@@ -21,8 +21,10 @@ from tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
 from torch import Tensor
 
 import cnnf_brain
-from cnnf_brain import CNNF, choice, compare
+from cnnf_brain import CNNF
 from cnnf_brain.activations import features
+from cnnf_brain.compare import __main__ as compare
+from cnnf_brain.compare import choice
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
@@ -111,7 +113,7 @@ def test_small_networks_come_back_bit_for_bit(trained_small):
     assert torch.equal(outputs(small.load(folder)[0], small_images()), expected), "robustness"
     plain = cnnf_brain.small_net(path).to(memory_format=torch.channels_last)
     assert torch.equal(outputs(plain, small_images()), expected), "the function itself"
-    (model,), _ = choice.choose(["small"], [path], baseline="none").load("cpu")
+    (model,), _ = choice.choose([("small", path)], baseline="none").load("cpu")
     assert torch.equal(outputs(model.module, small_images()), expected), "compare"
     if card.iterations:
         from cnnf_brain.visualize.__main__ import load
@@ -177,7 +179,7 @@ def test_imagenet_networks_come_back_bit_for_bit(name, pictures, tmp_path, monke
     found = {
         "load_network": network.module,
         "the function itself": cnnf_brain.vgg16(path),
-        "compare": choice.choose(["vgg16"], [path], baseline="none").load("cpu")[0][0].module,
+        "compare": choice.choose([("vgg16", path)], baseline="none").load("cpu")[0][0].module,
     }
     for what, module in found.items():
         assert torch.equal(outputs(module.to(memory_format=last), x), expected), what
@@ -193,20 +195,20 @@ def test_the_baseline_is_what_training_started_from(pictures, tmp_path, monkeypa
     assert imagenet.main(words) == 0
     trained = str(tmp_path / "second" / "model.safetensors")
     assert read_card(trained).started_from == str(begin)
-    chosen = choice.choose(["vgg16"], [trained])
+    chosen = choice.choose([("vgg16", trained)])
     assert (chosen.baseline.weights, chosen.baseline.iterations) == (str(begin), 0)
     (model,), baseline = chosen.load("cpu")
     assert baseline.preprocessing.size == model.preprocessing.size == SIZE
     assert torch.equal(baseline.module.features[0].weight, safetensors.torch.load_file(begin)["features.0.weight"])
-    assert choice.choose(["vgg16"], [str(begin)]).baseline.source == "IMAGENET1K_V1"
+    assert choice.choose([("vgg16", str(begin))]).baseline.source == "IMAGENET1K_V1"
     begin.rename(begin.with_suffix(".gone"))
     with pytest.raises(
         ValueError, match=r"training started from .*model.safetensors, which is not there; give the baseline's"
     ):
-        choice.choose(["vgg16"], [trained])
+        choice.choose([("vgg16", trained)])
     torch.save({}, begin)
     with pytest.raises(ValueError, match="which is another file now"):
-        choice.choose(["vgg16"], [trained])
+        choice.choose([("vgg16", trained)])
 
 
 def test_a_card_of_another_network_is_refused(pictures, tmp_path, monkeypatch):

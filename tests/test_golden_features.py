@@ -50,12 +50,25 @@ def filled(network: nn.Module) -> nn.Module:
 
 def layers() -> nn.Sequential:
     """A layer of every kind that has a rule."""
-    return nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(3, 6, 3, padding=1), norm=FeatureNorm(6), relu=nn.ReLU(), pool=nn.MaxPool2d(2),
-        strided=nn.Conv2d(6, 8, 3, stride=2, groups=2), l2=FeatureNorm(8, "l2"), again=nn.ReLU(), average=nn.AvgPool2d(2, 1),
-        batch=nn.BatchNorm2d(8), adaptive=nn.AdaptiveAvgPool2d(2), flat=nn.Flatten(), drop=nn.Dropout(0.5),
-        fc=nn.Linear(32, 7), last=nn.ReLU(), top=nn.Linear(7, 5),
-    ))  # fmt: skip
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, 6, 3, padding=1),
+            norm=FeatureNorm(6),
+            relu=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            strided=nn.Conv2d(6, 8, 3, stride=2, groups=2),
+            l2=FeatureNorm(8, "l2"),
+            again=nn.ReLU(),
+            average=nn.AvgPool2d(2, 1),
+            batch=nn.BatchNorm2d(8),
+            adaptive=nn.AdaptiveAvgPool2d(2),
+            flat=nn.Flatten(),
+            drop=nn.Dropout(0.5),
+            fc=nn.Linear(32, 7),
+            last=nn.ReLU(),
+            top=nn.Linear(7, 5),
+        )
+    )
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -128,9 +141,10 @@ def test_features_are_those_of_their_version():
     now = made()
     assert set(now) == set(golden["features"])
     changed = [
-        name for name, values in now.items()
+        name
+        for name, values in now.items()
         if values != pytest.approx(golden["features"][name], rel=2e-4, abs=2e-5 * (1 + golden["features"][name][0]))
-    ]  # fmt: skip
+    ]
     assert not changed, (
         f"features have changed: raise FEATURES_VERSION and run python tests/test_golden_features.py ({changed[:3]})"
     )

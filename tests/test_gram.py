@@ -72,7 +72,7 @@ def passes(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("batch_size", [1, 3, 12, 50])
 @pytest.mark.parametrize("block_bytes", [2**28, 12 * 4 * 100])
 @pytest.mark.parametrize("scratch_bytes", [2**30, 4 * 12 * 1200])
-def test_streamed_products_equal_those_of_all_features(cache, monkeypatch, batch_size, block_bytes, scratch_bytes):
+def test_streamed_grams_equal_those_of_all_features(cache, monkeypatch, batch_size, block_bytes, scratch_bytes):
     # One block of columns, or blocks of a hundred with a rest; all layers at once, or one or two at a time.
     monkeypatch.setattr(gram, "BLOCK_BYTES", block_bytes)
     network, stimuli = tiny.network(), tiny.images(12)
@@ -117,7 +117,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write features to .*No space left on device; free space or point CNNF_BRAIN"):
         compute(tiny.network(), tiny.images(12))
     assert list((cache / "scratch").iterdir()) == []
-    assert not (cache / "products").exists() or list((cache / "products").iterdir()) == []
+    assert not (cache / "grams").exists() or list((cache / "grams").iterdir()) == []
 
 
 def test_features_that_are_not_finite_are_an_error(cache, monkeypatch):
@@ -196,6 +196,11 @@ def changed(weight: str = "conv1.bias") -> Network:
     return network
 
 
+def on(network: Network, device: str) -> Network:
+    network.module.to(device)
+    return network
+
+
 OTHERS = {
     "weight": lambda: key(changed()),
     "last weight": lambda: key(changed("fc.weight")),
@@ -211,7 +216,7 @@ OTHERS = {
     "ada_relu": lambda: key(tiny.network(ada_relu="printed")),
     "target": lambda: key(tiny.network(target="relu1")),
     "tolerance": lambda: key(tiny.network(tolerance=1e-3)),
-    "device": lambda: key(replace(tiny.network(), device=torch.device("meta"))),
+    "device": lambda: key(on(tiny.network(), "meta")),
     "user's code": lambda: key(replace(tiny.network(), code=b"other")),
 }
 
@@ -269,7 +274,7 @@ def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
         compute(replace(plain, module=plain.module.eval()), tiny.images(12), [LayerAt("1")])
         assert len(passes) > len(PROBE)
         assert "not kept in the cache, since module '1' has a forward hook" in capsys.readouterr().err
-    assert not list((cache / "products").glob("*"))
+    assert not list((cache / "grams").glob("*"))
 
 
 def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(cache, monkeypatch):
@@ -282,7 +287,7 @@ def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(cache,
 
     with pytest.raises(ValueError, match="image011"):
         compute(tiny.network(), Images(tuple(f"image{i:03}" for i in range(12)), read, "a folder"), AT[:1])
-    assert not list((cache / "products").glob("*"))
+    assert not list((cache / "grams").glob("*"))
 
 
 def test_an_image_with_another_byte_is_computed_anew(cache, passes):
@@ -299,7 +304,7 @@ def test_an_image_with_another_byte_is_computed_anew(cache, passes):
 def test_a_damaged_cache_file_is_computed_again(cache, damage):
     network, stimuli = tiny.network(), tiny.images(12)
     first = compute(network, stimuli, AT[:2])
-    path = cache / "products" / f"{gram_key(network, stimuli.digest(), AT[1], 8)}.npz"
+    path = cache / "grams" / f"{gram_key(network, stimuli.digest(), AT[1], 8)}.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "pickle":

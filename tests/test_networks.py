@@ -21,8 +21,10 @@ from cnnf_brain import networks
 from cnnf_brain.activations import check_layers
 from cnnf_brain.gram import layer_grams
 from cnnf_brain.images import Preprocessing
+from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.networks import Network, load_network, network_digest, shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
+from cnnf_brain.networks import Network, load_network
 from cnnf_brain.types import LayerAt
 
 
@@ -33,6 +35,10 @@ def file(tmp_path) -> Path:
     path.parent.mkdir()
     path.write_text(tiny.FILE)
     return path
+
+
+def network_digest(module: torch.nn.Module) -> str:
+    return Network(module, Preprocessing(1)).digest
 
 
 def weights_of(module: nn.Module, path: Path) -> str:
@@ -62,9 +68,14 @@ def test_weights_without_a_card_run_with_the_trainers_defaults(tmp_path):
     path = weights_of(cnnf_brain.small_net(), tmp_path / "plain.safetensors")
     small = load_network("small", path)
     assert small.module.settings.as_dict() == {
-        "iterations": 2, "target": "input", "step": 1.0, "match_norm": True, "match_layers": False, "ada_relu": "signed",
+        "iterations": 2,
+        "target": "input",
+        "step": 1.0,
+        "match_norm": True,
+        "match_layers": False,
+        "ada_relu": "signed",
         "tolerance": None,
-    }  # fmt: skip
+    }
     assert small.feedback == "feedback untrained"
 
 
@@ -139,7 +150,7 @@ def test_layers_are_checked_without_any_weights(tmp_path):
 
 
 def test_a_feedback_setting_that_does_not_exist():
-    path = networks.shipped_weights(True)
+    path = zoo.shipped_weights(True)
     with pytest.raises(ValueError, match=r"feedback setting 'steps' is not known; did you mean 'step'"):
         load_network("small", path, iterations=1, feedback={"steps": 1.0})
     with pytest.raises(ValueError, match=r"layer 'relu9' is not known"):

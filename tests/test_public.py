@@ -12,12 +12,21 @@ import cnnf_brain
 
 PUBLIC = [
     "CNNF",
+    "Comparison",
     "FeatureNorm",
     "FeedbackResult",
+    "FeedbackSettings",
     "LayerAt",
+    "Network",
     "PLSRegression",
+    "Preprocessing",
+    "Recordings",
+    "Scoring",
     "alexnet",
+    "compare",
     "from_torchvision",
+    "load_network",
+    "load_recordings",
     "small_net",
     "vgg16",
 ]
@@ -40,6 +49,12 @@ def undocumented(name: str) -> list[str]:
         if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, documented))
     }
     return [part for part, value in parts.items() if not inspect.getdoc(value)]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_has_an_example(name):
+    thing = getattr(cnnf_brain, name)
+    assert any(found.examples for found in doctest.DocTestFinder().find(thing, name)), f"{name} has no example"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from cnnf_brain import submit
-from cnnf_brain.model.zoo import sequential
-from cnnf_brain.networks import shipped_weights
+from cnnf_brain.model.zoo import sequential, shipped_weights
 
 pytestmark = [
     pytest.mark.brainscore,

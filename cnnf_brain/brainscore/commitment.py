@@ -16,7 +16,7 @@ from brainscore_vision.model_helpers.brain_transformation import ModelCommitment
 from brainscore_vision.model_interface import BrainModel
 from torch import Tensor, nn
 
-from cnnf_brain import io, networks
+from cnnf_brain import images, io, networks
 from cnnf_brain.brainscore.wrapper import LOGITS, IterationsInTime, IterationWrapper, check_bins, check_name
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
@@ -319,7 +319,7 @@ def load_plugin(identity: Mapping[str, Any], identifier: str, code: Path | None 
     known.check_identifier(identifier)
     known.check_features()
     path = None if known.weights.made else known.weights.fetch()
-    return commit(known, known.load(path, code, str(networks.pick_device())))
+    return commit(known, known.load(path, code, str(images.pick_device())))
 
 
 def commit(identity: Identity, network: Network) -> IterationCommitment:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cnnf_brain import activations, io, networks, results
+from cnnf_brain import activations, images, io, networks, results
 from cnnf_brain.brainscore import vendor
 from cnnf_brain.brainscore.check import read_submission, taken
 from cnnf_brain.brainscore.commitment import REGIONS, Identity, Weights, commit, made_hash
@@ -25,6 +25,7 @@ from cnnf_brain.brainscore.toy import pictures
 from cnnf_brain.brainscore.wrapper import LOGITS, check_name, default_bins
 from cnnf_brain.checks import unknown
 from cnnf_brain.model import weights as weight_files
+from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, load_network
@@ -84,7 +85,7 @@ class Request(Options):
     iterations: int | None = None
     feedback: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
-    device: str | torch.device = networks.AUTO
+    device: str | torch.device = images.AUTO
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def identify(request: Request) -> Plugin:
         raise ValueError("random weights cannot be loaded by Brain-Score; save them in a file, and give that")
     card = Card() if given is None or weight_files.is_published(given) else read_card(given)
     model = request.model or card.arch or "vgg16"
-    source = given or networks.default_weights(model, request.iterations)[0]
+    source = given or zoo.default_weights(model, request.iterations)[0]
     settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": request.device}
     network = load_network(model, source, iterations=request.iterations, **settings)
     if request.feedback and not network.iterations:
@@ -151,7 +152,7 @@ def prepare(network: Network, options: Options) -> Plugin:
     own = vendor.read_own_code(model) if vendor.is_own_code(model) else None
     path, weights = _weights(network, model, _source(network, model, options), options.place)
     identity = Identity(
-        name=_name(options.name, own.function if own else model.removeprefix(networks.TORCHVISION), network.iterations),
+        name=_name(options.name, own.function if own else model.removeprefix(zoo.TORCHVISION), network.iterations),
         model=f"{own.file}:{own.function}" if own else model,
         iterations=network.iterations,
         feedback={} if own else _feedback(network),
@@ -184,14 +185,14 @@ def _source(network: Network, model: str, options: Options) -> str | None:
         return str(options.weights)
     if weight_files.is_published(network.weights) or Path(network.weights).is_file():
         return network.weights
-    return networks.default_weights(model, network.iterations)[0]
+    return zoo.default_weights(model, network.iterations)[0]
 
 
 def _weights(network: Network, model: str, source: str | None, place: Mapping[str, str]) -> tuple[Path | None, Weights]:
     """The file on this machine, and what the plugin knows of it. Published weights lie in torch's cache once they are loaded."""
     if source is None:
         return None, Weights("", made_hash(network.module), **place)
-    path, arch = Path(source), model.removeprefix(networks.TORCHVISION)
+    path, arch = Path(source), model.removeprefix(zoo.TORCHVISION)
     if weight_files.is_published(source):
         path = weight_files.published_file(arch, source)
         place = place or {"url": weight_files.published_entry(arch, source).url}

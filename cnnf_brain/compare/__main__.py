@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cnnf_brain import cli, networks, results
+from cnnf_brain import cli, images, networks, results
 from cnnf_brain.compare import accuracy, compare, describe_network, describe_recordings
 from cnnf_brain.compare.choice import Choice, choose
 from cnnf_brain.compare.comparison import FILES, KIND, Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_scoring
 from cnnf_brain.compare.layers import RegionAsked, asked_layers
 from cnnf_brain.io import short_hash
+from cnnf_brain.model import zoo
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
 from cnnf_brain.model.weights import SMALL, is_published, published_available, read_card
 from cnnf_brain.networks import Network
@@ -104,7 +105,7 @@ def _report(done: Comparison) -> int:
 def run(options: Options) -> Comparison:
     """Score, compare and write the folder; see ``docs/compare.md`` for the files."""
     started = time.time()
-    networks.pick_device(options.device)
+    images.pick_device(options.device)
     results.check_place(Path(options.output or "results/any"))
     options, why = decide(options)
     choice = choose_networks(options)
@@ -160,7 +161,7 @@ def _available(options: Options) -> tuple[bool, list[str]]:
     available, about_recordings = public_available()
     if not available or options.model or options.weights:
         return available, [about_recordings]
-    available, about_weights = published_available("vgg16", networks.PUBLISHED)
+    available, about_weights = published_available("vgg16", zoo.PUBLISHED)
     return available, [about_recordings, about_weights] if available else [about_weights]
 
 

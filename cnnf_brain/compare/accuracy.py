@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cnnf_brain.datasets.image_index import ImageIndex, index_validation
 from cnnf_brain.model.weights import is_published, published_entry
-from cnnf_brain.networks import CHANGED, TORCHVISION, Network, Plan
+from cnnf_brain.model.zoo import TORCHVISION
+from cnnf_brain.networks import CHANGED, Network, Plan
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
 PUBLISHED_ON = "ImageNet-1K"

@@ -80,7 +80,7 @@ def choose(
         return Choice(models, None)
     first = models[0]
     if baseline in (None, first.spec) and baseline_weights is None:
-        if first.from_code:
+        if not first.from_names:
             return Choice(models, None, itself=True)
         baseline_weights = starting_weights(first.card, first.label)
     return Choice(models, _beside(first, baseline or first.spec, baseline_weights, settings))

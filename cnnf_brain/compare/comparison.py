@@ -48,6 +48,15 @@ class Comparison:
     run
         What the run was, as plain values: ``options``, ``networks``, ``recordings``, ``accuracy``, ``notes``, ``command``,
         ``commit``, ``versions``, ``machine``, ``seconds`` and ``configuration`` (all that decides the numbers).
+
+    Examples
+    --------
+    >>> import cnnf_brain as cb
+    >>> recordings = cb.load_recordings("simulated", region="IT")
+    >>> result = cb.compare(cb.load_network("small"), None, recordings, "relu3@0", progress=False)
+    >>> folder = result.save("results/mine")
+    >>> cb.Comparison.load(folder).table()[["layer", "iteration", "sites"]].to_dict("records")
+    [{'layer': 'relu3', 'iteration': 0, 'sites': 168}]
     """
 
     evaluations: tuple[Evaluation, ...]

@@ -49,6 +49,12 @@ class Scoring:
     ------
     ValueError
         An unknown word, numbers below 1, a seed that numpy does not take, a PCA that keeps fewer components than PLS has.
+
+    Examples
+    --------
+    >>> from cnnf_brain import Scoring
+    >>> Scoring(components=10, splits="brainscore").per_site
+    False
     """
 
     splits: str = option("kfold", "ten true folds, or Brain-Score's shuffle splits", choices=("kfold", "brainscore"))

@@ -1,22 +1,34 @@
-"""CNN-F from torchvision's VGGs and AlexNet, and the small net of Appendix B.1."""
+"""The networks that have names: torchvision's VGGs and AlexNet as CNN-F, the small net of Appendix B.1."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import near, unknown
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.weights import SMALL, Card, check_state, is_published, load_into, read_card, read_weights
 
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 ARCHITECTURES = ("alexnet", *VGGS)
+SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  # with feedback, without
+PUBLISHED = "IMAGENET1K_V1"
+TORCHVISION = "torchvision:"
+
+# Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
+# for the small net its one spatial layer after pooling and its hidden fully connected one.
+REGIONS: dict[str, dict[str, str]] = {
+    "vgg16": {"V1": "features.16", "V2": "features.16", "V4": "features.16", "IT": "features.23"},
+    "alexnet": {"V1": "features.2", "V2": "features.7", "V4": "features.7", "IT": "features.12"},
+    SMALL: {"V4": "pool2", "IT": "relu3"},
+}
 
 
 # The feedback of networks without a card: the trainers' own defaults. VGGs and AlexNet have no layers that normalise;
@@ -180,3 +192,39 @@ def small_net(
         check_state(state, network, f"weights {weights}")
         network.load_state_dict(state)
     return CNNF(network, **settings(card, SMALL_DEFAULTS, feedback))
+
+
+def default_weights(spec: str, iterations: int | None) -> tuple[str | None, str]:
+    """The weights of a network for which none are named, and what they are called."""
+    if spec == SMALL:
+        return shipped_weights(iterations != 0), "shipped, Fashion-MNIST"
+    if spec in ARCHITECTURES or spec.startswith(TORCHVISION):
+        return PUBLISHED, PUBLISHED
+    return None, "as built"
+
+
+def check_spec(spec: str) -> None:
+    """A ValueError with the nearest names where ``spec`` names no network."""
+    from torchvision import models
+
+    if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
+        return
+    published = models.list_models(module=models)
+    if spec.startswith(TORCHVISION):
+        if spec.removeprefix(TORCHVISION) not in published:
+            raise unknown("torchvision model", spec.removeprefix(TORCHVISION), published)
+        return
+    meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
+    if meant and meant[0] not in (SMALL, *ARCHITECTURES):
+        raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")
+    raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
+
+
+def shipped_weights(with_feedback: bool) -> str:
+    """Path of the shipped small network's weights; a FileNotFoundError where the installation lacks them."""
+    path = resources.files("cnnf_brain") / "pretrained" / SHIPPED[with_feedback]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the shipped weights are missing; install cnnf-brain again, or give weights of your own"
+        )
+    return str(path)

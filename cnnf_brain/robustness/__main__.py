@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cnnf_brain import cli, networks, results
+from cnnf_brain import cli, images, results
 from cnnf_brain.cli import STOPPED
 from cnnf_brain.robustness import Interrupted, grids, open_workshop, report, run_grid, tasks
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The grid that the flags ask for; what is asked wrongly is found before a folder is made."""
-    device = networks.pick_device(args.device)
+    device = images.pick_device(args.device)
     grid = grids.grid(args.experiment, **cli.given(args, grids.Grid))
     folder = args.output or default_folder(grid)
     shop = open_workshop(grid, folder, args.networks, results.command(), data_folder=args.data, device=device)
@@ -106,7 +106,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     shared_networks, shared = Path("runs", "robustness"), "the networks, which all figures share (default runs/robustness)"
     p.add_argument("--models", dest="networks", type=Path, default=shared_networks, metavar="DIR", help=shared)
     p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT[-paper][-quick]")
-    p.add_argument("--device", default=networks.AUTO, help="default auto: cuda where there is one, else cpu")
+    p.add_argument("--device", default=images.AUTO, help="default auto: cuda where there is one, else cpu")
     return p.parse_args(argv)
 
 

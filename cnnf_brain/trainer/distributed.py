@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cnnf_brain.networks import pick_device
+from cnnf_brain.images import pick_device
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from cnnf_brain.io import plain, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.weights import SMALL, Card, is_published, published_entry, published_file, read_card
-from cnnf_brain.networks import TORCHVISION, Network, Plan, place, plan
+from cnnf_brain.model.zoo import TORCHVISION
+from cnnf_brain.networks import Network, Plan, place, plan
 from cnnf_brain.results import commit, machine, versions
 from cnnf_brain.trainer.config import IMAGENET_FEEDBACK, Recipe
 from cnnf_brain.trainer.distributed import Ranks

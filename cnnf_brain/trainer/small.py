@@ -20,12 +20,11 @@ from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets import mnist
-from cnnf_brain.images import Preprocessing
+from cnnf_brain.images import Preprocessing, pick_device
 from cnnf_brain.io import write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.model.zoo import small_net
-from cnnf_brain.networks import pick_device
 from cnnf_brain.results import machine
 from cnnf_brain.trainer.card import WEIGHTS, about, check_weights, finish, finished
 from cnnf_brain.trainer.config import CNN, LossWeights, Schedule, environment

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from cnnf_brain import cli, visualize
 from cnnf_brain.datasets import mnist
+from cnnf_brain.images import AUTO, pick_device
 from cnnf_brain.model.weights import SMALL, read_card
-from cnnf_brain.networks import AUTO, Network, load_network, pick_device, shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
+from cnnf_brain.networks import Network, load_network
 from cnnf_brain.report import PAGE
 
 CLASSES = {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toy_networks import REGIONS
 
-from cnnf_brain.networks import shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
 
 FOLDER = Path(__file__).parent
 # of brainscore-core's own class, when it is first imported

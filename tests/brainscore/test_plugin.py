@@ -14,7 +14,7 @@ import pytest
 from toy_networks import REGIONS
 
 from cnnf_brain import io
-from cnnf_brain.networks import shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
 
 STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 

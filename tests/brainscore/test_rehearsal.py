@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnf_brain.networks import shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
 
 REGIONS = {"V1": "pool2@1", "V2": "pool2@1", "V4": "pool2@1", "IT": "relu3@2"}
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,8 @@ from toy_networks import REGIONS
 
 from cnnf_brain import io
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.model.zoo import sequential
-from cnnf_brain.networks import load_network, shipped_weights
+from cnnf_brain.model.zoo import sequential, shipped_weights
+from cnnf_brain.networks import load_network
 
 STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 

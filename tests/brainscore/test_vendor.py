@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from toy_networks import REGIONS
 
-from cnnf_brain.networks import shipped_weights
+from cnnf_brain.model.zoo import shipped_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 

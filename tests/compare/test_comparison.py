@@ -227,9 +227,16 @@ def test_sites_that_are_constant_in_some_folds_are_counted():
 
 def test_top1_stands_beside_predictivity():
     accuracy = [
-        {"network": "net CNN-F", "weights": "w.safetensors", "feedback": "feedback trained", "iteration": t, "top1": share,
-         "source": "card of w.safetensors: 50000 validation images"} for t, share in ((0, 0.7), (1, 0.65))
-    ]  # fmt: skip
+        {
+            "network": "net CNN-F",
+            "weights": "w.safetensors",
+            "feedback": "feedback trained",
+            "iteration": t,
+            "top1": share,
+            "source": "card of w.safetensors: 50000 validation images",
+        }
+        for t, share in ((0, 0.7), (1, 0.65))
+    ]
     text = table(evaluation(), evaluation("control"), evaluation("model", "pool@1"), accuracy=accuracy)
     assert [row["top-1"] for row in cells(text)] == ["", "", "65.00 %"]
     assert "top-1: card of w.safetensors: 50000 validation images." in text

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from folders import compared, figured
 
-from cnnf_brain.report import PAGE, comparison, readers, runs
+from cnnf_brain.compare import comparison
+from cnnf_brain.report import PAGE, readers, runs
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart
 

@@ -14,8 +14,10 @@ from cnnf_brain.robustness import grids, open_workshop, tasks, work
 from cnnf_brain.robustness.cells import Training
 from cnnf_brain.robustness.grids import Against, Grid, Model, Panel
 
-FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 240),
-         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 40)}  # fmt: skip
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 240),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 40),
+}
 FGSM, PGD7 = Against("FGSM"), Against("PGD-7")
 END = (Against("PGD-100", "end_to_end", True), Against("PGD-100", "transfer", True), Against("PGD-100", "first_pass", True))
 
@@ -39,8 +41,19 @@ def tiny_grid() -> Grid:
     models = (Model("CNN", 0), Model("CNN-F-1", 1))
     panels = (Panel("FGSM", FGSM), Panel("at test", PGD7, "iteration"), Panel("in training", PGD7, "trained"))
     whole = Grid("fig6", "a tiny grid", "does it run?", "mnist", models, (FGSM, PGD7, *END), panels, iterations=2)
-    return replace(whole, seeds=(0, 1), epsilons=(0.0, 0.2), strong_epsilons=(0.2,), strong_seeds=(0,), images=6,
-                   strong_images=3, limit=20, epochs=1, weaker=True, quick=True)  # fmt: skip
+    return replace(
+        whole,
+        seeds=(0, 1),
+        epsilons=(0.0, 0.2),
+        strong_epsilons=(0.2,),
+        strong_seeds=(0,),
+        images=6,
+        strong_images=3,
+        limit=20,
+        epochs=1,
+        weaker=True,
+        quick=True,
+    )
 
 
 @pytest.fixture

@@ -203,8 +203,11 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     retrained(done, cnn, 0)
     todo = tasks(done)
     outdated = [task for task in todo if not task.done()]
-    expected = [task for task in todo if not isinstance(task, Training) and task.seed == 0
-                and cnn in (task.model, getattr(task, "source", None))]  # fmt: skip
+    expected = [
+        task
+        for task in todo
+        if not isinstance(task, Training) and task.seed == 0 and cnn in (task.model, getattr(task, "source", None))
+    ]
     assert outdated == expected
     assert any(isinstance(task, Cell) and task.against.threat == "transfer" for task in outdated)
     assert any(isinstance(task, Examination) for task in outdated)
@@ -241,8 +244,23 @@ def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder,
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "pyautoattack" else real(name, *rest)
     )
-    words = ["--experiment", "fig12", "--quick", "--data", idx_folder, "--models", tmp_path / "models", "--images", "6",
-             "--output", tmp_path / "out", "--device", "cpu", "--limit", "20"]  # fmt: skip
+    words = [
+        "--experiment",
+        "fig12",
+        "--quick",
+        "--data",
+        idx_folder,
+        "--models",
+        tmp_path / "models",
+        "--images",
+        "6",
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--limit",
+        "20",
+    ]
     assert cli.main(["robustness", *map(str, words)]) == 1
     (message,) = capsys.readouterr().err.strip().splitlines()
     assert message.startswith("error: pyautoattack is not installed; install the attacks with: pip install")
@@ -291,9 +309,32 @@ def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
 
 
 def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):
-    words = ["--experiment", "fig12", "--quick", "--limit", "20", "--epochs", "1", "--images", "2", "--strong-images", "1",
-             "--seeds", "0", "--epsilons", "0", "0.2", "--data", idx_folder, "--models", tmp_path / "models",
-             "--output", tmp_path / "out", "--device", "cpu"]  # fmt: skip
+    words = [
+        "--experiment",
+        "fig12",
+        "--quick",
+        "--limit",
+        "20",
+        "--epochs",
+        "1",
+        "--images",
+        "2",
+        "--strong-images",
+        "1",
+        "--seeds",
+        "0",
+        "--epsilons",
+        "0",
+        "0.2",
+        "--data",
+        idx_folder,
+        "--models",
+        tmp_path / "models",
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "cnnf_brain.robustness", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]

@@ -17,10 +17,21 @@ def rows(**accuracies: list[float]) -> pd.DataFrame:
     """A table of PGD-40 at epsilon 0.1: model -> accuracy of each seed."""
     names = {"cnn": ("CNN", 0), "one": ("CNN-F-1", 1), "five": ("CNN-F-5", 5)}
     made = [
-        {"model": names[name][0], "trained": names[name][1], "seed": seed, "attack": "PGD-40", "threat": "first_pass",
-         "strong": False, "epsilon": epsilon, "iteration": names[name][1], "accuracy": value}
-        for name, values in accuracies.items() for seed, value in enumerate(values) for epsilon in (0.0, 0.1)
-    ]  # fmt: skip
+        {
+            "model": names[name][0],
+            "trained": names[name][1],
+            "seed": seed,
+            "attack": "PGD-40",
+            "threat": "first_pass",
+            "strong": False,
+            "epsilon": epsilon,
+            "iteration": names[name][1],
+            "accuracy": value,
+        }
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+        for epsilon in (0.0, 0.1)
+    ]
     return pd.DataFrame(made)
 
 
@@ -51,9 +62,21 @@ def test_the_iterations_needed_are_those_of_the_highest_accuracy():
     made = []
     for attack, best in (("FGSM", (1, 1, 1)), ("PGD-40", (3, 2, 3))):
         for seed, at in enumerate(best):
-            made += [{"model": "CNN-F-5", "attack": attack, "seed": seed, "strong": False, "epsilon": epsilon, "iteration": t,
-                      "threat": "first_pass", "trained": 5, "accuracy": 0.5 - 0.1 * abs(t - at)}
-                     for epsilon in (0.0, 0.1, 0.2) for t in range(5)]  # fmt: skip
+            made += [
+                {
+                    "model": "CNN-F-5",
+                    "attack": attack,
+                    "seed": seed,
+                    "strong": False,
+                    "epsilon": epsilon,
+                    "iteration": t,
+                    "threat": "first_pass",
+                    "trained": 5,
+                    "accuracy": 0.5 - 0.1 * abs(t - at),
+                }
+                for epsilon in (0.0, 0.1, 0.2)
+                for t in range(5)
+            ]
     harder, larger = (c for c in claims.claims(grids.grid("fig13"), pd.DataFrame(made)) if "best iteration" in c.claim)
     assert harder.measured.startswith("+1.7 iterations [")
     assert harder.holds is True
@@ -65,10 +88,22 @@ def table_of(at: dict[float, dict[str, list[float]]], attack: str = "PGD-40", **
     """Epsilon -> model -> accuracy of each seed."""
     names = {"CNN": 0, "CNN-F-5": 5, "CNN, clean + adversarial": 0, "CNN-F-5, clean + adversarial": 5}
     made = [
-        {"model": model, "trained": names[model], "seed": seed, "attack": attack, "threat": "first_pass", "strong": False,
-         "epsilon": epsilon, "iteration": names[model], "accuracy": value, **same}
-        for epsilon, models in at.items() for model, values in models.items() for seed, value in enumerate(values)
-    ]  # fmt: skip
+        {
+            "model": model,
+            "trained": names[model],
+            "seed": seed,
+            "attack": attack,
+            "threat": "first_pass",
+            "strong": False,
+            "epsilon": epsilon,
+            "iteration": names[model],
+            "accuracy": value,
+            **same,
+        }
+        for epsilon, models in at.items()
+        for model, values in models.items()
+        for seed, value in enumerate(values)
+    ]
     return pd.DataFrame(made)
 
 
@@ -122,8 +157,11 @@ def test_a_fall_to_the_floor_is_no_fall_that_could_be_compared():
 
 
 def test_the_best_iteration_is_not_sought_at_the_floor():
-    parts = [table_of({0.1: {"CNN-F-5": [0.4, 0.4, 0.4]}, 0.2: {"CNN-F-5": [0.02, 0.02, 0.02]}}, attack, iteration=t)
-             for attack in ("FGSM", "PGD-40") for t in range(3)]  # fmt: skip
+    parts = [
+        table_of({0.1: {"CNN-F-5": [0.4, 0.4, 0.4]}, 0.2: {"CNN-F-5": [0.02, 0.02, 0.02]}}, attack, iteration=t)
+        for attack in ("FGSM", "PGD-40")
+        for t in range(3)
+    ]
     larger = the("Larger epsilon needs more", "fig13", pd.concat(parts))
     assert (larger.measured, larger.holds, larger.left_out) == ("nothing to compare", None, (0.2,))
     assert the("Harder attacks", "fig13", pd.concat(parts)).left_out == (0.2,)
@@ -180,17 +218,23 @@ def test_a_grid_without_a_claim_has_no_answer():
 
 QUESTIONS = {
     "fig6": ["CNN-F is more robust than CNN (CNN-F-5, PGD-40)"],
-    "fig7": ["Trained on both, CNN-F-5 is better than CNN on clean images",
-             "Trained on both, CNN-F-5 is better than CNN on adversarial images (PGD-40)"],
+    "fig7": [
+        "Trained on both, CNN-F-5 is better than CNN on clean images",
+        "Trained on both, CNN-F-5 is better than CNN on adversarial images (PGD-40)",
+    ],
     "fig13": ["Harder attacks need more iterations (best iteration at test under PGD-40 over that under FGSM)"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(QUESTIONS))
 def test_the_page_answers_its_own_question(name, tmp_path):
     """summary.json and the page made of it: the answer is of the main claims, each verdict stands beside its claim."""
-    shown = {"CNN": CLEAR["CNN"], "CNN-F-5": CLEAR["CNN-F-5"], "CNN, clean + adversarial": CLEAR["CNN"],
-             "CNN-F-5, clean + adversarial": CLEAR["CNN-F-5"]}  # fmt: skip
+    shown = {
+        "CNN": CLEAR["CNN"],
+        "CNN-F-5": CLEAR["CNN-F-5"],
+        "CNN, clean + adversarial": CLEAR["CNN"],
+        "CNN-F-5, clean + adversarial": CLEAR["CNN-F-5"],
+    }
     parts = [table_of({0.0: shown, 0.1: shown}, attack) for attack in ("FGSM", "PGD-40")]
     grid = grids.grid(name, epochs=2)
     claimed = claims.claims(grid, pd.concat(parts))

@@ -38,8 +38,12 @@ def test_each_row_is_a_share_of_images(drawn):
     for seed in (0, 1):
         for cell in cells(drawn, seed):
             right = cell.read()
-            mine = rows[(rows["model"] == cell.model.label) & (rows["seed"] == seed) & (rows["attack"] == cell.against.attack)
-                        & (rows["threat"] == cell.against.threat)]  # fmt: skip
+            mine = rows[
+                (rows["model"] == cell.model.label)
+                & (rows["seed"] == seed)
+                & (rows["attack"] == cell.against.attack)
+                & (rows["threat"] == cell.against.threat)
+            ]
             assert len(mine) == right.shape[0] * right.shape[1]
             for _, row in mine.iterrows():
                 values = right[cell.epsilons.index(row["epsilon"]), row["iteration"]]
@@ -93,8 +97,19 @@ def test_the_files_of_a_finished_figure(drawn):
     page = report.write(drawn, finished=True, seconds=1.0, device_name="a machine").page
     folder = drawn.folder
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    assert names >= {"table.csv", "table.nc", "summary.csv", "claims.csv", "checks.json", "figure.svg", "figure.png", "figure.md",
-                     "run.json", "summary.json", page.name}  # fmt: skip
+    assert names >= {
+        "table.csv",
+        "table.nc",
+        "summary.csv",
+        "claims.csv",
+        "checks.json",
+        "figure.svg",
+        "figure.png",
+        "figure.md",
+        "run.json",
+        "summary.json",
+        page.name,
+    }
     rows = table.collect(drawn)
     written = pd.read_csv(folder / "table.csv")
     pd.testing.assert_frame_equal(written, rows, check_dtype=False)
@@ -109,7 +124,8 @@ def test_the_files_of_a_finished_figure(drawn):
     assert run["kind"] == "robustness"
     assert run["recipe"] == "tuned"
     assert [(network["model"], network["seed"]) for network in run["networks"]] == [
-        (label, seed) for seed in (0, 1) for label in ("CNN", "CNN-F-1")]  # fmt: skip
+        (label, seed) for seed in (0, 1) for label in ("CNN", "CNN-F-1")
+    ]
     assert run["epsilon_units"] == "images in [0, 1]"
     assert "QUICK" in summary["caveats"][0]
     assert "QUICK" in (folder / "figure.svg").read_text() or "QUICK" in summary["pictures"][0]["caption"]
@@ -123,8 +139,10 @@ def test_the_section_has_each_mean_in_its_place(drawn):
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     text = (drawn.folder / "figure.md").read_text()
     assert text.startswith("## a tiny grid, tuned recipe\n\n    the command\n\nQUICK")
-    tables = [[[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
-              for part in text.split("\n\n")]  # fmt: skip
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+        for part in text.split("\n\n")
+    ]
     by_network, one_by_one, *_ = [rows for rows in tables if rows]
     assert by_network[0] == ["network", "clean", "FGSM 0.2", "PGD-7 0.2", "worst case 0.2"]
     for row, label in zip(by_network[2:], ("CNN", "CNN-F-1"), strict=True):
@@ -168,8 +186,19 @@ def strong_rows(**shares: float) -> pd.DataFrame:
     made = []
     for name, success in shares.items():
         attack, threat = name.split("__")
-        made.append({"model": "CNN-F-1", "trained": 1, "seed": 0, "attack": attack.replace("_", "-"), "threat": threat,
-                     "strong": True, "epsilon": 0.1, "iteration": 1, "accuracy": 1 - success})  # fmt: skip
+        made.append(
+            {
+                "model": "CNN-F-1",
+                "trained": 1,
+                "seed": 0,
+                "attack": attack.replace("_", "-"),
+                "threat": threat,
+                "strong": True,
+                "epsilon": 0.1,
+                "iteration": 1,
+                "accuracy": 1 - success,
+            }
+        )
     return pd.DataFrame(made)
 
 
@@ -295,7 +324,12 @@ def test_the_papers_recipe_is_the_papers_algorithm_and_is_named():
     assert "paper" not in report.caption(tuned) + tuned.heading
     whole = grids.grid("fig10", recipe="paper")
     assert whole.models[-1].settings(whole, 0).losses.configuration() == {
-        "reconstruction": 0.5, "latent": 0.5, "norm": 0.5, "reduction": "sum", "norm_loss": 2}  # fmt: skip
+        "reconstruction": 0.5,
+        "latent": 0.5,
+        "norm": 0.5,
+        "reduction": "sum",
+        "norm_loss": 2,
+    }
     with pytest.raises(ValueError, match="did you mean 'paper'"):
         grids.grid("fig6", recipe="papers")
     with pytest.raises(ValueError, match="takes no other recipe"):
@@ -314,8 +348,29 @@ def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(d
 
 def words_of(folder, *more: object) -> list[str]:
     """A small run of the command."""
-    words = ["--experiment", "fig12", "--limit", "20", "--epochs", "1", "--images", "2", "--strong-images", "1", "--seeds", "0",
-             "--epsilons", "0", "--models", folder / "models", "--output", folder / "out", "--device", "cpu", *more]  # fmt: skip
+    words = [
+        "--experiment",
+        "fig12",
+        "--limit",
+        "20",
+        "--epochs",
+        "1",
+        "--images",
+        "2",
+        "--strong-images",
+        "1",
+        "--seeds",
+        "0",
+        "--epsilons",
+        "0",
+        "--models",
+        folder / "models",
+        "--output",
+        folder / "out",
+        "--device",
+        "cpu",
+        *more,
+    ]
     return [str(word) for word in words]
 
 
@@ -363,8 +418,11 @@ def test_tables_are_not_written_while_another_process_writes_them(drawn, monkeyp
 
 
 def test_two_recipes_have_two_folders():
-    names = {str(command.default_folder(grids.grid("fig6", quick=quick, recipe=recipe)))
-             for quick in (True, False) for recipe in grids.RECIPES}  # fmt: skip
+    names = {
+        str(command.default_folder(grids.grid("fig6", quick=quick, recipe=recipe)))
+        for quick in (True, False)
+        for recipe in grids.RECIPES
+    }
     assert names == {f"results/robustness-fig6{words}" for words in ("", "-quick", "-paper", "-paper-quick")}
 
 

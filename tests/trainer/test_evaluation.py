@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
 from torch import nn
 
-from cnnf_brain import CNNF, accuracy, choice
+from cnnf_brain import CNNF
+from cnnf_brain.compare import accuracy, choice
 from cnnf_brain.datasets.image_batches import ShownImages, TooManyBadImages, normalise
 from cnnf_brain.datasets.image_index import index_validation
 from cnnf_brain.images import Preprocessing

@@ -13,9 +13,9 @@ from test_mnist_command import mnist
 from tiny_imagenet import flags as imagenet_flags
 from tiny_imagenet import imagenet, tiny, write_images
 
+from cnnf_brain.images import pick_device
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
-from cnnf_brain.networks import pick_device
 from cnnf_brain.trainer.distributed import join
 
 DEFAULTS = {

@@ -55,8 +55,11 @@ def test_units_of_several_channels():
     ],
 )
 def test_networks_that_have_no_feedback_to_see(model, words):
+    training = model.training
+    network = small.network(model)
+    network.module.train(training)  # a Network puts its module into evaluation mode
     with pytest.raises(ValueError, match=words):
-        View(small.network(model))
+        View(network)
 
 
 @pytest.mark.parametrize(

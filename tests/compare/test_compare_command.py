@@ -30,6 +30,7 @@ from cnnf_brain.compare import comparison as report
 from cnnf_brain.compare.__main__ import Options, decide, main
 from cnnf_brain.compare.choice import choose
 from cnnf_brain.compare.layers import RegionAsked, asked_layers
+from cnnf_brain.model import zoo
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
 from cnnf_brain.types import LayerAt
@@ -455,7 +456,7 @@ def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
 
 @pytest.mark.parametrize("words", [["--iterations", 0], ["--layers", "V4=pool2@0"], ["--weights", "CNN"]])
 def test_the_first_line_names_no_baseline_where_none_is_used(world, capsys, words):
-    words = [networks.shipped_weights(False) if word == "CNN" else word for word in words]
+    words = [zoo.shipped_weights(False) if word == "CNN" else word for word in words]
     more = [] if "--layers" in words else ["--layers", "V4"]
     assert world.run("--model", "small", *words, *more, "--recordings", world.v4) == 0
     said = capsys.readouterr().out
@@ -478,10 +479,10 @@ def test_several_models_against_one_baseline(world):
 
 
 def test_random_weights_are_the_control_for_trained_ones(world):
-    words = ["--model", "small", "small", "--weights", networks.shipped_weights(True), "none", "--layers", "V4=pool2@0"]
+    words = ["--model", "small", "small", "--weights", zoo.shipped_weights(True), "none", "--layers", "V4=pool2@0"]
     assert world.run(*words, "--recordings", world.v4) == 0
     assert [(e["role"], e["weights"]) for e in world.entries()][1:] == [
-        ("model", networks.shipped_weights(True)),
+        ("model", zoo.shipped_weights(True)),
         ("model", "random, seed 0"),
     ]
 
@@ -648,7 +649,7 @@ def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeyp
 
 def test_the_card_names_the_architecture(monkeypatch):
     for recordings, expected in (("simulated", "small"), ("mine.nc", "small")):
-        options = Options(weights=(networks.shipped_weights(True),), recordings=(recordings,))
+        options = Options(weights=(zoo.shipped_weights(True),), recordings=(recordings,))
         assert decide(options)[0].model == (expected,)
 
 
