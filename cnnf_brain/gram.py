@@ -16,12 +16,12 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import PIL
 import torch
-import torchvision
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -264,7 +264,7 @@ def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int)
         "precision": f"float32 on {network.device.type}, batches of {batch_size}",
         "features": FEATURES_VERSION,
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "pillow": PIL.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -23,18 +23,11 @@ from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import checked_iterations
 from cnnf_brain.model.weights import SETTINGS, SMALL, Card, read_card
-from cnnf_brain.model.zoo import (
-    ARCHITECTURES,
-    REGIONS,
-    TORCHVISION,
-    check_spec,
-    default_weights,
-    from_torchvision,
-    small_net,
-)
+from cnnf_brain.model.zoo import ARCHITECTURES, REGIONS, TORCHVISION, check_spec, default_weights
 
 RANDOM = "none"  # in place of weights
 UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
+NO_FEEDBACK = "{}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings"
 BEYOND = "feedback trained for {} iterations"  # fewer than it runs
 
 
@@ -97,21 +90,19 @@ class Network:
 
     @property
     def identity(self) -> str | None:
-        """SHA-256 over all that features depend on but feedback settings and preprocessing; None where that cannot be known
-        (``unidentified`` says why)."""
-        try:
-            return network_identity(self.module, self.code)
-        except Unidentifiable:
-            return None
+        """SHA-256 over all that features depend on but feedback settings and preprocessing; None where that cannot be known."""
+        return self._identified()[0]
 
     @property
     def unidentified(self) -> str:
         """Why the network has no identity; empty where it has one."""
+        return self._identified()[1]
+
+    def _identified(self) -> tuple[str | None, str]:
         try:
-            network_identity(self.module, self.code)
+            return network_identity(self.module, self.code), ""
         except Unidentifiable as error:
-            return str(error)
-        return ""
+            return None, str(error)
 
     @property
     def digest(self) -> str:
@@ -266,10 +257,10 @@ class Plan:
             warnings.simplefilter("ignore", weight_files.HeadlessNetworkWarning)  # said by ``headless``
             torch.manual_seed(self.seed)
             if self.spec == SMALL:
-                module = small_net(source, **(given if source else zoo.settings(self.card, zoo.SMALL_DEFAULTS, given)))
+                module = zoo.small_net(source, **(given if source else zoo.settings(self.card, zoo.SMALL_DEFAULTS, given)))
                 preprocessing = Preprocessing(self.preprocessing_size, (0.5,), (0.5,))
             else:
-                module = from_torchvision(
+                module = zoo.from_torchvision(
                     self.spec, source, **(given if source else zoo.settings(self.card, zoo.STABLE, given))
                 )
                 preprocessing = self._imagenet()
@@ -325,7 +316,7 @@ def _check_settings(
     if iterations is not None:
         checked_iterations(iterations)
     if spec.startswith(TORCHVISION) and (iterations or feedback):
-        raise ValueError(f"{spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings")
+        raise ValueError(NO_FEEDBACK.format(spec))
 
 
 def _torchvision(wish: Plan) -> Network:
@@ -372,10 +363,7 @@ def _set_feedback(made: nn.Module, wish: Plan) -> None:
     """The iterations and settings asked for, on a CNNF that a file of code has made."""
     if not isinstance(made, CNNF):
         if wish.iterations or wish.feedback:
-            raise ValueError(
-                f"{wish.spec}: has no feedback; it runs with 0 iterations alone, and takes no feedback settings; return a "
-                "cnnf_brain.CNNF to run it with"
-            )
+            raise ValueError(f"{NO_FEEDBACK.format(wish.spec)}; return a cnnf_brain.CNNF to run it with")
         return
     card = wish.card
     iterations = wish.iterations if wish.iterations is not None else card.iterations

@@ -158,7 +158,7 @@ def test_a_feedback_setting_that_does_not_exist():
 
 
 def test_the_shipped_weights_are_named_where_they_are_missing(monkeypatch):
-    monkeypatch.setattr(networks, "SHIPPED", {True: "no.safetensors", False: "no.safetensors"})
+    monkeypatch.setattr(zoo, "SHIPPED", {True: "no.safetensors", False: "no.safetensors"})
     with pytest.raises(
         FileNotFoundError, match=r"no.safetensors: the shipped weights are missing; .* give weights of your own"
     ):

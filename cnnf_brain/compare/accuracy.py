@@ -64,9 +64,9 @@ def of(network: Network, index: ImageIndex | None, batch_size: int = 8) -> list[
 
 def _published(network: Network) -> list[Accuracy]:
     """torchvision's own number, for the first pass."""
-    arch = network.name.removeprefix(TORCHVISION).split()[0]
-    if not is_published(network.weights):
+    if not (network.origin and is_published(network.weights)):  # of a module in memory nobody knows
         return []
+    arch = network.name.removeprefix(TORCHVISION).split()[0]
     entry = published_entry(arch, network.weights)
     share = entry.meta.get("_metrics", {}).get(PUBLISHED_ON, {}).get("acc@1")
     shown = entry.transforms()

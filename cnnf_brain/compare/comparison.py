@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain import style
@@ -26,6 +24,8 @@ from cnnf_brain.results import read_record, results
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
 
 KIND = "compare"
@@ -106,6 +106,8 @@ class Comparison:
             ``p: TEST`` (adjusted by Holm's method over all rows, for each test apart) and ``verdict`` (``above``, ``below`` or
             ``undecided``, by the tests that are valid for new images). NaN and None where there is none.
         """
+        import pandas as pd
+
         top1 = words.accuracies(self.summary)
         return pd.DataFrame([_flat(row, top1) for row in self.rows])
 
@@ -273,6 +275,8 @@ def median_interval(r: np.ndarray) -> tuple[float, float]:
 
 def write_scores(path: Path, comparison: Comparison) -> None:
     """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split."""
+    import xarray as xr
+
     evaluations = comparison.evaluations
     n_splits = max(e.scores.r.shape[0] for e in evaluations)
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "simulated", "site", "ceiling", "pooled_r")}

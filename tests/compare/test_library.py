@@ -269,3 +269,8 @@ def test_the_readme_s_example_runs(tmp_path, monkeypatch):
     few = "recordings, scoring=cb.Scoring(components=3), progress=False, layers"
     exec(block.replace("recordings, layers", few), scope)
     assert cb.Comparison.load(tmp_path / "results" / "mine").summary == scope["result"].summary
+
+
+def test_the_name_of_a_network_in_memory_says_nothing_about_its_accuracy():
+    named = cb.Network(plain().module, cb.Preprocessing(16), name="vgg16 CNN", weights="IMAGENET1K_V1")
+    assert scored(named, None, recordings(), "1").run["accuracy"] == []
