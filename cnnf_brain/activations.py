@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain import images
 from cnnf_brain.checks import unknown
+from cnnf_brain.images import batches
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.state import FeedbackResult
 from cnnf_brain.networks import Network
-from cnnf_brain.types import Images, LayerAt
+from cnnf_brain.types import Array, Images, LayerAt
 
 PROBED = 4  # images that a network is tried on
 SAME_ROWS = 1e-3  # relative distance of two rows of one image in the first pass; rounding stays far below
@@ -96,7 +96,7 @@ class Probe:
 
 
 @torch.inference_mode()
-def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
+def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
     """Rows (B, n_features), float32, of each layer for a preprocessed batch (B, C, size, size).
 
     Raises
@@ -116,7 +116,7 @@ def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict
     return {at: as_rows(values, at) for at, values in maps.items()}
 
 
-def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe:
+def probe(network: Network, images: Images, layers: Sequence[LayerAt]) -> Probe:
     """Show a network the first images, in two orders and batch sizes, before long work.
 
     Row i must belong to image i and depend on nothing else: in the first pass the same images in another order and batch size give
@@ -129,8 +129,8 @@ def probe(network: Network, stimuli: Images, layers: Sequence[LayerAt]) -> Probe
         ``eval()``, or whose rows depend on the other images of a batch (batch statistics), with the reason.
     """
     layers = list(dict.fromkeys(layers))
-    n = min(PROBED, len(stimuli))
-    batch = next(images.batches(stimuli, network.preprocessing, n))
+    n = min(PROBED, len(images))
+    batch = next(batches(images, network.preprocessing, n))
     _check_evaluation_mode(network)
     firsts = {at: LayerAt(at.layer, 0, at.feedback) for at in layers}  # what growth is measured against
     passes = [LayerAt(at.layer) for at in layers]
@@ -151,7 +151,7 @@ def _check_evaluation_mode(network: Network) -> None:
         )
 
 
-def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
+def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
     try:
         return features(network, batch, layers)
     except RuntimeError as error:
@@ -161,7 +161,7 @@ def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> d
         ) from error
 
 
-def _in_parts(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, np.ndarray]:
+def _in_parts(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
     """The rows of the same images, in another order and in batches of other sizes."""
     n = len(batch)
     order, wanted = [n - 1, *range(n - 1)], list(dict.fromkeys(layers))
@@ -169,7 +169,7 @@ def _in_parts(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dic
     return {at: np.concatenate([part[at] for part in parts])[np.argsort(order)] for at in wanted}
 
 
-def _same(network: Network, rows: dict[LayerAt, np.ndarray], other: dict[LayerAt, np.ndarray], reason: str) -> None:
+def _same(network: Network, rows: dict[LayerAt, Array], other: dict[LayerAt, Array], reason: str) -> None:
     for at, values in other.items():
         apart = np.linalg.norm(rows[at] - values, axis=1)
         if (apart > SAME_ROWS * np.linalg.norm(rows[at], axis=1) + np.finfo(np.float32).tiny).any():
@@ -183,7 +183,7 @@ def float32_convolutions(device: torch.device) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
-def as_rows(values: Tensor, at: LayerAt) -> np.ndarray:
+def as_rows(values: Tensor, at: LayerAt) -> Array:
     """(B, n_features) float32 of maps (B, ...), C-order; a ValueError where they are not finite."""
     rows = values.detach().flatten(1).to("cpu", torch.float32).numpy()
     if not np.isfinite(rows).all():

@@ -25,10 +25,11 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cnnf_brain import activations, images, io
+from cnnf_brain import activations, io
+from cnnf_brain.images import batches
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.types import FEATURES_VERSION, Gram, Images, LayerAt
+from cnnf_brain.types import FEATURES_VERSION, Array, Gram, Images, LayerAt
 
 BLOCK_BYTES = 256 * 2**20  # of one block of columns over all images
 SCRATCH_BYTES = 20 * 2**30
@@ -43,7 +44,7 @@ class DamagedCacheWarning(UserWarning):
 
 def layer_grams(
     network: Network,
-    stimuli: Images,
+    images: Images,
     layers: Sequence[LayerAt],
     *,
     batch_size: int = 8,
@@ -69,34 +70,34 @@ def layer_grams(
     if batch_size < 1:
         raise ValueError(f"the batch size is {batch_size}, expected at least 1")
     activations.check_layers(network.module, layers)
-    seen = stimuli.digest()
+    seen = images.digest()
     keys = {at: gram_key(network, seen, at, batch_size) for at in dict.fromkeys(layers)}
     found = _cached(keys)
     missing = [at for at in keys if at not in found]
     if missing:
         if network.identity is None:
             print(f"{network.name}: its features are not kept in the cache, since {network.unidentified}", file=sys.stderr)
-        counts = activations.probe(network, stimuli, missing).counts
-        for group in grouped(counts, len(stimuli), scratch_bytes):
+        counts = activations.probe(network, images, missing).counts
+        for group in grouped(counts, len(images), scratch_bytes):
             some = {at: counts[at] for at in group}
-            found |= _computed(network, stimuli, some, {at: keys[at] for at in group}, batch_size, progress)
+            found |= _computed(network, images, some, {at: keys[at] for at in group}, batch_size, progress)
     return {at: found[at] for at in layers}
 
 
 def _computed(
     network: Network,
-    stimuli: Images,
+    images: Images,
     counts: dict[LayerAt, int],
     keys: dict[LayerAt, str],
     batch_size: int,
     progress: Progress,
 ) -> dict[LayerAt, Gram]:
     """The Grams of one group of layers, which go to the cache; ``counts`` are features by layer."""
-    with Scratch(counts, len(stimuli), list(keys.values())) as scratch:
+    with Scratch(counts, len(images), list(keys.values())) as scratch:
         # another process may have computed them while this one waited for the scratch
         found = _cached(keys) if scratch.waited else {}
         if len(found) < len(keys):
-            _stream(network, stimuli, scratch, batch_size, progress)
+            _stream(network, images, scratch, batch_size, progress)
         for at in (at for at in keys if at not in found):
             found[at] = Gram(at, scratch.gram(at), counts[at])
             if network.identity is not None:
@@ -108,13 +109,13 @@ def _cached(keys: dict[LayerAt, str]) -> dict[LayerAt, Gram]:
     return {at: gram for at, key in keys.items() if (gram := read_gram(at, key)) is not None}
 
 
-def _stream(network: Network, stimuli: Images, scratch: Scratch, batch_size: int, progress: Progress) -> None:
+def _stream(network: Network, images: Images, scratch: Scratch, batch_size: int, progress: Progress) -> None:
     """All images through the network, their features into ``scratch``, from where an interrupted run stopped."""
-    done, total = scratch.rows_done(), len(stimuli)
+    done, total = scratch.rows_done(), len(images)
     names = ", ".join(map(str, list(scratch.counts)[:3])) + (", …" if len(scratch.counts) > 3 else "")
     what = f"{network.name}: {names}"
     with tqdm(total=total, initial=done, unit="image", desc=what, disable=progress is not True) as bar:
-        for batch in images.batches(stimuli, network.preprocessing, batch_size, start=done):
+        for batch in batches(images, network.preprocessing, batch_size, start=done):
             for at, rows in activations.features(network, batch, list(scratch.counts)).items():
                 scratch.append(at, rows)
             done += len(batch)
@@ -196,7 +197,7 @@ class Scratch:
                 os.truncate(file, done * size)
         return done
 
-    def append(self, at: LayerAt, rows: np.ndarray) -> None:
+    def append(self, at: LayerAt, rows: Array) -> None:
         """Add rows (B, n_features) of the next images."""
         try:
             for path, start, end in self.blocks[at]:
@@ -213,7 +214,7 @@ class Scratch:
                 f"{io.CACHE_VARIABLE} to a larger disk",
             ) from error
 
-    def gram(self, at: LayerAt) -> np.ndarray:
+    def gram(self, at: LayerAt) -> Array:
         """K (n_images, n_images) float64; each block's mean row is taken off first, which PLS does not see."""
         total = np.zeros((self.n_images, self.n_images))
         for path, start, end in self.blocks[at]:

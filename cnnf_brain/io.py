@@ -98,7 +98,7 @@ def read_netcdf(path: Path) -> xr.Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
-            with xarray.open_dataset(path, engine="netcdf4") as file:  # type: ignore[no-untyped-call]
+            with xarray.open_dataset(path, engine="netcdf4") as file:
                 found: xr.Dataset = file.load()
         return found
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:

@@ -18,10 +18,10 @@ from cnnf_brain.compare import show, words
 from cnnf_brain.io import plain, read_netcdf, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
-from cnnf_brain.report import page
+from cnnf_brain.report import PAGE, page
 from cnnf_brain.report.runs import Run
 from cnnf_brain.results import read_record, results
-from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
+from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 KIND = "compare"
 SCHEMA = 3  # of summary.json and scores.nc
-FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json", page.PAGE)
+FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json", PAGE)
 VERDICTS = {1: "above", -1: "below", 0: "undecided"}
 COLUMNS = ("region", "source", "role", "network", "weights", "layer")  # of scores.nc, equal over the sites of a row
 
@@ -261,12 +261,12 @@ def _flat(row: dict[str, Any], top1: Mapping[tuple[str, str, str], float]) -> di
     return flat
 
 
-def _median(values: np.ndarray) -> float:
+def _median(values: Array) -> float:
     defined = values[np.isfinite(values)]
     return float(np.median(defined)) if len(defined) else math.nan
 
 
-def median_interval(r: np.ndarray) -> tuple[float, float]:
+def median_interval(r: Array) -> tuple[float, float]:
     """95% bootstrap interval, over sites, of the median of (n_sites,) values; NaN for fewer than two sites."""
     if np.isfinite(r).sum() < 2:
         return math.nan, math.nan

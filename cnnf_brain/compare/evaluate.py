@@ -17,7 +17,7 @@ from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores, pool_scores
 from cnnf_brain.recordings import Recordings
-from cnnf_brain.types import Difference, Evaluation, Gram, Images, LayerAt, Predictions, Scores, Split, option
+from cnnf_brain.types import Array, Difference, Evaluation, Gram, Images, LayerAt, Predictions, Scores, Split, option
 
 NESTED = "nested"
 POOLED = "pooled"
@@ -198,9 +198,7 @@ def _evaluation(
     )
 
 
-def _compare(
-    mine: Sequence[Fitted], bases: Sequence[Fitted], responses: Sequence[np.ndarray], seed: int
-) -> Difference | None:
+def _compare(mine: Sequence[Fitted], bases: Sequence[Fitted], responses: Sequence[Array], seed: int) -> Difference | None:
     """The tests, or None where no site has an r of both (constant predictions)."""
     pairs = list(zip(mine, bases, strict=True))
     if not any(np.isfinite(one.scores.r - base.scores.r).any() for one, base in pairs):

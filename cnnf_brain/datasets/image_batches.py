@@ -69,7 +69,7 @@ def decode(content: bytes, size: int, resize: int | None = None) -> Array:
     The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). The paper says
     nothing of it beyond "random horizontal flips was the only augmentation used" (B.5.1), so training and validation
     show the same square. Shapes stay as the pretrained networks know them; a square image is shown whole, exactly as
-    ``compare`` (and Brain-Score, which squashes) shows its square stimuli.
+    ``compare`` (and Brain-Score, which squashes) shows its square images.
 
     ``resize``, at least ``size``: the shorter side becomes ``resize`` and ``size`` x ``size`` pixels of the middle are kept, as in
     torchvision's published accuracies (256 and 224), but for whole pixels, to which torchvision rounds. It is what
