@@ -131,7 +131,7 @@ def probe(network: Network, images: Images, layers: Sequence[LayerAt]) -> Probe:
     layers = list(dict.fromkeys(layers))
     n = min(PROBED, len(images))
     batch = next(batches(images, network.preprocessing, n))
-    _check_evaluation_mode(network)
+    _check_module(network)
     firsts = {at: LayerAt(at.layer, 0, at.feedback) for at in layers}  # what growth is measured against
     passes = [LayerAt(at.layer) for at in layers]
     rows = _first_rows(network, batch, list(dict.fromkeys([*layers, *firsts.values(), *passes])))
@@ -143,21 +143,29 @@ def probe(network: Network, images: Images, layers: Sequence[LayerAt]) -> Probe:
     return Probe({at: rows[at].shape[1] for at in layers}, {at: by for at, by in grown.items() if by > GROWTH})
 
 
-def _check_evaluation_mode(network: Network) -> None:
+def _check_module(network: Network) -> None:
+    """A ValueError for a module that stays in training mode, or whose weights are not float32 numbers."""
+    network.module.eval()
     training = [name or "the network itself" for name, module in network.module.named_modules() if module.training]
     if training:
-        raise ValueError(
-            f"{network.name}: {training[0]} is in training mode; its features would be random: call eval() on it"
-        )
+        raise ValueError(f"{network.name}: {training[0]} stays in training mode after eval(); its features would be random")
+    for name, weight in network.module.named_parameters():
+        if weight.is_meta:
+            raise ValueError(f"{network.name}: {name} is on the meta device, without values; load its weights first")
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ValueError(f"{network.name}: {name} is {weight.dtype}, expected float32; call float() on the module")
 
 
 def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
     try:
         return features(network, batch, layers)
-    except RuntimeError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the code of a module raises
+        said = next(iter(str(error).splitlines()), "")
         raise ValueError(
-            f"{network.name} cannot be run on images of shape {tuple(batch.shape[1:])} ({str(error).splitlines()[0]}); "
-            "it may need another image size"
+            f"{network.name} cannot be run on images of shape {tuple(batch.shape[1:])} ({type(error).__name__}: {said}); "
+            "it may need another image size or number of channels"
         ) from error
 
 
@@ -187,8 +195,8 @@ def as_rows(values: Tensor, at: LayerAt) -> Array:
     """(B, n_features) float32 of maps (B, ...), C-order; a ValueError where they are not finite."""
     rows = values.detach().flatten(1).to("cpu", torch.float32).numpy()
     if not np.isfinite(rows).all():
+        hint = "; use fewer iterations, a smaller step, match_norm or match_layers" if at.iteration else ""
         raise ValueError(
-            f"{at}: features are not finite (feedback without matched norms grows with every iteration); "
-            "use fewer iterations, a smaller step, match_norm or match_layers"
+            f"{at}: features are not finite (NaN, or beyond float32){hint or '; look at weights and preprocessing'}"
         )
     return rows

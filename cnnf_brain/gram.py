@@ -71,11 +71,12 @@ def layer_grams(
         raise ValueError(f"the batch size is {batch_size}, expected at least 1")
     activations.check_layers(network.module, layers)
     seen = images.digest()
-    keys = {at: gram_key(network, seen, at, batch_size) for at in dict.fromkeys(layers)}
+    identity = network.identity  # a hash over all weights: once
+    keys = {at: gram_key(network, seen, at, batch_size, identity) for at in dict.fromkeys(layers)}
     found = _cached(keys)
     missing = [at for at in keys if at not in found]
     if missing:
-        if network.identity is None:
+        if identity is None:
             print(f"{network.name}: its features are not kept in the cache, since {network.unidentified}", file=sys.stderr)
         counts = activations.probe(network, images, missing).counts
         for group in grouped(counts, len(images), scratch_bytes):
@@ -248,7 +249,7 @@ def remove_old(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int) -> str:
+def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int, identity: str | None = None) -> str:
     """Hash of all that K depends on. The first pass does not depend on the feedback's settings.
 
     ``FEATURES_VERSION`` stands for this package's own code. A network without identity gets a key that never comes again.
@@ -257,7 +258,7 @@ def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int)
     if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
         settings = {k: v for k, v in network.module.settings.as_dict().items() if k != "iterations"}
     parts = {
-        "network": network.identity or uuid.uuid4().hex,
+        "network": identity or network.identity or uuid.uuid4().hex,
         "feedback": settings,
         "preprocessing": repr(network.preprocessing),
         "images": images_digest,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -41,8 +42,17 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"image size is {self.size!r}, expected a whole number of pixels, at least 1")
-        if self.resize is not None and not self.resize >= self.size:
-            raise ValueError(f"resize is {self.resize}, expected at least the image size, {self.size} pixels")
+        if self.resize is not None and not (isinstance(self.resize, int) and self.resize >= self.size):
+            raise ValueError(f"resize is {self.resize!r}, expected at least the image size, {self.size} pixels")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if (
+                not isinstance(values, list | tuple)
+                or len(values) not in (1, 3)
+                or not all(isinstance(v, Real) for v in values)
+            ):
+                raise ValueError(f"{name} is {values!r}, expected three numbers, or one for grey images")
+            object.__setattr__(self, name, tuple(values))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: expected equally many numbers, std above 0")
 

@@ -34,7 +34,12 @@ def cache_folder(*parts: str) -> Path:
     if base is None:
         base = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnf-brain")
     folder = Path(base, *parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); set {CACHE_VARIABLE} to another"
+        ) from error
     return folder
 
 

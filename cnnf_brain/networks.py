@@ -31,7 +31,7 @@ NO_FEEDBACK = "{}: has no feedback; it runs with 0 iterations alone, and takes n
 BEYOND = "feedback trained for {} iterations"  # fewer than it runs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """A network with what it takes to show it images and to tell it from others.
 
@@ -79,6 +79,10 @@ class Network:
             raise TypeError(f"the module is a {type(self.module).__name__}, expected a torch.nn.Module")
         if not isinstance(self.preprocessing, Preprocessing):
             raise TypeError(f"preprocessing is a {type(self.preprocessing).__name__}, expected a cnnf_brain.Preprocessing")
+        if not isinstance(self.layers, Mapping) or not all(isinstance(layer, str) for layer in self.layers.values()):
+            raise TypeError(f"layers is {self.layers!r}, expected a dict from regions to names of layers")
+        if not (isinstance(self.name, str) and isinstance(self.weights, str) and isinstance(self.card, Card)):
+            raise TypeError(f"name {self.name!r} and weights {self.weights!r}: expected texts; card: expected a Card")
         self.module.eval()
         object.__setattr__(self, "name", self.name or type(self.module).__name__)
 

@@ -86,6 +86,7 @@ class Images:
     read: Callable[[int], bytes] = field(repr=False)
     where: str
     _hashes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    _checked: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -168,9 +169,10 @@ class Images:
             )
 
     def check(self) -> None:
-        """Decode every image once, so that a damaged one is found before long work starts."""
-        for index in range(len(self)):
+        """Decode every image, the first time, so that a damaged one is found before long work starts."""
+        for index in range(0 if self._checked else len(self)):
             self.decode(index)
+        self._checked.append(True)
 
     def hashes(self) -> tuple[str, ...]:
         """Hexadecimal SHA-256 of each image's encoded bytes, in order; computed once and kept."""

@@ -9,22 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from cnnf_brain import results
 from cnnf_brain.activations import Probe
 from cnnf_brain.compare import accuracy
 from cnnf_brain.compare.comparison import Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_features, check_scoring, evaluate_region
-from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region
+from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, same_network
 from cnnf_brain.gram import Progress
-from cnnf_brain.io import array_hash
+from cnnf_brain.io import array_hash, short_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings
 from cnnf_brain.types import Evaluation
 
 __all__ = ["Comparison", "Scoring", "compare"]
+
+T = TypeVar("T")
 
 
 def compare(
@@ -66,6 +68,8 @@ def compare(
 
     Raises
     ------
+    TypeError
+        An argument of another type.
     ValueError
         A layer or iteration that a network lacks, a region without a layer, recordings too small for the scoring, a network whose
         rows do not belong to the images, features that are not finite.
@@ -85,21 +89,58 @@ def compare(
     >>> result.table()[["region", "layer", "sites"]].to_dict("records")
     [{'region': 'V4', 'layer': '1', 'sites': 6}]
     """
-    started, scoring = time.time(), scoring or Scoring()
-    models = [model] if isinstance(model, Network) else list(model)
-    sources = _by_region([recordings] if isinstance(recordings, Recordings) else list(recordings))
+    started = time.time()
+    models, sources, scoring = _checked(model, baseline, recordings, scoring, progress)
     named = by_region(layers, list(sources))
-    theirs = None if baseline_layers is None else by_region(baseline_layers, list(named), "baseline layers")
+    theirs = None if baseline_layers is None else by_region(baseline_layers, list(named), "baseline layers", every=False)
     asked = asked_layers(named, models, baseline, theirs)
     used = [source for one in asked for source in sources[one.region]]
     for source in used:
         check_scoring(source, scoring)
+        source.images.check()
     probes = check_features(asked, used[0].images, scoring)
     evaluations: list[Evaluation] = []
     for one in asked:
         evaluations += evaluate_region(one, sources[one.region], scoring, progress)
-    options = {**asdict(scoring), "layers": {one.region: _asked_names(one) for one in asked}}
+    options = {**asdict(scoring), "layers": {one.region: _in_words(one) for one in asked}}
     return Comparison(tuple(evaluations), _describe(probes, used, options, started))
+
+
+def _checked(
+    model: object, baseline: object, recordings: object, scoring: object, progress: object
+) -> tuple[list[Network], dict[str, list[Recordings]], Scoring]:
+    """Models, recordings by region, and the scoring; an error where an argument is of another type."""
+    models = _listed("model", model, Network, "cnnf_brain.Network(module, preprocessing) or load_network(...)")
+    if not (baseline is None or isinstance(baseline, Network)):
+        raise TypeError(f"baseline is a {type(baseline).__name__}, expected a cnnf_brain.Network or None")
+    if not (scoring is None or isinstance(scoring, Scoring)):
+        raise TypeError(f"scoring is a {type(scoring).__name__}, expected a cnnf_brain.Scoring or None")
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress is {progress!r}, expected True, False or a function (what, done, total)")
+    _check_names(models, baseline)
+    sources = _listed("recordings", recordings, Recordings, "Recordings.from_arrays(...) or load_recordings(...)")
+    return models, _by_region(sources), scoring or Scoring()
+
+
+def _listed(name: str, given: Any, kind: type[T], how: str) -> list[T]:
+    """One ``kind`` or several as a list."""
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    other = [one for one in found if not isinstance(one, kind)]
+    if other:
+        raise TypeError(f"{name} holds a {type(other[0]).__name__}, expected a {kind.__name__} or a list of them: {how}")
+    if not found:
+        raise ValueError(f"no {name} is given; give one {kind.__name__} or more")
+    return found
+
+
+def _check_names(models: Sequence[Network], baseline: Network | None) -> None:
+    """A ValueError where two networks could not be told apart in the results, or one is given twice."""
+    for number, one in enumerate(models):
+        if any(one is other for other in models[:number]):
+            raise ValueError(f"{one.title} [{one.weights}] is given twice as a model; give each network once")
+        beside = [*models[:number], *([baseline] if baseline and not same_network(one, baseline) else [])]
+        if any((one.title, one.weights) == (other.title, other.weights) for other in beside):
+            raise ValueError(f"two networks are called {one.title} [{one.weights}]; give each a name of its own (name=...)")
 
 
 def _describe(
@@ -123,8 +164,6 @@ def _describe(
 
 
 def _by_region(recordings: Sequence[Recordings]) -> dict[str, list[Recordings]]:
-    if not recordings:
-        raise ValueError("no recordings are given; give one Recordings or more")
     found: dict[str, list[Recordings]] = {}
     for one in recordings:
         found.setdefault(one.region, []).append(one)
@@ -138,8 +177,13 @@ def _by_region(recordings: Sequence[Recordings]) -> dict[str, list[Recordings]]:
     return found
 
 
-def _asked_names(asked: RegionAsked) -> list[str]:
-    return list(dict.fromkeys(str(row.at) for one in asked.models for row in one.rows))
+def _in_words(asked: RegionAsked) -> list[str]:
+    """Every row of a region: network, layer, and what it is compared with."""
+    return [
+        f"{row.role} {one.network.title} [{one.network.weights}] {row.at}" + (f" - {row.against}" if row.against else "")
+        for one in asked.networks
+        for row in one.rows
+    ]
 
 
 def describe_network(network: Network) -> dict[str, Any]:
@@ -149,6 +193,7 @@ def describe_network(network: Network) -> dict[str, Any]:
         "weights": network.weights,
         "sha256": network.digest,
         "image_size": network.preprocessing.size,
+        "preprocessing": asdict(network.preprocessing),
         "headless": network.headless,
         "feedback": network.feedback,
         "settings": network.module.settings.as_dict() if isinstance(network.module, CNNF) else None,
@@ -166,6 +211,8 @@ def describe_recordings(recordings: Recordings) -> dict[str, Any]:
         "excluded": list(recordings.excluded),
         "images_sha256": recordings.images.digest(),
         "responses_sha256": array_hash(recordings.responses),
+        "labels_sha256": short_hash([recordings.images.ids, recordings.site_ids, recordings.object_names], 64),
+        "repeats_sha256": None if recordings.repeats is None else array_hash(recordings.repeats),
     }
 
 

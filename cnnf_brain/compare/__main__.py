@@ -131,7 +131,7 @@ def run(options: Options) -> Comparison:
         about = {"options": options.decided(), "chosen": why, "configuration": configuration, "accuracy": measured}
         done = Comparison(found.evaluations, {**found.run, **about, "seconds": round(time.time() - started, 1)})
         done.write(staging, folder)
-        print(done.markdown())
+    print(done.markdown())
     print(f"written to {folder}: {', '.join(FILES)}")
     return done
 

@@ -32,10 +32,11 @@ KIND = "compare"
 SCHEMA = 3  # of summary.json and scores.nc
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json", PAGE)
 VERDICTS = {1: "above", -1: "below", 0: "undecided"}
+RECORD = ("options", "networks", "recordings", "accuracy", "notes", "configuration")  # entries of run.json
 COLUMNS = ("region", "source", "role", "network", "weights", "layer")  # of scores.nc, equal over the sites of a row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """The predictivity of networks for recorded sites, and how it differs from a baseline.
 
@@ -171,10 +172,15 @@ class Comparison:
                 f"{folder}: expected a comparison in form {SCHEMA}, found form {summary.get('schema')} of "
                 f"{summary.get('kind', 'another kind')}; run it again (its command stands in run.json)"
             )
-        rows = summary["evaluations"]
-        return cls(
-            tuple(_evaluation(row, scores) for row, scores in zip(rows, _read_scores(folder, rows), strict=True)), run
-        )
+        try:
+            rows = summary["evaluations"]
+            found = [_evaluation(row, scores) for row, scores in zip(rows, _read_scores(folder, rows), strict=True)]
+            lacking = [name for name in RECORD if name not in run]
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{folder}: its files lack what a comparison has ({error}); run it again") from error
+        if lacking:
+            raise ValueError(f"{folder}/run.json lacks {', '.join(lacking)}; run it again")
+        return cls(tuple(found), run)
 
     def __repr__(self) -> str:
         return f"{self.markdown()}\n\n{self.answer}"
@@ -308,7 +314,11 @@ def _read_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[xr
         raise ValueError(f"{path} holds {len(data['row'])} rows, and summary.json tells of others; run it again")
     start = 0
     for row in rows:
-        yield data.isel(row=slice(start, start + row["sites"]))
+        part = data.isel(row=slice(start, start + row["sites"]))
+        other = [name for name in COLUMNS if set(map(str, part[name].values)) != {row[name]}]
+        if other:
+            raise ValueError(f"{path} is not of the run in summary.json: {', '.join(other)} differ; run it again")
+        yield part
         start += row["sites"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from numbers import Integral
 
 import numpy as np
 
@@ -66,13 +67,18 @@ class Scoring:
     batch_size: int = option(8, "images of a batch")
 
     def __post_init__(self) -> None:
-        if self.select not in (None, NESTED):
-            raise ValueError(f"select is {self.select!r}, expected {NESTED!r} or None")
-        for name in ("components", "pca", "batch_size"):
+        for name, known in (("splits", ("kfold", "brainscore")), ("select", (None, NESTED)), ("per_site", (True, False))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, known))}")
+        for name, least in (("components", 1), ("pca", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if not 0 <= self.seed < 2**32:
+            if value is None and name == "pca":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} is {value!r}, expected a whole number")
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}, expected a whole number from 0 to 2**32 - 1")
         if self.pca is not None and self.pca < self.components:
             raise ValueError(

@@ -54,24 +54,33 @@ class RegionAsked:
         return [*([self.baseline] if self.baseline else []), *self.models]
 
 
-def by_region(layers: Layers, regions: Sequence[str], what: str = "layers") -> dict[str, list[Name]]:
+def by_region(layers: Layers, regions: Sequence[str], what: str = "layers", *, every: bool = True) -> dict[str, list[Name]]:
     """Layers for each region of ``regions``, in their order.
 
     ``layers`` None: each region's own layer, under the name ``""``. A name or a list of names is taken for every region; a mapping
-    names them by region. A ValueError for a region that is not among ``regions``.
+    names them by region: for each of ``regions`` (not ``every``: for some), and for
+    no other.
     """
     if layers is None:
         return {region: [""] for region in regions}
     if not isinstance(layers, Mapping):
-        return {region: _listed(layers) for region in regions}
-    unasked = [region for region in layers if region not in regions]
-    if unasked:
-        raise ValueError(f"{what} are named for region {unasked[0]}, but the regions are {', '.join(regions)}")
-    return {region: _listed(layers[region]) for region in regions if region in layers}
+        return {region: _listed(layers, what) for region in regions}
+    named = ", ".join(map(str, layers)) or "none"
+    for region in [*layers, *(regions if every else ())]:
+        if (region in layers) != (region in regions):
+            raise ValueError(f"{what} are named for the regions {named}, but the regions are {', '.join(regions)}")
+    return {region: _listed(layers[region], what) for region in regions if region in layers}
 
 
-def _listed(names: Names) -> list[Name]:
-    return [names] if isinstance(names, str | LayerAt) else list(names)
+def _listed(names: Names, what: str) -> list[Name]:
+    found = [names] if isinstance(names, str | LayerAt) else list(names) if isinstance(names, list | tuple) else None
+    if found is None or not all(isinstance(name, str | LayerAt) for name in found):
+        raise TypeError(
+            f"{what} are {names!r}, expected a name (features.16@1), a LayerAt, or a list of these, by region or not"
+        )
+    if not found:
+        raise ValueError(f"{what} is an empty list; name one, or leave {what} out")
+    return found
 
 
 def asked_layers(

@@ -193,13 +193,40 @@ def test_a_card_decides_and_arguments_override():
     assert cb.load_network("small", iterations=1).iterations == 1
 
 
+MODEL = plain()
+
+
+def spoiled() -> cb.Network:
+    network = plain()
+    nn.init.constant_(next(network.module.parameters()), float("nan"))
+    return network
+
+
+class Failing(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("no such thing")
+
+
+def failing() -> cb.Network:
+    return cb.Network(Failing(nn.Conv2d(3, 4, 3)), cb.Preprocessing(16))
+
+
+def broken() -> cb.Recordings:
+    """The last image is none."""
+    images = [Image.fromarray(one) for one in pixels()]
+    made = cb.Recordings.from_arrays(responses(pixels()), images, region="V4")
+    read = made.images.read
+    object.__setattr__(made.images, "read", lambda i: b"no picture" if i == N - 1 else read(i))
+    return made
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "no recordings": (lambda: scored(plain(), None, [], "1"), "no recordings are given"),
     "an unknown layer": (lambda: scored(plain(), None, recordings(), "relu"), "layer 'relu' is not known"),
     "an iteration that is not run": (lambda: scored(plain(), None, recordings(), "1@1"), "runs no feedback"),
     "another region": (
         lambda: scored(plain(), None, recordings(), {"IT": "1"}),
-        "named for region IT, but the regions are V4",
+        "named for the regions IT, but the regions are V4",
     ),
     "a baseline's layers and no baseline": (
         lambda: scored(plain(), None, recordings(), "1", baseline_layers="1"),
@@ -217,6 +244,35 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: scored(cb.Network(plain().module, cb.Preprocessing(20)), None, recordings(), "3"),
         "cannot be run on images of shape",
     ),
+    "no model": (lambda: scored([], None, recordings(), "1"), "no model is given"),
+    "no layers": (lambda: scored(plain(), None, recordings(), []), "layers is an empty list"),
+    "recordings without layers": (
+        lambda: scored(plain(), None, [recordings(), recordings("IT", 1)], {"IT": "1"}),
+        "named for the regions IT, but the regions are V4, IT",
+    ),
+    "two networks of one name": (
+        lambda: scored([plain(), cb.Network(plain(1).module, cb.Preprocessing(16), name="plain0")], None, recordings(), "1"),
+        "two networks are called plain0",
+    ),
+    "a model that is given twice": (lambda: scored([MODEL, MODEL], plain(1), recordings(), "1"), "given twice as a model"),
+    "double precision": (
+        lambda: scored(cb.Network(plain().module.double(), cb.Preprocessing(16)), None, recordings(), "1"),
+        "0.weight is torch.float64, expected float32",
+    ),
+    "the meta device": (
+        lambda: scored(cb.Network(nn.Conv2d(3, 4, 3, device="meta"), cb.Preprocessing(16)), None, recordings(), "1"),
+        "layer '1' is not known|on the meta device",
+    ),
+    "weights that are not numbers": (
+        lambda: scored(spoiled(), None, recordings(), "1"),
+        "features are not finite .*look at weights and preprocessing",
+    ),
+    "a forward that fails": (lambda: scored(failing(), None, recordings(), "0"), "cannot be run on images .*KeyError"),
+    "a broken image": (lambda: scored(plain(), None, broken(), "1"), "image 'image39' cannot be decoded"),
+    "half a component": (lambda: cb.Scoring(components=2.5), "components is 2.5, expected a whole number"),
+    "a word for a switch": (lambda: cb.Scoring(per_site="no"), "per_site is 'no', expected True or False"),
+    "unknown splits": (lambda: cb.Scoring(splits="foo"), "splits is 'foo', expected 'kfold' or 'brainscore'"),
+    "a single mean": (lambda: cb.Preprocessing(16, mean=0.5), "mean is 0.5, expected three numbers"),
     "an unknown choice": (lambda: cb.Scoring(select="best"), "select is 'best', expected 'nested' or None"),
 }
 
@@ -228,6 +284,55 @@ def test_bad_arguments_are_told_before_long_work_and_without_flags(kind, monkeyp
     with pytest.raises(ValueError, match=message) as told:
         call()
     assert "--" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.ReLU(), None, recordings()), "model holds a ReLU, expected a Network or a list of them"),
+        (("vgg16", None, recordings()), "model holds a str"),
+        ((plain(), nn.ReLU(), recordings()), "baseline is a ReLU, expected a cnnf_brain.Network or None"),
+        ((plain(), None, np.zeros((3, 3))), "recordings holds a ndarray, expected a Recordings"),
+        ((plain(), None, recordings(), 3), "layers are 3, expected a name"),
+        ((plain(), None, recordings(), {"V4": None}), "layers are None, expected a name"),
+    ],
+)
+def test_arguments_of_other_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        scored(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"scoring": {}}, "scoring is a dict"), ({"progress": "yes"}, "progress is 'yes', expected True, False")],
+)
+def test_settings_of_other_types(more, message):
+    with pytest.raises(TypeError, match=message):
+        scored(plain(), None, recordings(), "1", **more)
+
+
+CHANGES = {
+    "baseline layers": lambda: scored(plain(), plain(1), recordings(), "1", baseline_layers="2"),
+    "the other way round": lambda: scored(plain(1), plain(), recordings(), "1"),
+    "preprocessing": lambda: scored(
+        cb.Network(plain().module, cb.Preprocessing(16, (0.1,) * 3, (0.3,) * 3), name="plain0"), plain(1), recordings(), "1"
+    ),
+    "image ids": lambda: scored(plain(), plain(1), labelled(image_ids=[f"x{i:02}" for i in range(N)]), "1"),
+    "site ids": lambda: scored(plain(), plain(1), labelled(site_ids=list("abcde")), "1"),
+    "objects": lambda: scored(plain(), plain(1), labelled(object_names=["a", "b"] * (N // 2)), "1"),
+}
+
+
+def labelled(**labels: Any) -> cb.Recordings:
+    return cb.Recordings.from_arrays(responses(pixels()), pixels(), region="V4", source="mine", **labels)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_belongs_to_all_that_decides_the_numbers(change, tmp_path):
+    scored(plain(), plain(1), recordings(), "1").save(tmp_path / "mine")
+    scored(plain(), plain(1), recordings(), "1").save(tmp_path / "mine")
+    with pytest.raises(ValueError, match="holds the results of another question"):
+        CHANGES[change]().save(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
