@@ -28,7 +28,7 @@ from cnnf_brain.compare import choice
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
-from cnnf_brain.trainer import card as card_files
+from cnnf_brain.trainer import checkpoint as card_files
 from cnnf_brain.trainer import small
 from cnnf_brain.types import LayerAt
 

@@ -56,7 +56,6 @@ import argparse
 import contextlib
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +63,11 @@ from cnnf_brain import cli, results
 from cnnf_brain.datasets.image_batches import TooManyBadImages
 from cnnf_brain.datasets.image_index import index_images, index_validation
 from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.model.zoo import STABLE
 from cnnf_brain.report import readers
 from cnnf_brain.trainer import evaluation, imagenet
-from cnnf_brain.trainer.card import WEIGHTS
-from cnnf_brain.trainer.config import CNN, IMAGENET_FEEDBACK, LossWeights, Recipe, recorded
+from cnnf_brain.trainer.checkpoint import WEIGHTS
+from cnnf_brain.trainer.config import LossWeights, Recipe, feedback_and_losses
 from cnnf_brain.trainer.distributed import Ranks, join
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
     """Data, training, result."""
-    wanted, folder = recipe(args), output(args)
+    wanted = recipe(args)
+    folder = output(args, wanted)
     with ranks.in_turn():
         train, validation = index_images(args.data)
     images = train.spaced(args.limit), validation.spaced(args.limit_validation)
@@ -105,18 +106,14 @@ def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
 
 def recipe(args: argparse.Namespace) -> Recipe:
     """The flags as the one record that the trainer reads."""
-    feedback, losses = dict(CNN), LossWeights(0.0, 0.0, 0.0)
-    if args.model == "cnnf":
-        feedback = recorded(FeedbackSettings(**{**IMAGENET_FEEDBACK, **cli.given(args, FeedbackSettings)}))
-        losses = LossWeights(**cli.given(args, LossWeights))
-    return Recipe(**cli.given(args, Recipe), feedback=feedback, losses=losses)
+    feedback, losses = cli.given(args, FeedbackSettings), cli.given(args, LossWeights)
+    return Recipe(**cli.given(args, Recipe), **feedback_and_losses(args.model, feedback, losses, STABLE))
 
 
-def output(args: argparse.Namespace) -> Path:
+def output(args: argparse.Namespace, wanted: Recipe) -> Path:
     """The folder of the run."""
     if args.output is not None:
         return Path(args.output)
-    wanted = recipe(args)
     iterations = f"-{wanted.feedback['iterations']}" if args.model == "cnnf" else ""
     return Path("runs", f"imagenet-{wanted.arch}-{args.model}{iterations}-seed{wanted.seed}")
 
@@ -141,10 +138,8 @@ def evaluate(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
             shown = evaluation.how_shown(settings["image_size"], settings["resize"])
             images = f"{len(index)} images of {len(index.classes)} classes from {args.data}, {shown}"
             print(f"{network.name}, weights {weights} ({how}): {images}, on {record['machine']}", flush=True)
-        loading = replace(Recipe(), **{name: value for name in LOADING if (value := getattr(args, name)) is not None})
-        accuracy = evaluation.evaluate_network(
-            network, index, ranks=ranks, **{name: getattr(loading, name) for name in LOADING}
-        )
+        loading = {name: getattr(Recipe, name) if (value := getattr(args, name)) is None else value for name in LOADING}
+        accuracy = evaluation.evaluate_network(network, index, ranks=ranks, **loading)
         if ranks.rank == 0:
             print(evaluation.table(accuracy))
             if args.output is not None:
@@ -167,7 +162,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--data", type=Path, metavar="DIR", required=True, help="train/ and val/, or train-*.tar and val-*.tar")
     add("--evaluate", action="store_true", help="no training: the accuracy of --weights at every iteration")
     add("--model", choices=["cnn", "cnnf"], help="required, but for --evaluate")
-    cli.add_flags(parser, FeedbackSettings, defaults=IMAGENET_FEEDBACK)
+    cli.add_flags(parser, FeedbackSettings, defaults=STABLE)
     cli.add_flags(parser, LossWeights)
     cli.add_flags(parser, Recipe)
     add("--limit", type=count, metavar="N", help="only N of the training images, evenly spaced (to try things out)")

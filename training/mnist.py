@@ -46,10 +46,11 @@ from typing import Any
 from cnnf_brain import cli
 from cnnf_brain.datasets import mnist
 from cnnf_brain.model.settings import FeedbackSettings
+from cnnf_brain.model.zoo import SMALL_DEFAULTS
 from cnnf_brain.report import readers
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.card import WEIGHTS
-from cnnf_brain.trainer.config import CNN, SMALL_FEEDBACK, LossWeights, recorded
+from cnnf_brain.trainer.checkpoint import WEIGHTS
+from cnnf_brain.trainer.config import LossWeights, feedback_and_losses
 from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
 
 
@@ -64,44 +65,35 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, command: str) -> int:
     """The runs of all seeds."""
     with Stop() as stop:
-        for seed in seeds(args):
-            folder = output(args, seed)
-            card = small.train(
-                settings(args, seed), folder, command, folder=args.data, device=args.device, insist=args.resume, stop=stop
-            )
+        for seed in [args.seed or 0] if args.seeds is None else dict.fromkeys(args.seeds):
+            run = settings(args, seed)
+            folder = output(args, run)
+            card = small.train(run, folder, command, folder=args.data, device=args.device, insist=args.resume, stop=stop)
             if card is None:
                 return cli.STOPPED
             report(card, folder / WEIGHTS)
     return 0
 
 
-def seeds(args: argparse.Namespace) -> list[int]:
-    """The seeds of the runs, each once."""
-    return [args.seed or 0] if args.seeds is None else list(dict.fromkeys(args.seeds))
-
-
 def settings(args: argparse.Namespace, seed: int) -> small.Settings:
     """The run of one seed."""
-    feedback, losses = dict(CNN), LossWeights(0.0, 0.0, 0.0)
-    if args.model == "cnnf":
-        feedback = recorded(FeedbackSettings(**{**SMALL_FEEDBACK, **cli.given(args, FeedbackSettings)}))
-        losses = LossWeights(**cli.given(args, LossWeights))
+    feedback, losses = cli.given(args, FeedbackSettings), cli.given(args, LossWeights)
+    network = feedback_and_losses(args.model, feedback, losses, SMALL_DEFAULTS)
     if args.normalisation:
-        feedback["normalisation"] = args.normalisation
+        network["feedback"]["normalisation"] = args.normalisation
     adversary = small.Adversary(**{**cli.given(args, small.Adversary), "seed": seed}) if args.mode else None
-    given = {**(small.ADVERSARIAL if adversary else small.STANDARD), **cli.given(args, small.Settings), "seed": seed}
-    return small.Settings(**given, feedback=feedback, losses=losses, adversary=adversary)
+    schedule = small.ADVERSARIAL if adversary else small.STANDARD
+    return small.Settings(**{**schedule, **cli.given(args, small.Settings), **network, "seed": seed, "adversary": adversary})
 
 
-def output(args: argparse.Namespace, seed: int) -> Path:
+def output(args: argparse.Namespace, run: small.Settings) -> Path:
     """The folder of one seed's run."""
     if args.output is not None:
-        return Path(args.output) / f"seed{seed}" if args.seeds is not None else Path(args.output)
-    run = settings(args, seed)
+        return Path(args.output, "" if args.seeds is None else f"seed{run.seed}")
     iterations = f"-{run.feedback['iterations']}" if args.model == "cnnf" else ""
     made = run.adversary
     adversarial = f"-{made.mode}-{made.attack}-{made.epsilon:g}" if made else ""
-    return Path("runs", f"{args.dataset}-{args.model}{iterations}{adversarial}-seed{seed}")
+    return Path("runs", f"{args.dataset}-{args.model}{iterations}{adversarial}-seed{run.seed}")
 
 
 def report(card: dict[str, Any], path: Path) -> None:
@@ -119,7 +111,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--dataset", choices=sorted(mnist.TITLES), required=True)
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")
     add("--model", choices=["cnn", "cnnf"], required=True)
-    cli.add_flags(parser, FeedbackSettings, defaults=SMALL_FEEDBACK)
+    cli.add_flags(parser, FeedbackSettings, defaults=SMALL_DEFAULTS)
     add("--normalisation", choices=["rms", "l2"], help="of the maps (default rms; l2 as printed in A.4)")
     cli.add_flags(parser, LossWeights)
     cli.add_flags(parser, small.Adversary, defaults={"mode": None})

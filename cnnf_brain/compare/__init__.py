@@ -129,7 +129,7 @@ def _listed(name: str, given: Any, kind: type[T], how: str) -> list[T]:
     if other:
         raise TypeError(f"{name} holds a {type(other[0]).__name__}, expected a {kind.__name__} or a list of them: {how}")
     if not found:
-        raise ValueError(f"no {name} is given; give one {kind.__name__} or more")
+        raise ValueError(f"{name}: the list is empty; give one {kind.__name__} or more")
     return found
 
 

@@ -1,10 +1,9 @@
 """Images on disk to batches: which image comes when, how it is shown, and an account of the waiting.
 
-What a run sees is a function of (seed, step) alone. Training is one endless sequence of images, epoch after epoch,
-each in its own order; step ``s`` takes the places ``s * batch_size`` onwards. So every image is seen exactly once an epoch,
-every batch is full (one that begins at the end of an epoch goes on into the next), and the position in the data is one
-number. The batch is that of all ranks together, of which rank r takes every ``world_size``-th image: what a step learns from
-does not depend on the number of ranks, nor of workers.
+What a run sees is a function of (seed, step) alone. Training is one endless sequence of images, epoch after epoch, each in its own
+order; step ``s`` takes the places ``s * batch_size`` onwards. So every image is seen once an epoch, every batch is full, and the
+position in the data is one number. The batch is that of all ranks together, of which rank r takes every ``world_size``-th image:
+what a step learns from does not depend on the number of ranks, nor of workers.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class Batch(NamedTuple):
     """Images as they are shown, on the CPU.
 
     ``images`` (B, 3, size, size) uint8 in channels_last memory; ``labels`` (B,) int64; ``numbers`` (B,) int64, places in the
-    index; ``bad``: path -> reason of the images that could not be decoded. Those are left out of the rest, so B may be
-    smaller than was asked for, and 0: a mean over a batch of all ranks has to count the images that are there.
+    index; ``bad``: path -> reason of the images that could not be decoded. Those are left out of the rest, so that B may be
+    smaller than was asked for, and 0.
     """
 
     images: Tensor
@@ -48,38 +47,30 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the batches of a training run come from: ``DiskBatches``, or ``mnist.MemoryBatches``."""
+    """Where the batches of a training run come from: ``DiskBatches``, or ``mnist.MemoryBatches``.
 
-    def batches(self, start: int) -> Iterable[Batch]:
-        """The batches of the steps ``start``, ``start`` + 1 and so on without end, this rank's part of each."""
+    ``batches``: those of the steps ``start``, ``start`` + 1 and so on without end, this rank's part of each. ``prepare``: uint8
+    images of a batch as the network takes them, on their device. ``epochs``: how often each image was seen after ``step`` steps.
+    """
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """uint8 images of a batch as the network takes them, on the device of ``images``."""
-
-    def epochs(self, step: int) -> float:
-        """How often the images were seen when ``step`` steps are done."""
-
-    def __len__(self) -> int:
-        """The number of images."""
+    def batches(self, start: int) -> Iterable[Batch]: ...
+    def prepare(self, images: Tensor) -> Tensor: ...
+    def epochs(self, step: int) -> float: ...
+    def __len__(self) -> int: ...
 
 
 def decode(content: bytes, size: int, resize: int | None = None) -> Array:
     """The square in the middle of an image, (size, size, 3) uint8 RGB.
 
-    The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). The paper says
-    nothing of it beyond "random horizontal flips was the only augmentation used" (B.5.1), so training and validation
-    show the same square. Shapes stay as the pretrained networks know them; a square image is shown whole, exactly as
-    ``compare`` (and Brain-Score, which squashes) shows its square images.
+    The shorter side becomes ``size`` and the middle of the longer one is kept (bilinear with antialiasing). Training and validation
+    show the same square: "random horizontal flips was the only augmentation used" (B.5.1). A square image is shown whole, as
+    ``compare`` shows it.
 
     ``resize``, at least ``size``: the shorter side becomes ``resize`` and ``size`` x ``size`` pixels of the middle are kept, as in
-    torchvision's published accuracies (256 and 224), but for whole pixels, to which torchvision rounds. It is what
-    ``images.Preprocessing`` of the same ``resize`` shows. Large JPEGs are decoded at a half, quarter or eighth, never below twice
-    the size.
+    torchvision's published accuracies (256 and 224), but for whole pixels, to which torchvision rounds. ``images.Preprocessing`` of
+    the same ``resize`` shows the same. Large JPEGs are decoded at a half, quarter or eighth, never below twice the size.
 
-    Raises
-    ------
-    ValueError
-        For more than 8 bits a channel; Pillow raises other errors for damaged files.
+    A ValueError for more than 8 bits a channel; Pillow raises other errors for damaged files.
     """
     scaled = size if resize is None else resize
     with Image.open(io.BytesIO(content)) as image:
@@ -94,15 +85,14 @@ def decode(content: bytes, size: int, resize: int | None = None) -> Array:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to float32 with ImageNet's mean and standard deviation (B.5.1), on the device of ``images``."""
-    mean, std = _statistics(images.device)
+    mean, std = (_channels(values, images.device) for values in (Preprocessing.mean, Preprocessing.std))
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
 @lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Kept on the device: to make them there at every step would halt it."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (Preprocessing.mean, Preprocessing.std))
-    return mean, std
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 class TooManyBadImages(RuntimeError):
@@ -157,10 +147,7 @@ def epoch_plan(seed: int, epoch: int, n_images: int) -> Keys:
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """The keys of rank ``rank`` for steps ``start``, ``start`` + 1 and so on without end.
-
-    ``batch_size`` counts the images of all ranks.
-    """
+    """The keys of rank ``rank`` for steps ``start``, ``start`` + 1 and so on; ``batch_size`` counts the images of all ranks."""
 
     n_images: int
     batch_size: int
@@ -194,8 +181,7 @@ class TrainingOrder:
 class ValidationOrder:
     """The keys of rank ``rank`` for one pass over all images, none mirrored, none twice.
 
-    Nothing is padded: ranks may have unequally many batches and images, so sums and counts are to be added up over
-    the ranks afterwards, with no exchange between them on the way.
+    Nothing is padded: ranks may have unequally many batches and images, so they exchange nothing on the way.
     """
 
     n_images: int
@@ -207,9 +193,9 @@ class ValidationOrder:
         _check_ranks(self.n_images, self.batch_size, self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[Keys]:
-        mine = np.arange(self.rank, self.n_images, self.world_size)
-        portion = self.batch_size // self.world_size
-        for numbers in (mine[first : first + portion] for first in range(0, len(mine), portion)):
+        mine, portion = np.arange(self.rank, self.n_images, self.world_size), self.batch_size // self.world_size
+        for first in range(0, len(mine), portion):
+            numbers = mine[first : first + portion]
             yield numbers, np.zeros(len(numbers), dtype=bool)
 
     def __len__(self) -> int:
@@ -232,18 +218,9 @@ def _check_ranks(n_images: int, batch_size: int, rank: int, world_size: int) -> 
 class DiskBatches:
     """The images of an index as batches, for training or for one pass; each rank loads its part of every batch.
 
-    Attributes
-    ----------
-    index, size, resize
-        The images, shown at ``size`` x ``size`` pixels; ``resize``: see ``decode``.
-    batch_size
-        Images of a step over all ranks; rank r gets the images r, r + ``world_size``, ... of it.
-    seed
-        Of the order of the images and of what is mirrored.
-    workers
-        Processes that decode; 0: this one.
-    device
-        Where the batches will go: for CUDA they are put into pinned memory.
+    ``size``, ``resize``: see ``decode``. ``batch_size``: images of a step over all ranks; rank r gets the images r,
+    r + ``world_size``, ... of it. ``seed``: of the order of the images and of what is mirrored. ``workers``: processes that decode;
+    0: this one. ``device``: where the batches will go; for CUDA they are put into pinned memory.
     """
 
     index: ImageIndex
@@ -260,10 +237,7 @@ class DiskBatches:
         return len(self.index)
 
     def batches(self, start: int = 0) -> DataLoader[Batch]:
-        """The batches of steps ``start``, ``start`` + 1 and so on without end, shuffled and mirrored.
-
-        To resume is to begin with the number of steps done: what workers had prepared beyond it is decoded again.
-        """
+        """The batches of steps ``start`` (to resume: the number of steps done), ``start`` + 1 and so on, shuffled and mirrored."""
         return self._loader(TrainingOrder(len(self), self.batch_size, self.seed, start, self.rank, self.world_size))
 
     def once(self) -> DataLoader[Batch]:
@@ -293,10 +267,8 @@ class DiskBatches:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """SIGINT and SIGTERM go to a whole process group or job: the trainer finishes its step and then ends its workers.
-
-    A worker that died of them would make the trainer fail before it has saved.
-    """
+    """SIGINT and SIGTERM go to a whole process group or job: a worker that died of them would make the trainer fail before it
+    has finished its step and saved. It ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere a worker cannot tell who has sent the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -310,9 +282,8 @@ def _end_for_parent() -> None:
 
 
 class Feed:
-    """Batches with an account: ``waited``, the seconds in which the model had to wait for them, and ``bad``, path -> reason
-    of the different images that could not be decoded so far (on this rank). ``next`` raises ChangedShard where a shard has
-    changed since it was listed."""
+    """Batches with an account: ``waited``, the seconds in which the model had to wait for them, and ``bad``, path -> reason of
+    the images that could not be decoded so far (on this rank). ChangedShard where a shard has changed since it was listed."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)

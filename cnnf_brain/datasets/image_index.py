@@ -53,10 +53,10 @@ class ImageIndex:
     names: Array
     labels: Array
     sizes: Array
-    shards: tuple[str, ...]
     shard: Array
     offsets: Array
     headers: Array
+    shards: tuple[str, ...] = ()
     flat: bool = False
     _open: dict[int, int] = field(default_factory=dict, init=False, repr=False)  # shard -> descriptor, in this process
 
@@ -74,11 +74,8 @@ class ImageIndex:
         return str(self.root / self.part / (name.split("/")[1] if self.flat else name))
 
     def read(self, number: int) -> bytes:
-        """The encoded bytes of image ``number``; of a file that has been cut since only what is left.
-
-        Raises ChangedShard where the header before it in its shard (name, size, time) is not the one that was listed: the
-        bytes would be those of another image.
-        """
+        """The encoded bytes of image ``number``; ChangedShard where the header before it in its shard (name, size, time) is not
+        the one that was listed: the bytes would be those of another image."""
         if not self.shards:
             return Path(self.path(number)).read_bytes()
         begin = int(self.offsets[number]) - BLOCK
@@ -102,9 +99,8 @@ class ImageIndex:
     def digest(self) -> str:
         """SHA-256 over the names, sizes and labels of all images and the classes: other data, another digest.
 
-        The same for folders and shards of the same files. It does not cover the bytes of the images, which may be 140 GB: an
-        image that is replaced by another of the same name and the same number of bytes leaves it as it is, and a run goes on
-        with the new image.
+        The same for folders and shards of the same files. It does not cover the bytes of the images, which may be 140 GB: a run
+        goes on with an image that is replaced by another of the same name and the same number of bytes.
         """
         whole = hashlib.sha256(json.dumps([self.part, self.classes, len(self)]).encode())
         whole.update(b"\n".join(self.names.tolist()))
@@ -121,19 +117,11 @@ class ImageIndex:
         if n is None or n >= len(self):
             return self
         rows = np.arange(n) * len(self) // n
-        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("labels", *LISTED)})
 
 
-COLUMNS = ("names", "labels", "sizes", "shard", "offsets", "headers")  # of an ImageIndex, a value for each image
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """What was found of a part, in any order: each image as (name, bytes, number of the shard, offset, hash of its header)."""
-
-    images: list[tuple[bytes, int, int, int, int]]
-    shards: tuple[str, ...] = ()
-    flat: bool = False
+LISTED = ("names", "sizes", "shard", "offsets", "headers")  # what is found of each image; fields of an ImageIndex
+Listing = tuple[list[tuple[bytes, int, int, int, int]], dict[str, Any]]  # each image as LISTED; other fields of the index
 
 
 def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
@@ -141,20 +129,14 @@ def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
 
     Classes are the wnids of the training part, sorted; validation may lack some of them. The places of the members of shards
     are kept in the cache folder, since finding them takes a read of every header. They are used as long as name, size, inode
-    and both times of every shard (of modification, and of change, which copying does not restore) stay as they are; each read
-    of an image checks its header besides. Of several ranks, one should be first.
+    and both times of every shard stay as they are. Of several ranks, one should be first.
 
-    Raises
-    ------
-    FileNotFoundError
-        Where ``root`` or one of the parts is not there.
-    ValueError
-        Where a part comes in both forms or has no images, where there are fewer than two classes, validation has a
-        class that training lacks, an image occurs twice, a tar file is not whole or has images that are not
-        ``<wnid>/<file>``, or where the devkit does not fit a flat ``val/``.
+    A FileNotFoundError where ``root`` or one of the parts is not there. A ValueError where a part comes in both forms or has no
+    images, there are fewer than two classes, validation has a class that training lacks, an image occurs twice, a tar file is not
+    whole or has images that are not ``<wnid>/<file>``, or the devkit does not fit a flat ``val/``.
     """
     root = Path(root)
-    train, validation = (_arrays(root, part, _list(root, part)) for part in ("train", "val"))
+    train, validation = (_columns(root, part) for part in ("train", "val"))
     classes = np.unique(train["wnids"])
     if len(classes) < 2:
         raise ValueError(
@@ -171,11 +153,11 @@ def index_validation(root: Path) -> ImageIndex:
     validation images, sorted. Raises as ``index_images`` does.
     """
     root = Path(root)
-    columns = _arrays(root, "val", _list(root, "val"))
-    if (root / "train").is_dir() and not list(root.glob("train-*.tar")):
+    columns = _columns(root, "val")
+    if list(root.glob("train-*.tar")):
+        classes = np.unique(_columns(root, "train")["wnids"])
+    elif (root / "train").is_dir():
         classes = np.array([os.fsencode(wnid) for wnid in _scan(root / "train")[0]], dtype=bytes)
-    elif list(root.glob("train-*.tar")):
-        classes = np.unique(_arrays(root, "train", _list(root, "train"))["wnids"])
     else:
         classes = np.unique(columns["wnids"])
     return _labelled(root, "val", classes, columns)
@@ -195,7 +177,7 @@ def _labelled(root: Path, part: str, classes: Array, columns: dict[str, Any]) ->
     return ImageIndex(root, part, tuple(os.fsdecode(wnid) for wnid in classes), labels=labels, **columns)
 
 
-def _list(root: Path, part: str) -> _Listing:
+def _list(root: Path, part: str) -> Listing:
     """Find the form that ``part`` comes in and list its images."""
     folder, shards = root / part, sorted(root.glob(f"{part}-*.tar"))
     if folder.is_dir() and shards:
@@ -211,29 +193,22 @@ def _list(root: Path, part: str) -> _Listing:
     )
 
 
-def _arrays(root: Path, part: str, listing: _Listing) -> dict[str, Any]:
-    """The columns of an ImageIndex, sorted by name; ``wnids`` instead of labels."""
-    if not listing.images:
+def _columns(root: Path, part: str) -> dict[str, Any]:
+    """The fields of the index of ``part``, sorted by name; ``wnids`` instead of labels."""
+    images, fields = _list(root, part)
+    if not images:
         raise ValueError(f"{root}: the {part} part has no images (files that end in {', '.join(SUFFIXES)})")
-    names, sizes, shard, offsets, headers = (np.array(column) for column in zip(*sorted(listing.images), strict=True))
+    columns = {name: np.array(column) for name, column in zip(LISTED, zip(*sorted(images), strict=True), strict=True)}
+    names = columns["names"]
     twice = np.flatnonzero(names[1:] == names[:-1])
     if len(twice):
-        a, b = (listing.shards[shard[twice[0] + i]] for i in (0, 1))
+        a, b = (fields["shards"][columns["shard"][twice[0] + i]] for i in (0, 1))
         raise ValueError(
             f"{root}: {os.fsdecode(names[twice[0]])} occurs more than once, in {a} and {b} ({len(twice)} such "
             f"images in {part}); every image is to be seen once an epoch, so leave only one of them"
         )
     wnids = np.array([name.partition(b"/")[0] for name in names.tolist()])
-    return {
-        "names": names,
-        "wnids": wnids,
-        "sizes": sizes,
-        "shards": listing.shards,
-        "shard": shard,
-        "offsets": offsets,
-        "headers": headers,
-        "flat": listing.flat,
-    }
+    return {**columns, **fields, "wnids": wnids}
 
 
 def _is_image(name: str) -> bool:
@@ -252,7 +227,7 @@ def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
     return sorted(folders), sorted(images)
 
 
-def _list_folder(folder: Path) -> _Listing:
+def _list_folder(folder: Path) -> Listing:
     wnids, stray = _scan(folder)
     if wnids and stray:
         raise ValueError(
@@ -262,7 +237,7 @@ def _list_folder(folder: Path) -> _Listing:
     if not wnids and folder.name == "val" and stray:
         labels = _devkit_labels(folder.parent, len(stray))
         found = [(os.fsencode(f"{wnid}/{name}"), size, 0, 0, 0) for wnid, (name, size) in zip(labels, stray, strict=True)]
-        return _Listing(found, flat=True)
+        return found, {"flat": True}
     if not wnids:
         raise ValueError(
             f"{folder} has no folders; expected {folder.name}/<wnid>/ with images (ILSVRC2012_img_train.tar holds "
@@ -275,14 +250,11 @@ def _list_folder(folder: Path) -> _Listing:
             inside = f"only folders ({deeper[0]})" if deeper else "no images"
             raise ValueError(f"{folder / wnid} has {inside}; expected the images of class {wnid} in it, or no such folder")
         found += [(os.fsencode(f"{wnid}/{name}"), size, 0, 0, 0) for name, size in images]
-    return _Listing(found)
+    return found, {}
 
 
 def _devkit_labels(root: Path, n_images: int) -> list[str]:
-    """The wnids of a flat ``val/`` in the order of its file names; the devkit numbers the classes in its own way.
-
-    ``meta.mat`` tells the wnid of each number of the ground truth; a list of sorted synsets would not.
-    """
+    """The wnids of a flat ``val/`` in the order of its file names; ``meta.mat`` has that of each number of the ground truth."""
     from scipy.io import loadmat
 
     truth, meta = root / DEVKIT / TRUTH, root / DEVKIT / META
@@ -309,23 +281,19 @@ def _devkit_labels(root: Path, n_images: int) -> list[str]:
     return labels
 
 
-def _list_shards(paths: list[Path]) -> _Listing:
+def _list_shards(paths: list[Path]) -> Listing:
     """The images in all shards, from the cache where these shards have been listed before."""
     key = hashlib.sha256(json.dumps(["members of shards 2", [_identity(path) for path in paths]]).encode()).hexdigest()
-    cached, shards = cache_folder("image-index") / f"{key}.npz", tuple(path.name for path in paths)
+    cached, fields = cache_folder("image-index") / f"{key}.npz", {"shards": tuple(path.name for path in paths)}
     try:
         with open(cached, "rb") as file, np.load(file) as arrays:
-            columns = [arrays[name].tolist() for name in LISTED]
-        return _Listing(list(zip(*columns, strict=True)), shards)
+            return list(zip(*(arrays[name].tolist() for name in LISTED), strict=True)), fields
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: it is made again
         found = [(*image[:2], number, *image[2:]) for number, path in enumerate(paths) for image in _members(path)]
     if found:
         arrays = dict(zip(LISTED, (np.array(column) for column in zip(*found, strict=True)), strict=True))
         write_whole(cached, lambda file: np.savez(file, **arrays))
-    return _Listing(found, shards)
-
-
-LISTED = ("names", "sizes", "shard", "offsets", "headers")  # what the cache holds of each image
+    return found, fields
 
 
 def _identity(path: Path) -> tuple[str, int, int, int, int]:
@@ -341,10 +309,8 @@ def _mark(header: bytes) -> int:
 
 
 def _members(path: Path) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, bytes, offset and hash of the header of each image in a tar file that is whole.
-
-    tarfile takes a damaged or missing header for the end: only the end mark, a block of zeros, tells the difference.
-    """
+    """Name, bytes, offset and hash of the header of each image in a tar file that is whole: tarfile takes a damaged or missing
+    header for the end, which only the end mark, a block of zeros, tells apart."""
     end, last = 0, "its beginning"
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:

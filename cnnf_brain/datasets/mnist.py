@@ -45,10 +45,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels in memory.
-
-    ``images`` (n, 28, 28) uint8; ``labels`` (n,) int64 in 0..9.
-    """
+    """Images and their labels in memory: ``images`` (n, 28, 28) uint8; ``labels`` (n,) int64 in 0..9."""
 
     images: Tensor
     labels: Tensor
@@ -56,8 +53,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: Tensor | Array) -> ImageSet:
-        rows = torch.as_tensor(rows)
+    def __getitem__(self, rows: slice | Tensor | Array) -> ImageSet:
         return ImageSet(self.images[rows], self.labels[rows])
 
     def to(self, device: torch.device) -> ImageSet:
@@ -72,10 +68,8 @@ def scale(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryBatches:
-    """Images in memory as batches of the steps of a training run, the last of an epoch as small as is left.
-
-    The order of the images in an epoch comes from ``seed`` and the number of the epoch alone.
-    """
+    """Images in memory as batches of the steps of a training run, the last of an epoch as small as is left; their order in an
+    epoch comes from ``seed`` and the number of the epoch alone."""
 
     images: ImageSet
     batch_size: int
@@ -111,7 +105,7 @@ class MemoryBatches:
         return Batch(chosen.images, chosen.labels, torch.from_numpy(rows), {})
 
     def epochs(self, step: int) -> float:
-        """How often the images were seen when ``step`` steps are done."""
+        """How often each image was seen after ``step`` steps."""
         return step / self.steps_per_epoch
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -120,13 +114,8 @@ class MemoryBatches:
 
 
 def read_idx(path: Path, dimensions: int) -> Array:
-    """One IDX file of unsigned bytes, gzipped or not (told by its first bytes, not by its name).
-
-    Raises
-    ------
-    ValueError
-        Where it is truncated, too long, or not an IDX file of ``dimensions`` dimensions.
-    """
+    """One IDX file of unsigned bytes, gzipped or not (told by its first bytes, not by its name); a ValueError where it is
+    truncated, too long, or not an IDX file of ``dimensions`` dimensions."""
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -139,8 +128,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
             f"{path} begins with 0x{magic.hex()}; IDX files of {_kind[dimensions]} begin with 0x{expected.hex()}; {_replace}"
         )
     start = 4 + 4 * dimensions
-    header = raw[4:start].ljust(start - 4, b"\0")
-    sizes = tuple(int(size) for size in np.frombuffer(header, dtype=">u4"))
+    sizes = np.frombuffer(raw[4:start].ljust(start - 4, b"\0"), dtype=">u4").tolist()
     if len(raw) != start + math.prod(sizes):
         raise ValueError(
             f"{path} has {len(raw)} bytes uncompressed; its header says {' x '.join(map(str, sizes))} values "
@@ -155,24 +143,14 @@ _replace = "replace it by the published file (without data it is found or downlo
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies: ``read("train")``, ``read("test")``.
-
-    Making one reads nothing. Training code is given ImageSets made of ``read("train")`` alone; who holds the
-    Source decides when the test images are read.
-    """
+    """Where a data set lies. Making one reads nothing: who holds it decides when the test images are read."""
 
     dataset: str
     folder: Path
 
     def read(self, part: str) -> ImageSet:
-        """All images of ``part`` (train or test), checked.
-
-        Raises
-        ------
-        ValueError
-            Where a file is damaged or empty, has images of another size, labels outside of 0..9 or another
-            number of labels than images, or where these are the images of another data set.
-        """
+        """All images of ``part`` (train or test). A ValueError where a file is damaged or empty, has images of another size, labels
+        outside of 0..9 or another number of labels than images, or where these are the images of another data set."""
         images_path, labels_path = self.paths(part)
         images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
         if images.shape[1:] != (SIDE, SIDE):
@@ -189,15 +167,18 @@ class Source:
             raise ValueError(
                 f"{labels_path}: label {labels.max()} of image {labels.argmax()} is not in 0..{CLASSES - 1}; " + _replace
             )
-        self._check_identity(images, images_path)
+        digest = _digest(images).hex()
+        for name, known in PUBLISHED.items():
+            if digest == known and name != self.dataset:
+                raise ValueError(
+                    f"{images_path} is {TITLES[name]}, not {TITLES[self.dataset]}: give dataset {name!r}, "
+                    "or another folder as data"
+                )
         return ImageSet(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
 
     def check(self) -> str:
-        """Read all four files, so that the errors of ``read`` come before training and not after it.
-
-        Hands out no image, only the data hash: SHA-256 over the SHA-256 (binary) of each uncompressed file in
-        the order training images, training labels, test images, test labels.
-        """
+        """Read all four files, so that the errors of ``read`` come before training and not after it; the data hash: SHA-256 over
+        the SHA-256 (binary) of each uncompressed file, in the order of FILES."""
         whole = hashlib.sha256()
         for part in FILES:
             self.read(part)
@@ -213,46 +194,39 @@ class Source:
             raise FileNotFoundError(f"{self.folder} has no {missing}(.gz)")
         return images, labels
 
-    def _check_identity(self, images: Array, path: Path) -> None:
-        digest = _digest(images).hex()
-        for name, known in PUBLISHED.items():
-            if digest == known and name != self.dataset:
-                raise ValueError(
-                    f"{path} is {TITLES[name]}, not {TITLES[self.dataset]}: give dataset {name!r}, or another folder as data"
-                )
-
 
 def find(dataset: str, data: Path | None = None) -> Source:
     """The folder of IDX files of ``dataset`` ("fashion" or "mnist").
 
-    With ``data``, only there: in the folder itself, ``data/MNIST/raw`` or ``data/FashionMNIST/raw``. Without,
-    in the cache folder, in Debian's package dataset-fashion-mnist, and last by torchvision's download into
-    the cache folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is none; says which folders were looked into and how to get the files.
+    With ``data``, only there: in the folder itself, ``data/MNIST/raw`` or ``data/FashionMNIST/raw``. Without, in the cache folder,
+    in Debian's package dataset-fashion-mnist, and last by torchvision's download into the cache folder. A FileNotFoundError where
+    there is none; says which folders were looked into and how to get the files.
     """
     if dataset not in TITLES:
         raise unknown("data set", dataset, TITLES)
-    title = TITLES[dataset]
+    raw = Path(TITLES[dataset], "raw")
     if data is not None:
-        folders = [data, data / title / "raw"]
+        folders = [data, data / raw]
     else:
-        cache = cache_folder("datasets")
-        folders = [cache / title / "raw", *([DEBIAN] if dataset == "fashion" else [])]
+        folders = [cache_folder("datasets") / raw, *([DEBIAN] if dataset == "fashion" else [])]
     for folder in folders:
         if not _missing(folder):
             return Source(dataset, folder)
     failure = "data was given, so nothing else was tried"
     if data is None:
         try:
-            download(dataset, cache)
+            download(dataset, cache_folder("datasets"))
             return Source(dataset, folders[0])
         except (OSError, RuntimeError) as error:
             failure = f"the download failed: {error}"
-    raise FileNotFoundError(_how_to_get(dataset, folders, failure))
+    looked = [
+        f"{folder} ({'lacks ' + ', '.join(_missing(folder)) if folder.is_dir() else 'no such folder'})" for folder in folders
+    ]
+    debian = ", or install Debian's package dataset-fashion-mnist" if dataset == "fashion" else ""
+    raise FileNotFoundError(
+        f"{TITLES[dataset]} was not found in {' or '.join(looked)}; {failure}. Give a folder of its four IDX "
+        f"files (each also as .gz) as data{debian}, or connect to the network and leave data out"
+    )
 
 
 def download(dataset: str, root: Path) -> None:
@@ -265,19 +239,16 @@ def download(dataset: str, root: Path) -> None:
 
 
 def split(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Training and validation images: a twelfth (5,000 of 60,000) is held out, stratified on the label.
-
-    The seed is not that of the run: all runs on a data set hold out the same images.
-    """
+    """Training and validation images: a twelfth (5,000 of 60,000) is held out, stratified on the label. ``seed`` is not that of
+    the run: all runs on a data set hold out the same images."""
     n_validation = len(images) // 12
     if n_validation < CLASSES:
         raise ValueError(
             f"{len(images)} training images are too few: a twelfth is held out for validation, "
             f"and that must be at least {CLASSES}"
         )
-    train, validation = train_test_split(
-        np.arange(len(images)), test_size=n_validation, random_state=seed, stratify=images.labels.numpy()
-    )
+    rows, labels = np.arange(len(images)), images.labels.numpy()
+    train, validation = train_test_split(rows, test_size=n_validation, random_state=seed, stratify=labels)
     return images[np.sort(train)], images[np.sort(validation)]
 
 
@@ -293,14 +264,3 @@ def _digest(values: Array) -> bytes:
     """SHA-256 of the uncompressed IDX file that holds ``values``."""
     header = np.array([0x800 + values.ndim, *values.shape], dtype=">u4")
     return hashlib.sha256(header.tobytes() + values.tobytes()).digest()
-
-
-def _how_to_get(dataset: str, folders: list[Path], failure: str) -> str:
-    looked = [
-        f"{folder} ({'lacks ' + ', '.join(_missing(folder)) if folder.is_dir() else 'no such folder'})" for folder in folders
-    ]
-    debian = ", or install Debian's package dataset-fashion-mnist" if dataset == "fashion" else ""
-    return (
-        f"{TITLES[dataset]} was not found in {' or '.join(looked)}; {failure}. Give a folder of its four IDX "
-        f"files (each also as .gz) as data{debian}, or connect to the network and leave data out"
-    )

@@ -65,7 +65,7 @@ class Card:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Card:
-        """The record of a card as ``trainer.card.save_weights`` writes it."""
+        """The record of a card as ``trainer.checkpoint.save_weights`` writes it."""
         if not content:
             return cls()
         configuration = content.get("configuration", {})

@@ -31,7 +31,7 @@ from cnnf_brain.io import atomic_path, sha256, short_hash, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.robustness.grids import PASSES, Against, Grid, Model
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.card import WEIGHTS
+from cnnf_brain.trainer.checkpoint import WEIGHTS
 from cnnf_brain.trainer.loop import Stop
 from cnnf_brain.trainer.small import UNITS
 

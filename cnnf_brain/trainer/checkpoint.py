@@ -1,9 +1,10 @@
-"""Checkpoints: whole, checked files of which no code is ever run.
+"""The files of a run: its checkpoints, and the weights that it leaves with their card. Reading them runs no code.
 
-A checkpoint is one safetensors file. Its tensors are those of the saved state, named by their place in it
-(``optimizer/state/0/exp_avg``); its metadata holds the rest of the state as JSON, and a SHA-256 over both. It
-is written beside and renamed, so that a file under a checkpoint's name is whole; the checksum tells where a
-disk has altered it since.
+A checkpoint is one safetensors file. Its tensors are named by their place in the saved state (``optimizer/state/0/exp_avg``); its
+metadata holds the rest of the state as JSON, and a SHA-256 over both, which tells where a disk has altered it since.
+
+The card is in the metadata of the weights, and beside them as JSON and Markdown. ``card.json`` also holds the SHA-256 of the file
+of weights: by it a finished run is checked and, where the file is gone or damaged, restored from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,29 +21,28 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from cnnf_brain.io import write_whole
+from cnnf_brain.io import sha256, write_json, write_text, write_whole
+from cnnf_brain.model.weights import check_state, read_card, read_weights
+from cnnf_brain.results import commit, versions
+from cnnf_brain.trainer.config import check_same
 
 FORMAT = "cnnf-brain checkpoint 1"
 PATTERN = "checkpoint-*.safetensors"
+WEIGHTS = "model.safetensors"
+HASH = "weights_sha256"  # of the file WEIGHTS; in card.json alone, since a file cannot hold its own hash
+ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
 
 
 @dataclass
 class Position:
     """Where a run is: all that changes in it beside the states of the network and the optimizer.
 
-    Attributes
-    ----------
-    step, seconds
-        Steps done and seconds of training.
-    sums, images, norms
-        Since the last line of the log: each loss term at each iteration (N+1,), summed over the images of all ranks; the number
-        of these images; the norm of each step's gradient.
-    validation, best
-        What validation said last and at best, with the step.
-    bad
-        Path -> reason of the damaged training images met so far.
+    ``step``, ``seconds``: steps done and seconds of training. ``sums``, ``images``, ``norms``: since the last line of the log, each
+    loss term at each iteration (N+1,), summed over the images of all ranks; the number of these images; the norm of each step's
+    gradient. ``validation``, ``best``: what validation said last and at best, with the step. ``bad``: path -> reason of the damaged
+    training images met so far.
     """
 
     step: int = 0
@@ -77,37 +78,24 @@ class DamagedCheckpoint(ValueError):
     """The file is not a whole checkpoint of this format."""
 
 
+class LostWeights(ValueError):
+    """The weights of a finished run are gone, damaged, or not those that its card speaks of."""
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` to ``path``, whole or not at all.
 
-    Parameters
-    ----------
-    state
-        Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None; dict keys are strings
-        or integers. State dicts of modules, optimizers and schedulers are such.
-
-    Raises
-    ------
-    TypeError
-        Where the state holds anything else (a checkpoint that needs code to load is refused when written).
-    OSError
-        Where the file cannot be written, as on a full disk; an older file of that name is left as it was.
+    A state consists of dicts (keys: strings or integers), lists and tuples of tensors, numbers, strings, booleans and None, as
+    state dicts do; a TypeError for anything else, which would need code to load.
     """
     tensors: dict[str, Tensor] = {}
     rest = json.dumps(_flatten(state, "", tensors))
-    metadata = {"format": FORMAT, "state": rest, "sha256": _digest(rest, tensors)}
-    content = safetensors.torch.save(tensors, metadata)
+    content = safetensors.torch.save(tensors, {"format": FORMAT, "state": rest, "sha256": _digest(rest, tensors)})
     write_whole(path, lambda file: file.write(content))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` was given, tensors on the CPU.
-
-    Raises
-    ------
-    DamagedCheckpoint
-        Where the file is truncated, altered or of another kind (as a pickle, of which nothing is executed).
-    """
+    """What ``save`` was given, tensors on the CPU; DamagedCheckpoint for a file that is truncated, altered or of another kind."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -118,7 +106,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
     if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
         raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
-    state: dict[str, Any] = _restore(json.loads(metadata["state"]), tensors)
+    state: dict[str, Any] = _restored(json.loads(metadata["state"]), tensors)
     return state
 
 
@@ -139,8 +127,8 @@ def paths(folder: Path) -> list[Path]:
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint with its state; None where there are no checkpoints.
 
-    A damaged one is passed over with a RuntimeWarning; where all are damaged, a DamagedCheckpoint is raised,
-    for a silent fresh start would throw a run away.
+    A damaged one is passed over with a RuntimeWarning. Where all are damaged, a DamagedCheckpoint is raised: a silent fresh start
+    would throw a run away.
     """
     candidates = paths(folder)
     for path in candidates:
@@ -163,9 +151,9 @@ def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON; each tensor goes to ``tensors`` and leaves its name. Containers are tagged, as JSON
     alone would make lists of tuples and strings of integer keys."""
     if isinstance(value, Tensor):
-        # A copy of its own: safetensors takes neither views nor tensors that share memory.
         if place in tensors:
             raise TypeError(f"checkpoint: two tensors have the place {place}")
+        # A copy of its own: safetensors takes neither views nor tensors that share memory.
         tensors[place] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": place}
     if isinstance(value, dict):
@@ -183,22 +171,150 @@ def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _restore(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {key: _restore(item, tensors) for key, item in content}
-    items = [_restore(item, tensors) for item in content]
+        return {key: _restored(item, tensors) for key, item in content}
+    items = [_restored(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
 
 
 def _digest(rest: str, tensors: dict[str, Tensor]) -> str:
     whole = hashlib.sha256(rest.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
+
+
+def about(command: str, configuration: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What a run is, as its card and ``config.json`` hold it: command, configuration, ``more``, commit, versions."""
+    return {"command": command, "configuration": configuration, **more, "commit": commit(), "versions": versions()}
+
+
+def save_weights(path: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> None:
+    """The state dict of ``model`` in ``dtype`` with ``card`` (JSON values) in the metadata, whole or not at all;
+    ``cnnf_brain.model.weights.read_card`` reads it again."""
+    write_whole(path, lambda file: [file.write(part) for part in serialised(model, card, dtype)])
+
+
+def serialised(model: nn.Module, card: dict[str, Any], dtype: torch.dtype) -> tuple[bytes, memoryview]:
+    """The two parts of a safetensors file, header and tensors: the same bytes for the same weights and card.
+
+    safetensors writes the entries of the metadata in an order that changes from call to call; here they are sorted.
+    """
+    state = {
+        name: (tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    content = memoryview(safetensors.torch.save(state, {"format": "pt", "card": json.dumps(card)}))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:end]))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, content[end:]
+
+
+def finish(folder: Path, model: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Write the weights with ``card``, then ``card.md`` and, last, as the sign that the run is finished, ``card.json`` with the
+    SHA-256 of the weights besides; its content."""
+    save_weights(folder / WEIGHTS, model, card, dtype)
+    card = {**card, HASH: sha256(folder / WEIGHTS)}
+    write_text(folder / "card.md", markdown(card))
+    write_json(folder / "card.json", card)
+    return card
+
+
+def check_weights(folder: Path, card: dict[str, Any], network: nn.Module) -> None:
+    """LostWeights unless ``model.safetensors`` in ``folder`` is whole and the file that ``card`` speaks of: by its hash, or, on
+    older cards without one, where it loads, fits ``network`` and is of the same configuration."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise LostWeights(f"{path} is gone")
+    if HASH in card:
+        found = sha256(path)
+        if found != card[HASH]:
+            raise LostWeights(f"{path} is damaged or was replaced (its SHA-256 is {found}, on the card {card[HASH]})")
+        return
+    try:
+        check_state(read_weights(path), network, f"weights {path}")
+        inside = read_card(path).content
+    except ValueError as error:
+        raise LostWeights(str(error)) from error
+    if inside.get("configuration") != card["configuration"]:
+        raise LostWeights(f"{path} holds the weights of another run than the card beside it")
+
+
+def finished(
+    folder: Path, configuration: dict[str, Any], steps: int, network: Callable[[], nn.Module], *, writes: bool = True
+) -> dict[str, Any] | None:
+    """The card of the finished run in ``folder``, its weights checked or restored from the checkpoint of its last step; None where
+    there is no card, or one of fewer steps than ``steps``, which continue the run.
+
+    ``network`` makes a network of the run's architecture. Only the process that ``writes`` checks the weights. LostWeights where no
+    checkpoint gives them back; a ValueError where another run was finished there, or one of more steps.
+    """
+    path = folder / "card.json"
+    if not path.exists():
+        return None
+    card: dict[str, Any] = json.loads(path.read_text())
+    check_same(card["configuration"], configuration, path)
+    made = card.get("steps", steps)
+    if made > steps:
+        raise ValueError(f"{path} is of {made} steps, more than the {steps} asked for; choose another output folder")
+    if made < steps:
+        return None
+    if writes:
+        with torch.device("meta"):
+            model = network()
+        try:
+            check_weights(folder, card, model)
+            print(f"already finished: {path}")
+        except LostWeights as lost:
+            print(f"{lost}: restored from {_write_again(folder, card, model, steps, lost)}")
+    return card
+
+
+def _write_again(folder: Path, card: dict[str, Any], model: nn.Module, steps: int, lost: LostWeights) -> Path:
+    """Write the weights of a finished run again; the checkpoint that had them."""
+    advice = f"put the file back, or remove {folder / 'card.json'} to finish the run again"
+    try:
+        found = newest(folder / "checkpoints")
+    except DamagedCheckpoint as error:
+        raise LostWeights(f"{lost}, and {error}") from error
+    if found is None or Position.of(found[1]).step != steps:
+        raise LostWeights(f"{lost}, and {folder / 'checkpoints'} has no checkpoint of the run's last step; {advice}")
+    path, state = found
+    check_same(state["configuration"], card["configuration"], path)
+    model.load_state_dict(state["model"], assign=True)
+    inside = {name: value for name, value in card.items() if name != HASH}
+    dtype = getattr(torch, card["configuration"].get("dtype", "float32"))
+    digest = hashlib.sha256(b"".join(serialised(model, inside, dtype))).hexdigest()
+    if card.get(HASH, digest) != digest:
+        raise LostWeights(f"{lost}, and the weights in {path} are not those that the card speaks of; {advice}")
+    finish(folder, model, inside, dtype)
+    return path
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as tables: accuracy at every iteration, then everything else."""
+    shares = [name for name in ACCURACIES if name in card]
+    lines = [f"# {card['title']}", "", f"    {card['command']}", ""]
+    lines += [f"| iteration | {' | '.join(name.replace('_', ' ') for name in shares)} |", "|---:" * (1 + len(shares)) + "|"]
+    for t, row in enumerate(zip(*(card[name] for name in shares), strict=True)):
+        lines.append(f"| {t} | {' | '.join(f'{100 * share:.2f} %' for share in row)} |")
+    shown = ("title", "command", *ACCURACIES)
+    rows = _rows({name: value for name, value in card.items() if name not in shown})
+    return "\n".join([*lines, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]) + "\n"
+
+
+def _rows(card: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in card.items():
+        rows += _rows(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,30 +12,20 @@ import torch
 from cnnf_brain.checks import differences, unknown
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.state import REDUCTIONS
-from cnnf_brain.model.zoo import ARCHITECTURES, SMALL_DEFAULTS, STABLE
+from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.types import option
 
 NORM_LOSS = 2  # 1 took the norm of f(l) behind its normalisation
 CNN = {"iterations": 0}  # the feedback of a network without any
-SMALL_FEEDBACK: Mapping[str, Any] = SMALL_DEFAULTS  # what differs from FeedbackSettings where nothing is said
-IMAGENET_FEEDBACK: Mapping[str, Any] = STABLE
-
-
-def recorded(feedback: FeedbackSettings) -> dict[str, Any]:
-    """The settings of a CNN-F as configurations hold them: without those that are newer than the first runs and at their
-    default, so that older runs go on."""
-    newer = {"ada_relu": "signed", "tolerance": None}
-    return {name: value for name, value in feedback.as_dict().items() if newer.get(name, ...) != value}
+NEWER = {"ada_relu": "signed", "tolerance": None}  # settings that the first runs did not have, and their defaults
 
 
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of Table 1's losses beside the cross-entropy's 1; defaults as in Appendix B.1.
 
-    ``reduction`` of the reconstruction loss over the elements of h: "mean", or "sum" as Table 1 prints it. The printed sum with
-    weight w is the mean with weight w times the number of elements (784 for an MNIST image).
-
-    Raises ValueError for another reduction.
+    ``reduction`` of the reconstruction loss over the elements of h: "mean", or "sum" as Table 1 prints it (else a ValueError).
+    The printed sum with weight w is the mean with weight w times the number of elements (784 for an MNIST image).
     """
 
     reconstruction: float = option(0.1, "weight of the reconstruction loss", metavar="WEIGHT", least=0)
@@ -55,16 +44,27 @@ class LossWeights:
 
     def active(self) -> dict[str, float]:
         """Term -> weight, of those that are not zero; cross-entropy first."""
-        weights = {"reconstruction": self.reconstruction, "latent": self.latent, "norm": self.norm}
+        weights = {term: getattr(self, term) for term in ("reconstruction", "latent", "norm")}
         return {"cross_entropy": 1.0, **{term: weight for term, weight in weights.items() if weight}}
 
     def configuration(self) -> dict[str, Any]:
-        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there.
-
-        Where the norm loss is used, ``norm_loss`` says which one: a network of another is not taken for one of this.
-        """
+        """As JSON values; the reduction only where it is not the default, as in configurations from before it was there. Where the
+        norm loss is used, ``norm_loss`` says which one: a network of another is not taken for one of this."""
         found = {name: value for name, value in asdict(self).items() if (name, value) != ("reduction", "mean")}
         return {**found, "norm_loss": NORM_LOSS} if self.norm else found
+
+
+def feedback_and_losses(
+    model: str, feedback: Mapping[str, Any], losses: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``feedback`` and ``losses`` of a run, as settings take them: none for the model "cnn"; for "cnnf" those given, else
+    ``defaults``, else those of the records. Settings in NEWER have no entry where they are at their default, so that older runs
+    go on."""
+    if model == "cnn":
+        return {"feedback": dict(CNN), "losses": LossWeights(0.0, 0.0, 0.0)}
+    settings = FeedbackSettings(**{**defaults, **feedback}).as_dict()
+    recorded = {name: value for name, value in settings.items() if NEWER.get(name, ...) != value}
+    return {"feedback": recorded, "losses": LossWeights(**losses)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +110,9 @@ BESIDE = ("steps", "save_every", "keep", "validate_every", "log_every", "max_bad
 class Recipe(Schedule):
     """How a network is trained on ImageNet: all settings of a run. The defaults are the paper's.
 
-    The paper gives the batch, the steps, SGD with momentum, the learning rate, its decay every 100,000 steps and the flip. It
-    gives neither the iterations, target and step of the feedback, nor the weights of the losses, nor a weight decay.
-    ``feedback``: what ``CNNF`` takes. ``image_size``, ``resize``: see ``image_batches.decode``; without ``resize`` the whole
-    middle square of an image is shown. ``num_classes``: None for as many as the data has.
-
-    Raises ValueError where settings contradict each other.
+    The paper gives neither the iterations, target and step of the feedback, nor the weights of the losses, nor a weight decay.
+    ``feedback``: what ``CNNF`` takes. ``image_size``, ``resize``: see ``image_batches.decode``. ``num_classes``: None for as many
+    as the data has. A ValueError where settings contradict each other.
     """
 
     arch: str = option("vgg16", "the network", choices=ARCHITECTURES)
@@ -162,17 +159,11 @@ class Recipe(Schedule):
         return f"{self.arch} {f'CNN-F-{n}' if n else 'CNN'}, ImageNet ({self.num_classes} classes)"
 
     def outcome(self) -> dict[str, Any]:
-        """What decides what each step learns, as JSON values: a run is only continued where it is the same.
-
-        Settings that are newer than the first runs have an entry only where they are not the default, so that those go on.
-        """
+        """What decides what each step learns, as JSON values: a run is only continued where it is the same. ``resize``, which the
+        first runs did not have, has an entry only where it is not the default."""
         settings = {**asdict(self), "losses": self.losses.configuration()}
         left_out = (*MEANS, *BESIDE, *(("resize",) if self.resize is None else ()))
         return {name: value for name, value in settings.items() if name not in left_out}
-
-    def means(self) -> dict[str, Any]:
-        """What decides the rounding alone."""
-        return {name: getattr(self, name) for name in MEANS}
 
 
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
@@ -182,18 +173,6 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path} is of another configuration ({'; '.join(found)}): give the same settings to continue it, "
             "or choose another output folder"
-        )
-
-
-def warn_of_change(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """A RuntimeWarning where a run goes on in other surroundings, which it may, though not bit for bit."""
-    found = differences(old, new)
-    if found:
-        warnings.warn(
-            f"{path} was made in other surroundings ({'; '.join(found)}): the run continues, but not "
-            "bit for bit as it would have there",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 

@@ -34,11 +34,10 @@ class Ranks:
 
     def union(self, mapping: dict[str, str]) -> dict[str, str]:
         """The entries of all ranks, in every one of them, sorted."""
-        parts: list[dict[str, str] | None] = [mapping]
+        parts = [mapping] * self.size
         if self.size > 1:
-            parts = [None] * self.size
             dist.all_gather_object(parts, mapping, group=self.group)
-        return dict(sorted(item for part in parts for item in (part or {}).items()))
+        return dict(sorted(item for part in parts for item in part.items()))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -56,11 +55,8 @@ class Ranks:
 
 
 def meeting_point() -> Any:
-    """Where ranks find each other, apart for each attempt of a torchrun on one machine.
-
-    torchrun's store outlives its workers: with --max-restarts a new worker may read the address of a dead one there. Several
-    machines count attempts each for themselves, so that there the store is left as it is.
-    """
+    """Where ranks find each other. torchrun's store outlives its workers: after a restart a new worker may read the address of a
+    dead one there, so each attempt has a part of its own. Not on several machines, each of which counts attempts for itself."""
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -74,12 +70,7 @@ def join(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun's environment variables tell of; a single one without them.
 
     ``device``: "cuda" (rank r of a machine takes its card r; gradients over NCCL), "cpu" (gloo), or "auto": "cuda" where there
-    is a GPU, else "cpu".
-
-    Raises
-    ------
-    ValueError
-        Where there is no such device, or a machine has more ranks than cards.
+    is a GPU, else "cpu". A ValueError where there is no such device, or a machine has more ranks than cards.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))

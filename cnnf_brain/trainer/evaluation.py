@@ -18,10 +18,10 @@ from cnnf_brain.io import plain, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.weights import SMALL, Card, is_published, published_entry, published_file, read_card
-from cnnf_brain.model.zoo import TORCHVISION
+from cnnf_brain.model.zoo import STABLE, TORCHVISION
 from cnnf_brain.networks import Network, Plan, place, plan
 from cnnf_brain.results import commit, machine, versions
-from cnnf_brain.trainer.config import IMAGENET_FEEDBACK, Recipe
+from cnnf_brain.trainer.config import Recipe
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, measure
 
@@ -40,36 +40,28 @@ def evaluated_feedback(given: Mapping[str, Any], card: Card, model: str | None =
     Weights of a CNN, or without a card, have feedback only where ``model`` is "cnnf" or iterations are given; with "cnn" they
     have none. A ValueError where settings of feedback were given for a network without iterations.
     """
-    defaults = {**FeedbackSettings().as_dict(), **IMAGENET_FEEDBACK}
-    trained = card.iterations or 0
+    defaults, trained = {**FeedbackSettings().as_dict(), **STABLE}, card.iterations or 0
     unsaid = 0 if model == "cnn" else trained or (defaults["iterations"] if model == "cnnf" else 0)
     iterations = given.get("iterations", unsaid)
-    others = {name: value for name, value in given.items() if name != "iterations"}
-    if not iterations and others:
+    if iterations:
+        return {**(card.feedback if trained else defaults), **given, "iterations": iterations}
+    others = ", ".join(name for name in given if name != "iterations")
+    if others:
         raise ValueError(
-            f"{', '.join(others)}: settings of feedback, and these weights are evaluated without; give the "
+            f"{others}: settings of feedback, and these weights are evaluated without; give the "
             "iterations, or leave the settings out"
         )
-    settings = {**(card.feedback if trained else defaults), **others} if iterations else {}
-    return {**settings, "iterations": iterations}
+    return {"iterations": 0}
 
 
 def planned_network(
     weights: str, arch: str | None, image_size: int | None, given: Mapping[str, Any], model: str | None
 ) -> Plan:
-    """What is to be evaluated: as on the card of ``weights``, unless told otherwise; nothing is downloaded.
-
-    Parameters
-    ----------
-    weights
-        A file or a published name.
-    given, model
-        Settings of the feedback; see ``evaluated_feedback``.
-    """
+    """What is to be evaluated: as on the card of ``weights`` (a file or a published name), unless told otherwise; nothing is
+    downloaded. ``given``, ``model``: see ``evaluated_feedback``."""
     card = Card() if is_published(weights) else read_card(weights)
     feedback = evaluated_feedback(given, card, model)
-    iterations = feedback.pop("iterations")
-    arch = arch or card.arch or Recipe().arch
+    iterations, arch = feedback.pop("iterations"), arch or card.arch or Recipe().arch
     return plan(arch, weights, iterations=iterations, feedback=feedback, image_size=image_size or card.image_size)
 
 
@@ -81,15 +73,12 @@ def load_planned(planned: Plan, resize: int | None, ranks: Ranks) -> Network:
 
 def evaluation_record(planned: Plan, network: Network, index: ImageIndex, command: str) -> dict[str, Any]:
     """What an evaluation was, for ``evaluation.json``: weights, settings, images, and how it was made."""
-    size, resize = network.preprocessing.size, network.preprocessing.resize
-    feedback: dict[str, Any] = {"iterations": 0}
-    if isinstance(network.module, CNNF) and network.iterations:
-        feedback = network.module.settings.as_dict()
-    arch, weights = planned.spec, str(planned.weights)
+    shown, module, arch, weights = network.preprocessing, network.module, planned.spec, str(planned.weights)
+    feedback = module.settings.as_dict() if isinstance(module, CNNF) and network.iterations else {"iterations": 0}
     return {
         "weights": weights,
         "sha256": sha256(published_file(arch, weights) if is_published(weights) else Path(weights)),
-        "settings": {"arch": arch, "feedback": feedback, "image_size": size, "resize": resize},
+        "settings": {"arch": arch, "feedback": feedback, "image_size": shown.size, "resize": shown.resize},
         "data": index.digest(),
         "command": command,
         "commit": commit(),
@@ -109,30 +98,15 @@ def evaluate_network(
 ) -> Accuracy:
     """Top-1 and top-5 of ``network`` over the images of ``index``, at iterations 0..N; of a network without feedback at 0 alone.
 
-    Images are shown as the trainer shows them, at ``network.preprocessing``: without ``resize`` the whole middle square, with it
-    the middle of the resized image (see ``image_batches.decode``). In float32.
+    Images are shown in float32 as the trainer shows them, at ``network.preprocessing`` (see ``image_batches.decode``).
+    ``batch_size``: images at a time, over all ranks. ``workers``: processes that decode, for each rank; 0: this one. ``max_bad``:
+    the share of images that may be damaged; those are not counted. ``ranks``: the processes that share the images; by default this
+    one, on the network's device.
 
-    Parameters
-    ----------
-    index
-        The validation part of ImageNet or of another set of classes (``index_validation``).
-    batch_size
-        Images at a time, over all ranks.
-    workers
-        Processes that decode, for each rank; 0: this one.
-    max_bad
-        The share of images that may be damaged; those are not counted.
-    ranks
-        The processes that share the images; by default this one, on the network's device.
-
-    Raises
-    ------
-    ValueError
-        A network without a classifier, for grey images, or of other classes (``check_classes``).
-    TooManyBadImages
-        More images are damaged than ``max_bad`` allows.
+    A ValueError for a network without a classifier, for grey images, or of other classes (``check_classes``); TooManyBadImages
+    where more images are damaged than ``max_bad`` allows.
     """
-    ranks = Ranks(device=network.device) if ranks is None else ranks
+    ranks = ranks or Ranks(device=network.device)
     shown, module = network.preprocessing, network.module.eval()
     if network.headless:
         raise ValueError(
@@ -160,18 +134,11 @@ def evaluate_network(
 
 
 def check_classes(network: Network | Plan, index: ImageIndex) -> None:
-    """A ValueError where a network's top-1 on the images of ``index`` would mean nothing, before any image is read.
+    """A ValueError, before any image is read, where a network's top-1 on the images of ``index`` would mean nothing: it takes grey
+    images, was trained on other classes, or has another number of outputs than ``index`` has classes.
 
-    Parameters
-    ----------
-    network
-        A Plan (``networks.plan``): checked by its name, its card and what torchvision says of published weights. Nothing is
-        loaded or downloaded; weights without a card pass. A loaded network: its outputs are counted on one black image.
-
-    Raises
-    ------
-    ValueError
-        The network takes grey images, was trained on other classes, or has another number of outputs than ``index`` has classes.
+    A Plan (``networks.plan``) is checked by its name, its card and what torchvision says of published weights. Nothing is loaded
+    or downloaded; weights without a card pass. The outputs of a loaded network are counted on one black image.
     """
     if isinstance(network, Plan):
         name, grey, outputs = f"{network.spec} [{network.label}]", network.spec == SMALL, planned_outputs(network)
@@ -195,10 +162,10 @@ def check_classes(network: Network | Plan, index: ImageIndex) -> None:
 
 def planned_outputs(network: Plan) -> int | None:
     """The number of classes by torchvision or by the card; None where only the weights themselves can say."""
+    found: int | None = network.card.content.get("configuration", {}).get("num_classes")
     if network.from_names and network.source is not None and is_published(network.source):
         categories = published_entry(network.spec.removeprefix(TORCHVISION), network.source).meta.get("categories")
-        return None if categories is None else len(categories)
-    found: int | None = network.card.content.get("configuration", {}).get("num_classes")
+        found = None if categories is None else len(categories)
     return found
 
 
@@ -231,17 +198,13 @@ def check_evaluation(folder: Path, question: Mapping[str, Any]) -> None:
 
 def write_evaluation(folder: Path, accuracy: Accuracy, record: Mapping[str, Any]) -> Path:
     """``evaluation.json`` in ``folder``: what was evaluated (``evaluation_record``), then the accuracy; its path."""
-    path = folder / EVALUATION
     found = {"images": accuracy.images, "top1": accuracy.top1, "top5": accuracy.top5, "bad_images": dict(accuracy.bad)}
-    write_json(path, {**record, **found})
-    return path
+    write_json(folder / EVALUATION, {**record, **found})
+    return folder / EVALUATION
 
 
 def table(accuracy: Accuracy) -> str:
     """The accuracy as lines of text, a line for each iteration."""
-    lines = [f"iteration   top-1   top-5   ({accuracy.images} images)"]
-    lines += [
-        f"{t:9}{100 * top1:8.2f}{100 * top5:8.2f} %"
-        for t, (top1, top5) in enumerate(zip(accuracy.top1, accuracy.top5, strict=True))
-    ]
-    return "\n".join(lines)
+    shares = enumerate(zip(accuracy.top1, accuracy.top5, strict=True))
+    lines = [f"{t:9}{100 * top1:8.2f}{100 * top5:8.2f} %" for t, (top1, top5) in shares]
+    return "\n".join([f"iteration   top-1   top-5   ({accuracy.images} images)", *lines])

@@ -16,13 +16,13 @@ from cnnf_brain import results
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets.image_batches import DiskBatches
 from cnnf_brain.datasets.image_index import ImageIndex
-from cnnf_brain.io import sha256, write_json
+from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import check_state, is_published, read_state
 from cnnf_brain.results import machine
-from cnnf_brain.trainer.card import about, finish, finished, save_weights
-from cnnf_brain.trainer.config import Recipe, environment
+from cnnf_brain.trainer.checkpoint import about, finish, finished, save_weights
+from cnnf_brain.trainer.config import MEANS, Recipe
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.evaluation import how_shown
 from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer, train_mode
@@ -43,33 +43,10 @@ def train(
 ) -> dict[str, Any] | None:
     """Train, or continue, or find finished, the run of ``recipe`` in ``output``; its card, None where it was stopped.
 
-    Every rank calls it and does its part; rank 0 writes.
-
-    Parameters
-    ----------
-    images
-        The training and the validation part (``index_images``).
-    output
-        Gets checkpoints, log, weights and card, as ``training/imagenet.py`` describes them. All ranks see the same one.
-    command
-        What the card says how the run was made.
-    ranks
-        The processes of the run (``distributed.join``); by default this one, on the CPU.
-    insist
-        A ValueError where there is no checkpoint to continue from.
-    stop
-        Asked before each step.
-
-    Raises
-    ------
-    ValueError
-        ``output`` holds a run of other settings (says what differs); settings that contradict each other or the data.
-    OSError
-        No such weights; ``output`` cannot be written, or another process is writing to it.
-    NonFiniteLoss
-        Training diverged; names the last good checkpoint.
-    TooManyBadImages
-        More images are damaged than the recipe allows.
+    Every rank calls it and does its part; rank 0 writes. ``images``: the training and the validation part (``index_images``).
+    ``output`` gets what ``training/imagenet.py`` describes; all ranks see the same one. ``ranks``: the processes of the run
+    (``distributed.join``); by default this one, on the CPU. The other arguments and errors are those of ``small.train``; further an
+    OSError where there are no such weights, and TooManyBadImages where more images are damaged than the recipe allows.
     """
     (train, validation), ranks = images, Ranks() if ranks is None else ranks
     recipe = fitted(recipe, train)
@@ -103,10 +80,7 @@ def train(
             "ranks": ranks.size,
         }
         trainer = trainer_of(recipe, model, images, Run(output, configuration), card, ranks)
-        found = trainer.resume(insist=insist)
-        if ranks.rank == 0:
-            write_json(output / "config.json", {**record, "environment": environment(ranks.device)})
-            print(introduction(recipe, images, card, found, holds=train_mode(model)), f"output {output}", flush=True)
+        trainer.begin(record, introduction(recipe, images, card, holds=train_mode(model)), insist=insist)
         if not trainer.run(stop):
             return None
         assert trainer.position.validation is not None
@@ -122,14 +96,13 @@ def trainer_of(
 ) -> Trainer:
     """The training loop of a recipe; ``card`` goes into the weights of the best validation."""
     train, validation = (batches_of(index, recipe, ranks) for index in images)
+    descent: dict[str, Any] = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     return Trainer(
         Objective(model, recipe.losses, amp=recipe.amp, recompute=recipe.checkpoint_iterations),
-        torch.optim.SGD(
-            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        ),
+        torch.optim.SGD(model.parameters(), **descent),
         train,
         recipe,
-        replace(run, rounding={"ranks": ranks.size, **recipe.means()}),
+        replace(run, rounding={"ranks": ranks.size, **{name: getattr(recipe, name) for name in MEANS}}),
         Hooks(
             lambda: validate(model, validation, ranks),
             best=lambda found: save_weights(run.folder / "best.safetensors", model, with_accuracy(card, found)),
@@ -178,7 +151,7 @@ def started_from(weights: str, output: Path) -> dict[str, str]:
 
 
 def new_network(recipe: Recipe) -> nn.Sequential:
-    """The layers of the recipe's network, their weights drawn from torch's generator as torchvision draws them."""
+    """The layers of the recipe's network, all weights new."""
     if recipe.arch not in zoo.ARCHITECTURES:
         raise unknown("architecture", recipe.arch, zoo.ARCHITECTURES)
     return zoo.sequential(recipe.arch, recipe.num_classes or 1000)
@@ -188,12 +161,7 @@ def starting_network(recipe: Recipe) -> tuple[CNNF, str]:
     """The CNNF that training begins with, and where its parts come from in words.
 
     New layers: all where the recipe's weights are "none", the whole classifier where they are the convolutions alone, the last
-    layer where they are for another number of classes.
-
-    Raises
-    ------
-    ValueError, OSError
-        Unknown ``arch``, weights that are not there or fit neither way, settings of the feedback that fit nothing.
+    layer where they are for another number of classes. A ValueError or OSError where weights are not there or fit neither way.
     """
     network, weights = new_network(recipe), recipe.weights
     words = f"{recipe.arch} for {recipe.num_classes} classes"
@@ -216,10 +184,8 @@ def starting_network(recipe: Recipe) -> tuple[CNNF, str]:
     return CNNF(network, **recipe.feedback), words
 
 
-def introduction(
-    recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Mapping[str, Any], found: Path | None, *, holds: bool
-) -> str:
-    """What is about to be done; ``found``: the checkpoint that is continued; ``holds``: there is batch normalisation."""
+def introduction(recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Mapping[str, Any], *, holds: bool) -> str:
+    """What is about to be done; ``holds``: there is batch normalisation."""
     train, validation = images
     portion = recipe.batch_size / card["ranks"] / recipe.accumulate
     lines = [
@@ -232,15 +198,10 @@ def introduction(
     ]
     if holds:
         lines.append("batch normalisation keeps its statistics; its scale and bias are trained")
-    return "\n".join([*lines, f"{'continuing ' + str(found) if found else 'from the start'}, on {card['machine']},"])
+    return "\n".join([*lines, ""])
 
 
 def with_accuracy(card: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """``card`` with what a validation found, and after which step."""
-    return {
-        **card,
-        "step": found["step"],
-        "n_validation": found["images"],
-        "validation_accuracy": found["top1"],
-        "validation_top5_accuracy": found["top5"],
-    }
+    accuracies = {"validation_accuracy": found["top1"], "validation_top5_accuracy": found["top5"]}
+    return {**card, "step": found["step"], "n_validation": found["images"], **accuracies}

@@ -1,9 +1,8 @@
 """The training loop, for images in memory and from disk, in one process or many: losses, steps, validation, stop and resume.
 
 What a step does is a function of the configuration, the weights before it and its number: the images come from (seed, step),
-the random numbers of dropout from (seed, step, rank). So the position of a run is one number, and on as many ranks a run that
-was stopped goes on as if it had not been. On another number of ranks the images of every step are the same and so is the
-gradient, up to rounding and to the masks of dropout.
+the random numbers of dropout from (seed, step, rank). So a run that was stopped goes on as if it had not been; on another number
+of ranks up to rounding and to the masks of dropout.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
+from cnnf_brain.checks import differences
 from cnnf_brain.datasets.image_batches import Batch, Feed, Source, check_bad
+from cnnf_brain.io import write_json
 from cnnf_brain.model.cnnf import CNNF, recomputed
 from cnnf_brain.model.state import feedback_losses
+from cnnf_brain.results import machine
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.checkpoint import Position
-from cnnf_brain.trainer.config import LossWeights, Schedule, check_same, environment, warn_of_change
+from cnnf_brain.trainer.config import LossWeights, Schedule, check_same, environment
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
 
@@ -48,12 +51,11 @@ def losses(
     *,
     recompute: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted total (Table 1), a scalar, and each term at each iteration, (N+1,).
+    """The weighted total (Table 1), a scalar, and each term at each iteration, (N+1,), for ``images`` as the network takes them.
 
     Each term enters as its mean over iterations 0..N: the paper's sum divided by N+1, which leaves the balance of the
-    terms as it is and makes learning rates comparable over N. ``images`` (B, C, H, W) as the network takes them. ``clean``:
-    the target features to be reconstructed, where they are not those of ``images`` (adversarial training).
-    ``recompute``: see ``cnnf_brain.model.cnnf.recomputed``; without the losses that need states.
+    terms as it is and makes learning rates comparable over N. ``clean``: the target features to be reconstructed, where they are
+    not those of ``images``. ``recompute``: see ``model.cnnf.recomputed``; without the losses that need states.
     """
     active = weights.active()
     if recompute:
@@ -72,9 +74,7 @@ def mixed_precision(device: torch.device, amp: str | None) -> AbstractContextMan
 
 
 class Objective(nn.Module):
-    """Images (B, C, H, W) as the network takes them and labels (B,) -> the weighted total and each term at each iteration
-    (N+1,), means over the images. Of no images: zeros, of which every weight has the gradient 0, so that no rank waits for
-    this one.
+    """``losses`` as a module. Of no images: zeros, of which every weight has the gradient 0, so that no rank waits for this one.
 
     ``amp``: "bfloat16", the forward pass in mixed precision. ``recompute``, ``clean``: see ``losses``.
     """
@@ -92,21 +92,13 @@ class Objective(nn.Module):
         return total, {term: values.detach() for term, values in terms.items()}
 
 
-Perturb = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-
-
 @dataclass(frozen=True)
 class Run:
     """Where a run lies and what it is.
 
-    Attributes
-    ----------
-    folder
-        Gets ``checkpoints/``, ``log.jsonl`` and what TensorBoard reads; all ranks see the same one.
-    configuration
-        All that decides the outcome (JSON values); a checkpoint of another configuration is refused.
-    rounding
-        What decides the rounding alone; a checkpoint of another one is continued with a warning.
+    ``folder`` gets ``checkpoints/``, ``log.jsonl`` and what TensorBoard reads; all ranks see the same one. ``configuration``: all
+    that decides the outcome (JSON values); a checkpoint of another one is refused. ``rounding``: what decides the rounding alone;
+    a checkpoint of another one is continued with a warning.
     """
 
     folder: Path
@@ -126,7 +118,7 @@ class Hooks:
 
     validate: Callable[[], Accuracy]
     best: Callable[[dict[str, Any]], object] = lambda _: None
-    perturb: Perturb | None = None
+    perturb: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] | None = None
     logger: type[MetricLogger] = MetricLogger
     watchful: bool = False
 
@@ -152,14 +144,10 @@ class Stop:
 
 
 class Trainer:
-    """A training run in a folder: ``resume()``, then ``run(...)``; every rank does the same, rank 0 writes.
+    """A training run in a folder: ``begin(...)`` or ``resume()``, then ``run(...)``; every rank does the same, rank 0 writes.
 
-    Parameters
-    ----------
-    objective
-        With the model, on the device of ``ranks``, where it has the same weights in each.
-    optimizer
-        Of the model's parameters; its learning rate is set by ``schedule``.
+    ``objective`` has the model, on the device of ``ranks``, where it has the same weights in each. The learning rate of the
+    ``optimizer`` is set by ``schedule``.
     """
 
     def __init__(
@@ -174,26 +162,31 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.source, self.schedule = objective.model, optimizer, source, schedule
         self.place, self.hooks, self.ranks = run, hooks, ranks
-        self.checkpoints = run.folder / "checkpoints"
+        self.amp, self.checkpoints = objective.amp, run.folder / "checkpoints"
         self.surroundings = {**environment(ranks.device), **run.rounding}
         self.objective: nn.Module = objective
         if schedule.compile:
             objective.compile()
         if ranks.size > 1:
-            self.objective = DistributedDataParallel(
-                objective, [ranks.device.index] if ranks.device.type == "cuda" else None
-            )
+            cards = [ranks.device.index] if ranks.device.type == "cuda" else None
+            self.objective = DistributedDataParallel(objective, cards)
         self.position = Position()
         self.go_on()
 
-    def resume(self, *, insist: bool = False) -> Path | None:
-        """Continue from the newest whole checkpoint, if there is one; its path.
+    def begin(self, record: dict[str, Any], introduction: str, *, insist: bool = False) -> None:
+        """``resume``; then write ``record`` to ``config.json`` and print the introduction and what is continued."""
+        found = self.resume(insist=insist)
+        if self.ranks.rank == 0:
+            folder, device = self.place.folder, self.ranks.device
+            write_json(folder / "config.json", {**record, "environment": environment(device)})
+            start = f"continuing {found}" if found else "from the start"
+            print(f"{introduction}{start}, on {machine(device)}, output {folder}", flush=True)
 
-        Raises
-        ------
-        ValueError
-            Where it is of another configuration (says what differs) or beyond the last step, or where all are damaged; with
-            ``insist`` where there is none.
+    def resume(self, *, insist: bool = False) -> Path | None:
+        """Continue from the newest whole checkpoint, if there is one; its path. A RuntimeWarning where the surroundings are others.
+
+        A ValueError where it is of another configuration or beyond the last step, or where all are damaged; with ``insist`` where
+        there is none.
         """
         found = checkpoint.newest(self.checkpoints)
         if found is None:
@@ -202,8 +195,14 @@ class Trainer:
             return None
         path, state = found
         check_same(state["configuration"], self.place.configuration, path)
-        if self.ranks.rank == 0:
-            warn_of_change(state["environment"], self.surroundings, path)
+        changed = differences(state["environment"], self.surroundings)
+        if changed and self.ranks.rank == 0:
+            warnings.warn(
+                f"{path} was made in other surroundings ({'; '.join(changed)}): the run continues, but not "
+                "bit for bit as it would have there",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.position = Position.of(state, len(self.source))
         if self.position.step > self.schedule.steps:
             raise ValueError(
@@ -225,12 +224,7 @@ class Trainer:
     def run(self, stop: Stop | None = None) -> bool:
         """Validate, then train to the last step (True) or until a stop is requested of any rank (False); either way saved.
 
-        Raises
-        ------
-        NonFiniteLoss
-            Where the loss or a weight stops being finite; names the last good checkpoint.
-        TooManyBadImages
-            Where a greater share of the images than ``max_bad`` cannot be decoded.
+        Raises NonFiniteLoss, which names the last good checkpoint, and TooManyBadImages (see ``check_bad``).
         """
         if self.ranks.rank == 0:
             checkpoint.clean(self.checkpoints)
@@ -271,10 +265,9 @@ class Trainer:
         return True
 
     def step(self, batch: Batch, n_good: int) -> Tensor:
-        """One optimizer step on this rank's part of a batch of ``n_good`` images over all ranks.
+        """One optimizer step on this rank's part of a batch of ``n_good`` images over all ranks; the norm of its gradient.
 
-        Its gradient is that of the mean over those images, however they are divided over ranks and portions. Returns the norm
-        of the gradient before it is clipped.
+        The gradient is that of the mean over those images, however they are divided over ranks and portions.
         """
         at, plan = self.position, self.schedule
         train_mode(self.model)
@@ -297,14 +290,13 @@ class Trainer:
         return norm
 
     def add_gradient(self, images: Tensor, labels: Tensor, n_good: int) -> None:
-        """Add a portion's share of the gradient to the weights' and its losses to the sums; nothing is read from the device.
-
-        Raises NonFiniteLoss, before the weights are touched, where the loss is watched and is not finite.
-        """
+        """Add a portion's share of the gradient to the weights' and its losses to the sums. NonFiniteLoss where the loss is watched
+        and not finite; else nothing is read from the device."""
         n, clean = len(labels), None
         if self.hooks.perturb is not None:
             try:
-                images, labels, clean = self.hooks.perturb(images, labels, self.position.step)
+                with mixed_precision(images.device, self.amp):
+                    images, labels, clean = self.hooks.perturb(images, labels, self.position.step)
             except NonFiniteOutput as error:
                 raise NonFiniteLoss(str(error)) from error
         total, terms = self.objective(images, labels, clean)
@@ -380,13 +372,10 @@ class Trainer:
 
 
 def train_mode(model: nn.Module) -> bool:
-    """Training mode but for batch normalisation, whose statistics are held; whether there is any.
-
-    Feedback needs it to be an affine map of one image; its scale and bias are trained.
-    """
+    """Training mode but for batch normalisation, which feedback needs to be an affine map of one image: its statistics are held,
+    its scale and bias are trained. Whether there is any."""
     model.train()
-    held = [module.eval() for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    return bool(held)
+    return bool([module.eval() for module in model.modules() if isinstance(module, nn.BatchNorm2d)])
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -38,20 +39,13 @@ class Accuracy:
 def measure(
     logits: Callable[[Tensor], Tensor], batches: DataLoader[Batch] | list[Batch], iterations: int, ranks: Ranks
 ) -> Accuracy:
-    """The accuracy over the images of ``batches``, over all ranks.
+    """The accuracy over all ranks; ``logits``: images of a batch, on the device of ``ranks`` -> (iterations + 1, B, K).
 
-    Parameters
-    ----------
-    logits
-        Images of a batch, on the device of ``ranks`` -> (iterations + 1, B, K).
-    batches
-        This rank's part of one pass. Nothing is exchanged on the way: ranks may have unequally many images, and each counts
-        once.
+    ``batches``: this rank's part of one pass. Ranks may have unequally many images; each counts once.
     """
     feed = Feed(batches)
     counts = torch.zeros(3, iterations + 1, dtype=torch.float64, device=ranks.device)  # top-1, top-5, images
-    hidden = None if ranks.rank == 0 else True  # None: hidden where there is no terminal
-    for batch in tqdm(feed, "validation", len(batches), disable=hidden, leave=False, file=sys.stderr):
+    for batch in tqdm(feed, "validation", len(batches), disable=hidden(ranks), leave=False, file=sys.stderr):
         if not len(batch.labels):
             continue
         images, labels = (part.to(ranks.device, non_blocking=True) for part in (batch.images, batch.labels))
@@ -61,8 +55,12 @@ def measure(
         counts[1] += right.any(-1).sum(1)
         counts[2] += len(labels)
     top1, top5, n = ranks.sum(counts)
-    bad = ranks.union(feed.bad)
-    return Accuracy(tuple((top1 / n).tolist()), tuple((top5 / n).tolist()), int(n[0]), bad)
+    return Accuracy(tuple((top1 / n).tolist()), tuple((top5 / n).tolist()), int(n[0]), ranks.union(feed.bad))
+
+
+def hidden(ranks: Ranks) -> bool | None:
+    """Whether a progress bar is hidden; None: where there is no terminal."""
+    return None if ranks.rank == 0 else True
 
 
 class Log:
@@ -77,10 +75,8 @@ class Log:
         """All whole lines (a killed process may leave a part of one at the end)."""
         lines = []
         for text in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
         return lines
 
     def write(self, line: dict[str, Any]) -> None:
@@ -91,12 +87,8 @@ class Log:
 class MetricLogger:
     """What rank 0 tells of a run, in lines for every ``log_every`` steps and for each validation; a context with a progress bar.
 
-    Parameters
-    ----------
-    folder
-        Gets ``log.jsonl`` and ``tensorboard/``.
-    at
-        Where the run is. Lines beyond it are dropped; before the first step that is all of them, unless a validation is done.
+    ``folder`` gets ``log.jsonl`` and ``tensorboard/``. Lines beyond ``at`` are dropped; before the first step that is all of
+    them, unless a validation is done.
     """
 
     with_board = True
@@ -117,8 +109,8 @@ class MetricLogger:
         if self.ranks.rank == 0:
             self.log = Log(self.folder / "log.jsonl", self.told)
             self.board = tensorboard(self.folder / "tensorboard", self.told) if self.with_board else None
-        hidden = None if self.ranks.rank == 0 else True
-        self.bar = tqdm(total=self.schedule.steps, initial=self.first, unit="step", disable=hidden, file=sys.stderr)
+        total, disable = self.schedule.steps, hidden(self.ranks)
+        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=disable, file=sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,20 +124,24 @@ class MetricLogger:
         line: dict[str, Any] = {
             "step": at.step,
             "epoch": round(epoch, 4),
-            "seconds": round(at.seconds, 1),
-            "learning_rate": self.schedule.learning_rate_at(at.step - 1),
-            "losses": at.means(),
+            **self.done(at),
             "gradient_norm": torch.tensor(at.norms).mean().item(),
             "images_per_second": round((at.images - self.counted) / seconds, 2),
             "data_wait": round((waited - self.waited) / seconds, 4),
             "memory_mib": memory(self.ranks.device),
             "bad_images": len(at.bad),
         }
-        words = (
-            f"step {at.step}/{self.schedule.steps}  cross-entropy {entropy(line)}  "
-            f"{line['images_per_second']:.1f} images/s  waited for data {100 * line['data_wait']:.0f} %"
-        )
+        speed = f"{line['images_per_second']:.1f} images/s  waited for data {100 * line['data_wait']:.0f} %"
+        words = f"step {at.step}/{self.schedule.steps}  cross-entropy {entropy(line)}  {speed}"
         self.tell(line, words, quiet=not self.bar.disable)
+
+    def done(self, at: Position) -> dict[str, Any]:
+        """The entries that every line of steps has."""
+        return {
+            "seconds": round(at.seconds, 1),
+            "learning_rate": self.schedule.learning_rate_at(at.step - 1),
+            "losses": at.means(),
+        }
 
     def validation(self, found: dict[str, Any]) -> None:
         """Tell of a validation: ``step``, ``top1``, ``top5``, ``images``."""
@@ -184,13 +180,7 @@ class EpochLogger(MetricLogger):
 
     def steps(self, at: Position, epoch: float, waited: float) -> None:
         """Keep the line until the validation is known."""
-        self.line = {
-            "epoch": round(epoch),
-            "step": at.step,
-            "seconds": round(at.seconds, 1),
-            "learning_rate": self.schedule.learning_rate_at(at.step - 1),
-            "losses": at.means(),
-        }
+        self.line = {"epoch": round(epoch), "step": at.step, **self.done(at)}
 
     def validation(self, found: dict[str, Any]) -> None:
         line = {**self.line, "validation_accuracy": found["top1"]}

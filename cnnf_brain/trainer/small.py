@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,22 @@ from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets import mnist
 from cnnf_brain.images import Preprocessing, pick_device
-from cnnf_brain.io import write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.model.zoo import small_net
 from cnnf_brain.results import machine
-from cnnf_brain.trainer.card import WEIGHTS, about, check_weights, finish, finished
-from cnnf_brain.trainer.config import CNN, LossWeights, Schedule, environment
+from cnnf_brain.trainer.checkpoint import WEIGHTS, about, check_weights, finish, finished
+from cnnf_brain.trainer.config import CNN, LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.loop import Hooks, Objective, Perturb, Run, Stop, Trainer, mixed_precision
+from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer
 from cnnf_brain.trainer.metrics import Accuracy, EpochLogger, measure
 from cnnf_brain.types import option
 
 STANDARD = {"epochs": 30, "learning_rate": 1e-3}  # Appendix B.1
 ADVERSARIAL = {"epochs": 90, "learning_rate": 1e-4}
 MODES = ("only", "augment")
+ADVERSARIAL_HELP = "train on adversarial images alone (only), or clean and adversarial ones together (augment)"
+STEP_HELP = "step size of PGD, for images in [0, 1] (default: the paper's, 0.01 to 0.015)"
 UNITS = Preprocessing(28, mean=(0.5,), std=(0.5,))  # the small net takes images in [-1, 1]
 ATTACKS: dict[str, FGSM | PGD] = {"fgsm": FGSM(), "pgd7": PGD(7), "pgd40": PGD(40)}
 
@@ -47,25 +49,13 @@ class Adversary:
     ``mode``: "only" adversarial images, or "augment", clean and adversarial ones together. In both the reconstruction loss of an
     adversarial image is against the target features of its clean one. ``attack``: "fgsm", "pgd7" or "pgd40", on the first pass of
     the weights of that step; ``epsilon`` and ``step_size`` (None: the paper's) for images in [0, 1]. Random starts come from
-    ``seed`` and the number of the step alone.
-
-    Raises ValueError for another mode or attack, numbers outside of their range, and a step size of FGSM.
+    ``seed`` and the number of the step alone. A ValueError for settings outside of these.
     """
 
-    mode: str = option(
-        "only",
-        "train on adversarial images alone (only), or clean and adversarial ones together (augment)",
-        flag="adversarial",
-        choices=MODES,
-    )
+    mode: str = option("only", ADVERSARIAL_HELP, flag="adversarial", choices=MODES)
     attack: str = option("pgd7", "of adversarial training", choices=sorted(ATTACKS))
     epsilon: float = option(0.3, "of adversarial training, for images in [0, 1]", least=0, most=1)
-    step_size: float | None = option(
-        None,
-        "step size of PGD, for images in [0, 1] (default: the paper's, 0.01 to 0.015)",
-        flag="attack-step",
-        above=0,
-    )
+    step_size: float | None = option(None, STEP_HELP, flag="attack-step", above=0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -137,36 +127,30 @@ class Settings:
     @property
     def title(self) -> str:
         """The network, its data and its training in words."""
-        n, title = self.feedback["iterations"], mnist.TITLES[self.dataset]
-        how = ""
-        if self.adversary is not None:
-            made = {"only": "adversarial images", "augment": "clean and adversarial images"}[self.adversary.mode]
-            how = f", trained on {made} ({self.adversary.attack}, epsilon {self.adversary.epsilon:g})"
-        return f"{f'CNN-F-{n}' if n else 'CNN'}, {title}{how}"
+        n, made = self.feedback["iterations"], self.adversary
+        title = f"{f'CNN-F-{n}' if n else 'CNN'}, {mnist.TITLES[self.dataset]}"
+        if made is None:
+            return title
+        clean = "clean and " if made.mode == "augment" else ""
+        return f"{title}, trained on {clean}adversarial images ({made.attack}, epsilon {made.epsilon:g})"
 
     def configuration(self, data_hash: str) -> dict[str, Any]:
         """The settings as JSON values. What was not asked for has no entry."""
-        found: dict[str, Any] = {
+        as_they_are = ("epochs", "learning_rate", "weight_decay", "batch_size", "seed")
+        asked: dict[str, Any] = {"limit": self.limit, "amp": self.amp}
+        if self.adversary is not None:
+            asked["adversarial"] = {name: value for name, value in asdict(self.adversary).items() if name != "seed"}
+        return {
             "title": self.title,
             "dataset": self.dataset,
             "data_hash": data_hash,
             "model": "cnnf" if self.feedback["iterations"] else "cnn",
             "feedback": self.feedback,
             "losses": self.losses.configuration(),
-            "epochs": self.epochs,
-            "learning_rate": self.learning_rate,
-            "weight_decay": self.weight_decay,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in as_they_are},
             "dtype": "float16" if self.half else "float32",
+            **{name: value for name, value in asked.items() if value is not None},
         }
-        if self.limit is not None:
-            found["limit"] = self.limit
-        if self.amp is not None:
-            found["amp"] = self.amp
-        if self.adversary is not None:
-            found["adversarial"] = {name: value for name, value in asdict(self.adversary).items() if name != "seed"}
-        return found
 
     def schedule(self, steps_per_epoch: int) -> Schedule:
         """The steps of all epochs, with a validation and a line of the log at the end of each."""
@@ -193,33 +177,19 @@ def train(
 ) -> dict[str, Any] | None:
     """Train, or continue, or find finished, the run of ``settings`` in ``output``; its card, None where it was stopped.
 
-    Parameters
-    ----------
-    command
-        What the card says how the run was made.
-    folder
-        Of the IDX files; None: they are found, or downloaded.
-    device
-        A name ("auto": a CUDA GPU where there is one) or a torch device.
-    insist
-        A ValueError where there is no checkpoint to continue from.
-    stop
-        Asked before each step.
+    ``command``: how the run was made, for the card. ``folder``: of the IDX files; None: they are found, or downloaded. ``device``:
+    a name ("auto": a CUDA GPU where there is one) or a torch device. ``insist``: a ValueError where there is no checkpoint to
+    continue from. ``stop``: asked before each step.
 
-    Raises
-    ------
-    ValueError
-        ``output`` holds a run of other settings (says what differs); damaged data; settings that contradict each other.
-    OSError
-        ``output`` cannot be written, or another process is writing to it.
-    NonFiniteLoss
-        Training diverged; names the last good checkpoint.
+    A ValueError where ``output`` holds a run of other settings (says what differs), data are damaged or settings contradict each
+    other; an OSError where ``output`` cannot be written, or another process is writing to it; NonFiniteLoss where training
+    diverged.
     """
     with results.occupied(output):
         ranks, source = Ranks(device=pick_device(device)), mnist.find(settings.dataset, folder)
         configuration = settings.configuration(source.check())
         images, validation = mnist.split(source.read("train"))
-        images, validation = limited(images, settings.limit), validation[np.arange(len(validation))[: settings.measure]]
+        images, validation = limited(images, settings.limit), validation[: settings.measure]
         batches = mnist.MemoryBatches(images.to(ranks.device), settings.batch_size, settings.seed)
         schedule = settings.schedule(batches.steps_per_epoch)
         card = finished(output, configuration, schedule.steps, lambda: small_net(**settings.feedback))
@@ -227,27 +197,25 @@ def train(
             return card
         torch.manual_seed(settings.seed)
         model = small_net(**settings.feedback).to(ranks.device).to(memory_format=torch.channels_last)  # on CPUs much faster
-        optimizer = torch.optim.Adam(  # L2, as in the paper
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        # the weight decay is L2, as in the paper
+        descent: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        perturb = partial(settings.adversary.batch, model) if settings.adversary else None
         trainer = Trainer(
             Objective(model, settings.losses, amp=settings.amp),
-            optimizer,
+            torch.optim.Adam(model.parameters(), **descent),
             batches,
             schedule,
             Run(output, configuration),
-            Hooks(lambda: accuracy(model, validation), perturb=perturb(model, settings), logger=EpochLogger, watchful=True),
+            Hooks(lambda: accuracy(model, validation), perturb=perturb, logger=EpochLogger, watchful=True),
             ranks,
         )
-        found = trainer.resume(insist=insist)
         record = about(command, configuration)
-        write_json(output / "config.json", {**record, "environment": environment(ranks.device)})
-        print(
-            f"{settings.title}: {len(images)} training and {len(validation)} validation images from {source.folder}, "
-            f"{'continuing ' + str(found) if found else 'from the start'}, on {machine(ranks.device)}, output {output}"
-        )
+        counts = f"{len(images)} training and {len(validation)} validation images"
+        trainer.begin(record, f"{settings.title}: {counts} from {source.folder}, ", insist=insist)
         if not trainer.run(stop):
             return None
+        assert trainer.position.validation is not None
+        shares = trainer.position.validation["top1"]
         card = {
             "title": settings.title,
             **record,
@@ -255,11 +223,16 @@ def train(
             "training_seconds": round(trainer.position.seconds),
             "machine": machine(ranks.device),
             "n_validation": len(validation),
+            "validation_accuracy_before_storing": shares,
+            "validation_accuracy": shares,
         }
-        assert trainer.position.validation is not None
-        card["validation_accuracy_before_storing"] = trainer.position.validation["top1"]
-        card["validation_accuracy"] = trainer.position.validation["top1"]
-        return measured(output, model, card, settings, (validation, source))
+        dtype = torch.float16 if settings.half else torch.float32
+        stored = copy.deepcopy(model).to(dtype).to(torch.float32)
+        if settings.half:
+            card["validation_accuracy"] = list(accuracy(stored, validation).top1)
+        test = source.read("test")[: settings.measure]  # the one place where the test images are used
+        card |= {"n_test": len(test), "test_accuracy": list(accuracy(stored, test).top1)}
+        return finish(output, stored, card, dtype)
 
 
 def limited(images: mnist.ImageSet, limit: int | None) -> mnist.ImageSet:
@@ -271,19 +244,6 @@ def limited(images: mnist.ImageSet, limit: int | None) -> mnist.ImageSet:
     return images[np.arange(limit) * len(images) // limit]
 
 
-def perturb(model: CNNF, settings: Settings) -> Perturb | None:
-    """What ``settings.adversary`` makes of the images of a step, in the precision of the steps."""
-    adversary = settings.adversary
-    if adversary is None:
-        return None
-
-    def made(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        with mixed_precision(images.device, settings.amp):
-            return adversary.batch(model, images, labels, step)
-
-    return made
-
-
 def accuracy(model: CNNF, images: mnist.ImageSet, batch_size: int = 500) -> Accuracy:
     """The accuracy of ``model`` over ``images`` in evaluation mode, at each iteration 0..N."""
     training, ranks = model.training, Ranks(device=next(model.parameters()).device)
@@ -293,32 +253,9 @@ def accuracy(model: CNNF, images: mnist.ImageSet, batch_size: int = 500) -> Accu
     return found
 
 
-def measured(
-    output: Path, model: CNNF, card: dict[str, Any], settings: Settings, data: tuple[mnist.ImageSet, mnist.Source]
-) -> dict[str, Any]:
-    """Measure the weights as they will be stored, and store them: the one place where the test images are used.
-
-    ``data``: the validation images, and where the test images lie.
-    """
-    validation, source = data
-    dtype = torch.float16 if settings.half else torch.float32
-    stored = copy.deepcopy(model).to(dtype).to(torch.float32)
-    if settings.half:
-        card["validation_accuracy"] = list(accuracy(stored, validation).top1)
-    test = source.read("test")
-    test = test[np.arange(len(test))[: settings.measure]]
-    card |= {"n_test": len(test), "test_accuracy": list(accuracy(stored, test).top1)}
-    return finish(output, stored, card, dtype)
-
-
 def load(folder: Path) -> tuple[CNNF, dict[str, Any]]:
-    """The network of a finished run, in evaluation mode and channels_last, and its card.
-
-    Raises
-    ------
-    LostWeights
-        The weights are gone, damaged, or not those that the card speaks of (a ValueError).
-    """
+    """The network of a finished run, in evaluation mode and channels_last, and its card; LostWeights where ``check_weights``
+    finds them gone, damaged, or not those that the card speaks of."""
     card = json.loads((folder / "card.json").read_text())
     model = small_net(**card["configuration"]["feedback"])
     check_weights(folder, card, model)

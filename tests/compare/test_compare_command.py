@@ -766,7 +766,7 @@ BAD = {
         r"expected the images along the first axis",
     ),
     "dropout": (["--model", "MODEL:dropped", "--layers", "V4=out", *ON_V4], r"it is not deterministic"),
-    "training": (["--model", "MODEL:stays", "--layers", "V4=out", *ON_V4], r"is in training mode"),
+    "training": (["--model", "MODEL:stays", "--layers", "V4=out", *ON_V4], r"stays in training mode"),
     "statistics": (
         ["--model", "MODEL:batch", "--layers", "V4=out", *ON_V4],
         r"depend on the other images of its batch",

@@ -221,7 +221,7 @@ def broken() -> cb.Recordings:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no recordings": (lambda: scored(plain(), None, [], "1"), "no recordings are given"),
+    "no recordings": (lambda: scored(plain(), None, [], "1"), "recordings: the list is empty"),
     "an unknown layer": (lambda: scored(plain(), None, recordings(), "relu"), "layer 'relu' is not known"),
     "an iteration that is not run": (lambda: scored(plain(), None, recordings(), "1@1"), "runs no feedback"),
     "another region": (
@@ -244,7 +244,7 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: scored(cb.Network(plain().module, cb.Preprocessing(20)), None, recordings(), "3"),
         "cannot be run on images of shape",
     ),
-    "no model": (lambda: scored([], None, recordings(), "1"), "no model is given"),
+    "no model": (lambda: scored([], None, recordings(), "1"), "model: the list is empty"),
     "no layers": (lambda: scored(plain(), None, recordings(), []), "layers is an empty list"),
     "recordings without layers": (
         lambda: scored(plain(), None, [recordings(), recordings("IT", 1)], {"IT": "1"}),

@@ -25,7 +25,7 @@ from cnnf_brain.robustness import cells, grids, open_workshop, table, tasks, wor
 from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training
 from cnnf_brain.robustness.grids import Against
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.card import HASH, finish
+from cnnf_brain.trainer.checkpoint import HASH, finish
 
 
 def silent(_done: float, _total: float, _title: str) -> None:

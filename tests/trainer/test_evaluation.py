@@ -25,7 +25,7 @@ from cnnf_brain.model import weights, zoo
 from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, plan
 from cnnf_brain.trainer import evaluation
-from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.trainer.checkpoint import save_weights
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
 

@@ -300,7 +300,9 @@ def test_adversarial_training_has_its_own_defaults():
     assert (hardened.epochs, hardened.learning_rate) == (90, 1e-4)
     assert (hardened.adversary.attack, hardened.adversary.epsilon) == ("pgd7", 0.3)
     assert (other.epochs, other.learning_rate, other.adversary.epsilon) == (2, 0.1, 0)
-    names = {mnist.output(mnist.arguments(words), 0).name for words in asked[:2]}
+    names = {
+        mnist.output(mnist.arguments(words), run).name for words, run in zip(asked[:2], (standard, hardened), strict=True)
+    }
     assert names == {"mnist-cnn-seed0", "mnist-cnn-augment-pgd7-0.3-seed0"}
 
 

@@ -14,7 +14,7 @@ from cnnf_brain import cli, small_net
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.__main__ import main as report
-from cnnf_brain.trainer.card import save_weights
+from cnnf_brain.trainer.checkpoint import save_weights
 from cnnf_brain.visualize import __main__ as command
 from cnnf_brain.visualize import view
 from cnnf_brain.visualize.__main__ import main
