@@ -273,7 +273,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a word for a switch": (lambda: cb.Scoring(per_site="no"), "per_site is 'no', expected True or False"),
     "unknown splits": (lambda: cb.Scoring(splits="foo"), "splits is 'foo', expected 'kfold' or 'brainscore'"),
     "a single mean": (lambda: cb.Preprocessing(16, mean=0.5), "mean is 0.5, expected three numbers"),
-    "an unknown choice": (lambda: cb.Scoring(select="best"), "select is 'best', expected 'nested' or None"),
+    "an unknown choice": (lambda: cb.Scoring(select="best"), "select is 'best', expected None or 'nested'"),
 }
 
 
