@@ -72,9 +72,8 @@ def call(spec: str) -> tuple[object, bytes]:
     name = f"_network_of_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, path)
     assert found is not None and found.loader is not None  # noqa: PT018
-    python = sys.modules[name] = importlib.util.module_from_spec(
-        found
-    )  # there, so that the sources of its classes are found
+    # in sys.modules, so that the sources of its classes are found
+    python = sys.modules[name] = importlib.util.module_from_spec(found)
     if str(path.resolve().parent) not in sys.path:
         sys.path.append(str(path.resolve().parent))  # for what it imports from beside itself
     doing = f"running {path}"
@@ -151,9 +150,8 @@ class _Hash:
             if part._forward_hooks or part._forward_pre_hooks:
                 raise Unidentifiable(f"{f'module {name!r}' if name else 'the network itself'} has a forward hook")
             self.kind(type(part))
-            for attribute in sorted(
-                vars(part).keys() - _usual(isinstance(part, CNNF))
-            ):  # "forward" too, where it was replaced on the object
+            # "forward" too, where it was replaced on the object
+            for attribute in sorted(vars(part).keys() - _usual(isinstance(part, CNNF))):
                 self.value(f"{name}.{attribute}", vars(part)[attribute])
 
     def value(self, name: str, value: Any) -> None:

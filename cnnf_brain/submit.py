@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def write(args: argparse.Namespace) -> int:
         name=args.name,
         regions=dict(args.regions),
         feedback=feedback,
-        time_bins=tuple(args.time_bins) if args.time_bins else None,
+        time_bins=tuple((int(start), int(end)) for start, end in args.time_bins) if args.time_bins else None,
         image_size=args.image_size,
         neural_only=args.neural_only,
         device=images.pick_device(args.device),
@@ -140,17 +140,14 @@ def outcome(archive: Path, failed: Sequence[str], not_run: Sequence[str], draft:
     0: ready. 1: something failed. 3: a draft, and everything else is ok. 4: nothing failed, and something was not run (the network
     did not reach the weights, say).
     """
-    if failed:
-        print(f"error: {archive} is not ready to be submitted: {'; '.join(failed)}", file=sys.stderr)
-        return BROKEN
-    if not_run:
-        print(f"error: {archive} is not checked to the end; not run: {'; '.join(not_run)}", file=sys.stderr)
-        return UNKNOWN
-    if draft:
-        print(f"draft: {archive} names no place to load its weights from; everything else is ok")
-        return UNFINISHED
-    print(f"ready: {archive}")
-    return READY
+    if failed or not_run:
+        told = "ready to be submitted" if failed else "checked to the end; not run"
+        print(f"error: {archive} is not {told}: {'; '.join(failed or not_run)}", file=sys.stderr)
+        return BROKEN if failed else UNKNOWN
+    print(
+        f"draft: {archive} names no place to load its weights from; everything else is ok" if draft else f"ready: {archive}"
+    )
+    return UNFINISHED if draft else READY
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -172,10 +169,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     iterations = cli.number(int, {"least": 0})
     add("--iterations", type=iterations, metavar="N", help="default: as trained, else 2; 0 writes the CNN alone")
     add("--name", help="what the identifiers begin with (default: the model)")
-    layers = "default: Brain-Score's own, at N"
-    add("--regions", nargs="+", type=_region, default=[], metavar="REGION=LAYER[@T]", help=layers)
-    bins = "ms of iterations 0, 1, ... (default 70-120 120-170 ...)"
-    add("--time-bins", nargs="+", type=_bin, metavar="START-END", help=bins)
+    layer = _pair(r"(\w+)=(\S+)", "REGION=LAYER, for instance V4=features.16@2")
+    shown: dict[str, Any] = {"metavar": "REGION=LAYER[@T]", "help": "default: Brain-Score's own, at N"}
+    add("--regions", nargs="+", type=layer, default=[], **shown)
+    bin_ = _pair(r"(\d+)-(\d+)", "START-END in ms, for instance 70-120")
+    shown = {"metavar": "START-END", "help": "ms of iterations 0, 1, ... (default 70-120 120-170 ...)"}
+    add("--time-bins", nargs="+", type=bin_, **shown)
     unnamed = "no behaviour, for networks without ImageNet's 1000 classes; V1 and V2 may have no layer"
     add("--neural-only", action="store_true", help=unnamed)
     cli.add_flags(p, FeedbackSettings, only=FEEDBACK, defaults=dict.fromkeys(FEEDBACK, "as trained"))
@@ -208,18 +207,16 @@ def _contradiction(args: argparse.Namespace) -> str:
     return ""
 
 
-def _region(word: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(\w+)=(\S+)", word)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{word!r}: expected REGION=LAYER, for instance V4=features.16@2")
-    return match[1], match[2]
+def _pair(pattern: str, expected: str) -> Callable[[str], tuple[str, str]]:
+    """An argparse type: the two groups of ``pattern``."""
 
+    def read(word: str) -> tuple[str, str]:
+        match = re.fullmatch(pattern, word)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{word!r}: expected {expected}")
+        return match[1], match[2]
 
-def _bin(word: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)-(\d+)", word)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{word!r}: expected START-END in ms, for instance 70-120")
-    return int(match[1]), int(match[2])
+    return read
 
 
 if __name__ == "__main__":

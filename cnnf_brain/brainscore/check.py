@@ -139,15 +139,25 @@ def _plugin_folder(zip_: Submission) -> str:
 
 
 def _folder_entries(zip_: Submission) -> str:
-    folders = {
-        "".join(f"{part}/" for part in n.split("/")[:k]) for n in zip_.names for k in range(1, 4) if n.count("/") >= k
-    }
+    folders = {"/".join(n.split("/")[:k]) + "/" for n in zip_.names for k in range(1, 4) if n.count("/") >= k}
     return _listed(sorted(folders - set(zip_.names)), "missing: ")
 
 
 def _needed_files(zip_: Submission) -> str:
     needed = {f"{plugin}/{file}" for plugin in zip_.plugins for file in ("__init__.py", "test.py")}
     return _listed(sorted(needed - {name.split("/", 2)[-1] for name in zip_.names}), "missing: ")
+
+
+def _metadata(zip_: Submission) -> str:
+    return _listed(name for name in zip_.names if name.lower().endswith(("metadata.yml", "metadata.yaml")))
+
+
+def _weights(zip_: Submission) -> str:
+    return _listed(name for name in zip_.names if PurePosixPath(name).suffix.lower() in WEIGHTS)
+
+
+def _one_identifier(zip_: Submission) -> str:
+    return "" if len(zip_.identifiers) == 1 else f"found {', '.join(zip_.identifiers) or 'none'}"
 
 
 def _not_taken(zip_: Submission) -> str:
@@ -162,7 +172,6 @@ def _listed(names: Iterable[str], before: str = "") -> str:
     return f"{before}{', '.join(found[:3])}{more}" if found else ""
 
 
-_METADATA = ("metadata.yml", "metadata.yaml")
 _SEARCHED = "registered as model_registry['IDENTIFIER'] in plain letters: Brain-Score finds plugins by that text"
 RULES = (
     Rule("size", "The ZIP is at most 50 MB", lambda z: f"it has {z.size / 1e6:.1f} MB" if z.size > MAX_BYTES else ""),
@@ -171,27 +180,10 @@ RULES = (
     Rule("plugin_folder", "The plugin is ROOT/models/PLUGIN, one of them, and nothing lies beside it", _plugin_folder, True),
     Rule("folder_entries", "ROOT/, ROOT/models/ and ROOT/models/PLUGIN/ are entries of their own", _folder_entries),
     Rule("needed_files", "The plugin has an __init__.py and a test.py", _needed_files, True),
-    Rule(
-        "no_metadata",
-        "No metadata.yml or metadata.yaml: Brain-Score makes them itself",
-        lambda z: _listed(name for name in z.names if name.lower().endswith(_METADATA)),
-    ),
-    Rule(
-        "no_weights",
-        "No weights inside: they are loaded from Brain-Score's storage or a hub",
-        lambda z: _listed(name for name in z.names if PurePosixPath(name).suffix.lower() in WEIGHTS),
-    ),
-    Rule(
-        "one_identifier",
-        f"One identifier, {_SEARCHED}",
-        lambda z: "" if len(z.identifiers) == 1 else f"found {', '.join(z.identifiers) or 'none'}",
-        True,
-    ),
-    Rule(
-        "no_hyphens",
-        "No identifier has a hyphen",
-        lambda z: _listed(name for name in (*z.identifiers, *z.plugins) if "-" in name),
-    ),
+    Rule("no_metadata", "No metadata.yml or metadata.yaml: Brain-Score makes them itself", _metadata),
+    Rule("no_weights", "No weights inside: they are loaded from Brain-Score's storage or a hub", _weights),
+    Rule("one_identifier", f"One identifier, {_SEARCHED}", _one_identifier, True),
+    Rule("no_hyphens", "No identifier has a hyphen", lambda z: _listed(n for n in z.identifiers + z.plugins if "-" in n)),
     Rule("not_taken", "Neither the identifier nor the folder's name is that of another model", _not_taken),
 )
 
@@ -210,10 +202,8 @@ def taken(name: str) -> str:
     """
     for init in sorted(models_folder().glob("*/__init__.py")):
         text = init.read_text(encoding="utf-8", errors="replace")
-        if not init.parent.is_symlink() and name in (
-            init.parent.name,
-            *(found["id"] for found in _REGISTERED.finditer(text)),
-        ):
+        names = [init.parent.name, *(found["id"] for found in _REGISTERED.finditer(text))]
+        if name in names and not init.parent.is_symlink():
             return init.parent.name
     return ""
 
@@ -234,19 +224,8 @@ def check_plugin(
 
     >>> failed = [finding for finding in check_plugin(Path("submission/IDENTIFIER.zip")) if finding.status == FAILED]
 
-    Parameters
-    ----------
-    path : Path
-        The ZIP.
-    weights : Path, optional
-        The plugin's weights on this machine. Without them they are fetched from the place that the plugin names.
-    tell : callable, optional
-        Takes a line whenever a stage begins and ends.
-
-    Raises
-    ------
-    ValueError, OSError
-        No such ZIP or weights, or a damaged ZIP.
+    ``weights``: the plugin's on this machine; without them they are fetched from the place that the plugin names. ``tell`` takes a
+    line whenever a stage begins and ends. A ValueError or OSError for no such ZIP or weights, or a damaged ZIP.
     """
     submission = read_submission(path)
     if weights is not None and not weights.is_file():
@@ -308,10 +287,9 @@ def lay_out(submission: Submission, scratch: Path) -> Path:
     with zipfile.ZipFile(submission.path) as archive:
         for entry_name in submission.names:
             target = site.joinpath(*PurePosixPath(entry_name).parts[1:])
-            if entry_name.endswith("/"):
-                target.mkdir(parents=True, exist_ok=True)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
+            folder = entry_name.endswith("/")
+            (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
+            if not folder:
                 target.write_bytes(archive.read(entry_name))
     return site / "models" / name
 
@@ -337,11 +315,9 @@ def _run(scratch: Path, tell: Callable[[str], object]) -> Iterator[Finding]:
     """The findings of all stages, run in a process of its own; every stage is heard of."""
     log, ended = scratch / "log", list[str]()
     command = [sys.executable, "-m", "cnnf_brain.brainscore.worker", str(scratch)]
-    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, cwd=scratch, env=environment(scratch), stdout=output, start_new_session=True, **streams
-        )
+    place: dict[str, Any] = {"cwd": scratch, "env": environment(scratch), "start_new_session": True}
+    with open(log, "wb") as out:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, **place)
     try:
         reason = yield from _follow(process, scratch / "findings.jsonl", ended, tell)
     finally:

@@ -51,16 +51,14 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.made and (self.stored or self.url):
-            raise ValueError(
-                "a place is given, and the network's own code makes its weights; give a file of weights, or no place"
-            )
+            told = "give a file of weights, or no place"
+            raise ValueError(f"a place is given, and the network's own code makes its weights; {told}")
         if self.stored and self.url:
             raise ValueError(f"weights {self.file}: a place in Brain-Score's storage and a url are given; give one of them")
         if bool(self.stored) != bool(self.version_id):
-            raise ValueError(
-                f"weights {self.file}: a file in Brain-Score's storage needs both its path ({self.stored or 'not given'}) and "
-                f"the version id that the upload returned ({self.version_id or 'not given'})"
-            )
+            stored, version = (value or "not given" for value in (self.stored, self.version_id))
+            needs = f"needs both its path ({stored}) and the version id that the upload returned ({version})"
+            raise ValueError(f"weights {self.file}: a file in Brain-Score's storage {needs}")
         if self.url and not self.url.startswith(("https://", "http://")):
             raise ValueError(f"weights {self.file}: {self.url!r} is no address; expected https://...")
 
@@ -102,17 +100,14 @@ class Weights:
         here = self.local
         if not self.here:
             if self.draft:
-                raise OSError(
-                    f"weights {self.file}: this plugin is a draft that names no place to load them from, and they are not at "
-                    f"{here}; upload them and {AGAIN} with their place (docs/brain-score.md)"
-                )
+                lacks = f"a draft that names no place to load them from, and they are not at {here}"
+                todo = f"upload them and {AGAIN} with their place (docs/brain-score.md)"
+                raise OSError(f"weights {self.file}: this plugin is {lacks}; {todo}")
             self._download(here)
         found = io.sha256(here)
         if found != self.sha256:
-            raise ValueError(
-                f"weights {here}: their SHA-256 is {found}, the plugin's are {self.sha256}; remove the file, so that it is "
-                f"fetched again, or where other weights are meant {AGAIN}"
-            )
+            todo = f"remove the file, so that it is fetched again, or where other weights are meant {AGAIN}"
+            raise ValueError(f"weights {here}: their SHA-256 is {found}, the plugin's are {self.sha256}; {todo}")
         return here
 
     def _download(self, here: Path) -> None:
@@ -125,10 +120,9 @@ class Weights:
                 load_weight_file(**place, version_id=self.version_id, sha1=self.sha1)
         except Exception as error:  # Brain-Score raises bare Exceptions where it cannot download
             where = self.url or f"{STORED_BELOW}/{self.stored} (version {self.version_id}) in Brain-Score's storage"
-            raise OSError(
-                f"weights {self.file}: {where} cannot be loaded, or is another file ({' '.join(str(error).split())}); connect "
-                f"to the network, or place the file at {here}"
-            ) from error
+            told = f"cannot be loaded, or is another file ({' '.join(str(error).split())})"
+            todo = f"connect to the network, or place the file at {here}"
+            raise OSError(f"weights {self.file}: {where} {told}; {todo}") from error
 
 
 def made_hash(module: nn.Module) -> str:
@@ -252,16 +246,9 @@ class Identity:
 class IterationCommitment(ModelCommitment):  # type: ignore[misc]
     """Brain-Score's ModelCommitment of a Network: regions by iteration, iterations as time, behaviour from the logits.
 
-    Parameters
-    ----------
-    wrapper : IterationWrapper
-        Its identifier is the model's. A ValueError for a layer or iteration that it does not have.
-    regions : mapping
-        Region -> layer (``features.23@2``).
-    bins : sequence of (int, int)
-        Time bins in ms of iterations 0, 1, ... (see ``IterationsInTime``).
-    readout : str
-        ``logits``, or empty for a network without ImageNet's 1000 classes: it then refuses behavioural tasks.
+    The model's identifier is that of ``wrapper``. ``regions``: region -> layer (``features.23@2``), a ValueError for a layer or
+    iteration that is not there. ``bins``: time bins in ms of iterations 0, 1, ... (see ``IterationsInTime``). ``readout``:
+    ``logits``, or empty for a network without ImageNet's 1000 classes, which then refuses behavioural tasks.
     """
 
     def __init__(
@@ -301,19 +288,9 @@ class IterationCommitment(ModelCommitment):  # type: ignore[misc]
 def load_plugin(identity: Mapping[str, Any], identifier: str, code: Path | None = None) -> IterationCommitment:
     """The model of a plugin, on a GPU where there is one.
 
-    Parameters
-    ----------
-    identity : mapping
-        ``Identity.as_dict()``, as it stands in the plugin.
-    identifier : str
-        The one that the plugin registers.
-    code : Path, optional
-        The folder of the user's own code in the plugin.
-
-    Raises
-    ------
-    ValueError, OSError
-        Another identifier, software or SHA-256 than the identity's, a layer that is not there; weights that cannot be had.
+    ``identity``: ``Identity.as_dict()``, as it stands in the plugin. ``identifier``: the one that the plugin registers. ``code``:
+    the folder of the user's own code in the plugin. A ValueError or OSError for another identifier, software or SHA-256 than the
+    identity's, a layer that is not there, and weights that cannot be had.
     """
     known = Identity.from_dict(identity)
     known.check_identifier(identifier)

@@ -9,9 +9,11 @@ import hashlib
 import json
 import pprint
 import shutil
+import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,8 @@ from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, load_network
 from cnnf_brain.types import LayerAt
 
-BIBTEX = """@inproceedings{Huang2020CNNF,
-  title     = {Neural Networks with Recurrent Generative Feedback},
-  author    = {Huang, Yujia and Gornet, James and Dai, Sihui and Yu, Zhiding and Nguyen, Tan and Tsao, Doris Y.
-               and Anandkumar, Anima},
-  booktitle = {Advances in Neural Information Processing Systems},
-  volume    = {33},
-  year      = {2020}
-}"""
+TEXTS = tomllib.loads((resources.files("cnnf_brain.brainscore") / "plugin.toml").read_text(encoding="utf-8"))
+BIBTEX: str = TEXTS["bibtex"]
 KIND = "submit"  # whose folder it is, in results.RECORD
 
 
@@ -46,22 +42,12 @@ KIND = "submit"  # whose folder it is, in results.RECORD
 class Options:
     """What a plugin holds beside its network; what is left open follows from the network.
 
-    Attributes
-    ----------
-    weights : str or Path
-        The file, or the published name, that the plugin loads. Own code without weights makes them itself.
-    place : mapping
-        Where Brain-Score finds that file: ``stored`` and ``version_id``, or ``url``. Without a place the plugin is a draft.
-    model, name : str
-        What ``load_network`` takes; what the identifier begins with (by default the model).
-    regions : mapping
-        V1, V2, V4, IT -> layer, over the network's own. A layer without ``@`` is taken at the last iteration.
-    time_bins
-        (start, end) in ms of iterations 0, 1, ...; by default 70-120, 120-170, ...
-    neural_only : bool
-        For networks without ImageNet's 1000 classes: no behaviour, and V1 and V2 may have no layer.
-    bibtex : str
-        The reference for the leaderboard.
+    ``weights``: the file, or the published name, that the plugin loads; own code without weights makes them itself. ``place``:
+    where Brain-Score finds that file, ``stored`` and ``version_id``, or ``url``; without a place the plugin is a draft. ``model``:
+    what ``load_network`` takes. ``name``: what the identifier begins with (by default the model). ``regions``: V1, V2, V4, IT ->
+    layer, over the network's own; a layer without ``@`` is taken at the last iteration. ``time_bins``: (start, end) in ms of
+    iterations 0, 1, ..., by default 70-120, 120-170, ... ``neural_only``: no behaviour, for networks without ImageNet's 1000
+    classes; V1 and V2 may have no layer. ``bibtex``: the reference for the leaderboard.
     """
 
     weights: str | Path | None = None
@@ -117,8 +103,8 @@ def identify(request: Request) -> Plugin:
     card = Card() if given is None or weight_files.is_published(given) else read_card(given)
     model = request.model or card.arch or "vgg16"
     source = given or zoo.default_weights(model, request.iterations)[0]
-    settings: dict[str, Any] = {"feedback": request.feedback, "image_size": request.image_size, "device": request.device}
-    network = load_network(model, source, iterations=request.iterations, **settings)
+    settings: dict[str, Any] = {name: getattr(request, name) for name in ("iterations", "feedback", "image_size", "device")}
+    network = load_network(model, source, **settings)
     if request.feedback and not network.iterations:
         raise ValueError(
             f"model {model}: settings of the feedback are given ({', '.join(request.feedback)}), and it runs no feedback iteration"
@@ -133,23 +119,14 @@ def prepare(network: Network, options: Options) -> Plugin:
     >>> plugin = prepare(network, Options(regions={"V4": "features.16@1", "IT": "features.23"}))
     >>> write_plugins([plugin], Path("submission"))
 
-    Parameters
-    ----------
-    network : Network
-        From ``load_network``. For any other, ``options.model`` names the function that makes it (``path/to/file.py:function``).
-    options : Options
-        Its layers and all else.
-
-    Raises
-    ------
-    ValueError, OSError
-        A name that is refused or taken; a layer that is not named or not there; no 1000 classes for behavioural tasks; weights
-        that are not there, or not the network's; features of an image that depend on its batch (see ``activations.probe``).
+    A network that is not from ``load_network`` takes ``options.model``, the function that makes it (``path/to/file.py:function``).
+    A ValueError or OSError for a name that is refused or taken; a layer that is not named or not there; no 1000 classes for
+    behavioural tasks; weights that are not there, or not the network's; features of an image that depend on its batch.
     """
     model = options.model or network.origin.partition(" ")[0]
     if not model:
         raise ValueError(f"{network.name}: a plugin makes its network anew; give model, the function that makes this one")
-    own = vendor.read_own_code(model) if vendor.is_own_code(model) else None
+    own = vendor.read_own_code(model)
     path, weights = _weights(network, model, _source(network, model, options), options.place)
     identity = Identity(
         name=_name(options.name, own.function if own else model.removeprefix(zoo.TORCHVISION), network.iterations),
@@ -164,11 +141,9 @@ def prepare(network: Network, options: Options) -> Plugin:
         code=own.digest if own else "",
     )
     committed = commit(identity, network)  # every layer is there, and the classes are
-    where = taken(identity.identifier)
-    if where:
-        raise ValueError(
-            f"identifier {identity.identifier!r} is taken: brainscore-vision ships it in models/{where}; use another name"
-        )
+    if where := taken(identity.identifier):
+        told = f"is taken: brainscore-vision ships it in models/{where}; use another name"
+        raise ValueError(f"identifier {identity.identifier!r} {told}")
     again = identity.load(path, Path(model.rpartition(":")[0]).parent)
     if made_hash(again.module) != made_hash(network.module):
         raise ValueError(f"{network.name}: {path} holds other weights than the network; save these, and give that file")
@@ -213,10 +188,11 @@ def _regions(network: Network, given: Mapping[str, str]) -> dict[str, str]:
         if region not in REGIONS:
             raise unknown("region", region, REGIONS, "Brain-Score")
     layers = {**network.layers, **given}
-    last = {
-        name: str(replace(LayerAt.parse(name), iteration=network.iterations)) for name in layers.values() if "@" not in name
-    }
-    return {region: last.get(layers[region], layers[region]) for region in REGIONS if region in layers}
+
+    def at(name: str) -> str:
+        return name if "@" in name else str(replace(LayerAt.parse(name), iteration=network.iterations))
+
+    return {region: at(layers[region]) for region in REGIONS if region in layers}
 
 
 def _name(given: str | None, default: str, iterations: int) -> str:
@@ -239,9 +215,9 @@ def plugin_files(plugin: Plugin) -> dict[str, str]:
     literal = pprint.pformat(io.plain(identity.as_dict()), sort_dicts=False, width=116)
     lines = "".join(f"    {line!r}\n" for line in plugin.bibtex.strip().splitlines(keepends=True))
     content = {
-        "__init__.py": _INIT.format(identifier=name),
-        "model.py": _MODEL.format(title=identity.title, identity=literal, bibtex=f"(\n{lines})", own=vendor.OWN),
-        "test.py": _TEST.format(identifier=name),
+        "__init__.py": TEXTS["init"].format(identifier=name),
+        "model.py": TEXTS["model"].format(title=identity.title, identity=literal, bibtex=f"(\n{lines})", own=vendor.OWN),
+        "test.py": TEXTS["test"].format(identifier=name),
         f"region_layer_map/{name}.json": json.dumps(identity.regions, indent=2) + "\n",
         **vendor.package_files(imports),
     }
@@ -255,18 +231,18 @@ def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, P
     """Write ``output/IDENTIFIER/`` (for a pull request) and ``output/IDENTIFIER.zip`` (for the website) of each plugin.
 
     ``run.json`` beside them notes where the weights lie on this machine. Plugins that were written there before stay. The same
-    plugin gives the same bytes.
-
-    Raises
-    ------
-    ValueError, OSError
-        ``output`` holds anything but plugins that were written so, cannot be written, or is held by another process.
+    plugin gives the same bytes. A ValueError or OSError where ``output`` holds anything else, cannot be written, or is held by
+    another process.
     """
     with results.results(output, KIND, {}) as folder:
         weights = read_record(output)
         for plugin in plugins:
-            _write(plugin, folder)
-            weights[plugin.identity.identifier] = None if plugin.weights is None else str(plugin.weights.resolve())
+            name, content = plugin.identity.identifier, plugin_files(plugin)
+            for file, text in content.items():
+                (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name / file).write_text(text, encoding="utf-8")
+            write_zip(folder / f"{name}.zip", name, content)
+            weights[name] = None if plugin.weights is None else str(plugin.weights.resolve())
         for path in (output / name for identifier in weights for name in (identifier, f"{identifier}.zip")):
             if path.exists() and not (folder / path.name).exists():  # written before
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
@@ -276,32 +252,18 @@ def write_plugins(plugins: Sequence[Plugin], output: Path) -> list[tuple[Path, P
     return [(output / name, output / f"{name}.zip") for name in names]
 
 
-def _write(plugin: Plugin, output: Path) -> None:
-    """The folder and the ZIP of one plugin."""
-    name, content = plugin.identity.identifier, plugin_files(plugin)
-    for file, text in content.items():
-        (output / name / file).parent.mkdir(parents=True, exist_ok=True)
-        (output / name / file).write_text(text, encoding="utf-8")
-    write_zip(output / f"{name}.zip", name, content)
-
-
 def write_zip(path: Path, name: str, content: Mapping[str, str]) -> None:
     """``NAME/models/NAME/...`` with an entry for every folder, which the website looks for."""
     root = f"{name}/models/{name}"
     folders = {f"{name}/", f"{name}/models/", f"{root}/"}
     folders |= {f"{root}/{file.rpartition('/')[0]}/" for file in content if "/" in file}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for folder in sorted(folders):
-            archive.writestr(_entry(folder, 0o40755), "")
-        for file, text in content.items():
-            archive.writestr(_entry(f"{root}/{file}", 0o100644), text)
-
-
-def _entry(name: str, mode: int) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)  # dated 1980, so that the same plugin gives the same bytes
-    entry.external_attr = mode << 16 | (0x10 if name.endswith("/") else 0)
-    entry.compress_type = zipfile.ZIP_STORED if name.endswith("/") else zipfile.ZIP_DEFLATED
-    return entry
+    entries = {**dict.fromkeys(sorted(folders), ""), **{f"{root}/{file}": text for file, text in content.items()}}
+    with zipfile.ZipFile(path, "w") as archive:
+        for place, text in entries.items():
+            entry = zipfile.ZipInfo(place)  # dated 1980, so that the same plugin gives the same bytes
+            entry.external_attr = (0o40755 << 16 | 0x10) if entry.is_dir() else 0o100644 << 16
+            entry.compress_type = zipfile.ZIP_STORED if entry.is_dir() else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, text)
 
 
 def read_record(output: Path) -> dict[str, str | None]:
@@ -313,9 +275,8 @@ def read_record(output: Path) -> dict[str, str | None]:
         record = json.loads(path.read_text(encoding="utf-8"))
         return dict(record["weights"]) if record.get("kind") == KIND else {}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and name the weights where the plugin is checked"
-        ) from error
+        told = "remove it, and name the weights where the plugin is checked"
+        raise ValueError(f"{path} is damaged ({error}); {told}") from error
 
 
 def recorded_weights(archive: Path) -> Path | None:
@@ -323,78 +284,3 @@ def recorded_weights(archive: Path) -> Path | None:
     known = read_record(archive.parent)
     noted = next((known[name] for name in read_submission(archive).identifiers if name in known), None)
     return Path(noted) if noted is not None and Path(noted).is_file() else None
-
-
-_INIT = """\
-from brainscore_vision import model_registry
-
-from .model import get_model
-
-model_registry['{identifier}'] = lambda: get_model('{identifier}')
-"""
-
-_MODEL = '''\
-"""{title}.
-
-Written by cnnf-brain. The identifier follows from the identity below: change neither by hand. The folder cnnf_brain beside this
-file is the part of that package which the model needs. No other is installed or used.
-"""
-
-from pathlib import Path
-
-from .cnnf_brain.brainscore import load_plugin
-
-IDENTITY = {identity}
-
-BIBTEX = {bibtex}
-
-
-def get_model(identifier):
-    """The model that Brain-Score scores; its weights are fetched, and their SHA-256 checked, when it is loaded."""
-    return load_plugin(IDENTITY, identifier, Path(__file__).parent / '{own}')
-
-
-def get_bibtex(model_identifier):
-    """The reference for the leaderboard."""
-    return BIBTEX
-'''
-
-_TEST = """\
-import json
-from pathlib import Path
-
-import pytest
-from brainscore_vision import model_registry
-
-from .cnnf_brain.brainscore.commitment import Identity
-from .model import IDENTITY, get_bibtex, get_model
-
-IDENTIFIER = '{identifier}'
-KNOWN = Identity.from_dict(IDENTITY)
-
-
-def test_the_identifier_is_that_of_the_identity():
-    assert IDENTIFIER in model_registry
-    KNOWN.check_identifier(IDENTIFIER)
-
-
-def test_the_software_in_the_plugin_makes_its_features():
-    KNOWN.check_features()
-
-
-def test_the_map_names_the_layers_of_the_identity():
-    path = Path(__file__).parent / 'region_layer_map' / (IDENTIFIER + '.json')
-    assert json.loads(path.read_text()) == KNOWN.regions
-
-
-def test_bibtex():
-    assert get_bibtex(IDENTIFIER).strip().startswith('@')
-
-
-@pytest.mark.skipif(not KNOWN.weights.here, reason='needs the weights on this machine: they are not fetched for a test')
-def test_regions_can_be_recorded_from():
-    model = get_model(IDENTIFIER)
-    assert model.identifier == IDENTIFIER
-    for region in KNOWN.regions:
-        model.start_recording(region, time_bins=[(70, 170)])
-"""

@@ -91,9 +91,8 @@ def licence() -> str:
     for file in metadata.files("cnnf-brain") or []:
         if file.name == "LICENSE":
             return file.read_text(encoding="utf-8")
-    raise FileNotFoundError(
-        f"{beside}: the licence of cnnf-brain is missing, and has to go with the plugin; install it again"
-    )
+    told = "the licence of cnnf-brain is missing, and has to go with the plugin; install it again"
+    raise FileNotFoundError(f"{beside}: {told}")
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,13 @@ class OwnCode:
         return {f"{OWN}/{name}": redirected(text, copy, name) for name, text in self.sources.items()}
 
 
-def is_own_code(model: str) -> bool:
-    """Whether a network's name is that of a function in a file."""
-    return ".py:" in model
-
-
-def read_own_code(spec: str) -> OwnCode:
-    """The code behind ``path/to/file.py:function``.
+def read_own_code(spec: str) -> OwnCode | None:
+    """The code behind ``path/to/file.py:function``; None for the names of other networks.
 
     A FileNotFoundError without such a file, a ValueError for what is not Python or has a space in its name.
     """
+    if ".py:" not in spec:
+        return None
     file, _, function = spec.rpartition(":")
     path = Path(file)
     if not path.is_file():

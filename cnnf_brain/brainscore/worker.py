@@ -75,21 +75,20 @@ def weights(run: Rehearsal) -> Iterator[Finding]:
     given = run.task["weights"] and Path(run.task["weights"])
     reached = ask(known, given)
     yield reached
-    if given is None:
-        if reached.status != OK:
-            run.blocked = "the weights are neither on this machine nor fetched"
-            return
+    if given is not None:
+        same = io.sha256(given) == known.sha256
+        told = str(given) if same else f"{given} is another file"
+        yield held("the weights on this machine have the plugin's SHA-256", same, told)
+        if same:
+            known.local.parent.mkdir(parents=True, exist_ok=True)
+            known.local.symlink_to(given)
+        else:
+            run.blocked = "the weights on this machine are not the plugin's"
+    elif reached.status == OK:
         size = known.fetch().stat().st_size
         yield Finding("the fetched weights have the plugin's SHA-256", OK, f"{size} bytes")
-        return
-    same = io.sha256(given) == known.sha256
-    told = str(given) if same else f"{given} is another file"
-    yield held("the weights on this machine have the plugin's SHA-256", same, told)
-    if not same:
-        run.blocked = "the weights on this machine are not the plugin's"
-        return
-    known.local.parent.mkdir(parents=True, exist_ok=True)
-    known.local.symlink_to(given)
+    else:
+        run.blocked = "the weights are neither on this machine nor fetched"
 
 
 def ask(known: Weights, given: Path | None) -> Finding:
@@ -104,9 +103,7 @@ def ask(known: Weights, given: Path | None) -> Finding:
         if code in (405, 501):
             return Finding(words, NOT_RUN, f"{known.address} does not say whether it has the file ({code})")
         return (
-            Finding(words, FAILED, str(error))
-            if code
-            else Finding(words, NOT_RUN, f"{known.address} was not reached ({error})")
+            held(words, False, str(error)) if code else Finding(words, NOT_RUN, f"{known.address} was not reached ({error})")
         )
     if given is None or length is None:
         return Finding(words, OK, f"{known.address} answers")
@@ -142,8 +139,7 @@ def tests(run: Rehearsal) -> Iterator[Finding]:
         from brainscore_core.plugin_management import generic_plugin_tests_helper
         from brainscore_vision.model_helpers import generic_plugin_tests
     except ImportError as error:
-        told = f"{error}; pip install pytest pytest-check"
-        yield Finding("Brain-Score's generic plugin tests pass", FAILED, told)
+        yield held("Brain-Score's generic plugin tests pass", False, f"{error}; pip install pytest pytest-check")
         return
     path = Path(generic_plugin_tests.__file__ or "")
     images = path.parent / "generic_plugin_tests_resources"
@@ -234,9 +230,8 @@ def cost(run: Rehearsal) -> Iterator[Finding]:
     told = ", ".join(f"{region} {run.features[layer]} features" for region, layer in regions.items())
     # peak memory of this process so far, in GiB; Linux counts in KiB, macOS in bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    yield Finding(
-        f"{N_IMAGES} images are run at all layers", OK, f"{run.seconds:.3f} s/image, {peak:.1f} GiB at most; {told}"
-    )
+    told = f"{run.seconds:.3f} s/image, {peak:.1f} GiB at most; {told}"
+    yield Finding(f"{N_IMAGES} images are run at all layers", OK, told)
     have = psutil.virtual_memory().available / 2**30
     for name, region, images, sites in BENCHMARKS:
         layer, told = regions.get(region), f"none: the plugin leaves out {region}"
@@ -279,12 +274,11 @@ def shut() -> None:
     """
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:
+        host: Any = None
         if event in ("socket.getaddrinfo", "socket.gethostbyname"):
             host = args[0]
-        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-            host = args[1][0] if isinstance(args[1], tuple) else ""
-        else:
-            return
+        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
+            host = args[1][0]
         if isinstance(host, str) and host not in HERE:
             raise OSError(f"the rehearsal is offline, and something asks for {host}")
 

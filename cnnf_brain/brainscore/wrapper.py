@@ -35,17 +35,12 @@ class IterationWrapper(PytorchWrapper):  # type: ignore[misc]
 
     Layers are named ``features.23@2``, ``features.23@2:feedback`` or ``features.23`` (iteration 0, the first feedforward pass).
     Networks without feedback have iteration 0 alone. ``logits`` is the network's output, of a CNNF that of the last iteration
-    (``classifier.6@1`` names another one). Features and preprocessing are those of ``gram.layer_grams``.
+    (``classifier.6@1`` names another one). Features and preprocessing are those of ``gram.layer_grams``. ``network`` stays on its
+    device (PytorchWrapper itself would move it to the first GPU).
 
-    Parameters
-    ----------
-    network : Network
-        Stays on its device (PytorchWrapper itself would move it to the first GPU).
-    identifier : str
-        Brain-Score caches activations under this, the image set and the image size alone: it must differ wherever features do.
-        ``iteration_wrapper`` makes such an identifier.
-    batch_size : int
-        Images that run at once; Brain-Score fills the last batch up with copies of the last image.
+    ``identifier``: Brain-Score caches activations under this, the image set and the image size alone, so that it must differ
+    wherever features do; ``iteration_wrapper`` makes such an identifier. ``batch_size``: images that run at once; Brain-Score fills
+    the last batch up with copies of the last image.
     """
 
     def __init__(self, network: Network, identifier: str, batch_size: int = BATCH_SIZE) -> None:
@@ -89,9 +84,8 @@ class IterationWrapper(PytorchWrapper):  # type: ignore[misc]
             activations.check_layers(self._model, [at])
             return at
         if self._network.headless:
-            raise ValueError(
-                f"{self._network.name} has no classifier, and so no {LOGITS}; load weights that include it, or name a layer"
-            )
+            todo = "load weights that include it, or name a layer"
+            raise ValueError(f"{self._network.name} has no classifier, and so no {LOGITS}; {todo}")
         if isinstance(self._model, CNNF):
             return LayerAt(self._model.layer_names[-1], self._model.iterations)
         return LayerAt("")  # the module itself
@@ -141,9 +135,9 @@ def check_name(name: str) -> None:
     tried = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
     if not tried[:1].isalpha():
         tried = f"model_{tried}".rstrip("_")
+    why = "Brain-Score's website takes no hyphens, and passes over folders that begin with _"
     raise ValueError(
-        f"identifier {name!r} may hold letters, digits and _ alone, and begins with a letter (Brain-Score's website takes no "
-        f"hyphens, and passes over folders that begin with _); try {tried!r}"
+        f"identifier {name!r} may hold letters, digits and _ alone, and begins with a letter ({why}); try {tried!r}"
     )
 
 
@@ -155,16 +149,12 @@ def default_bins(iterations: int) -> tuple[tuple[int, int], ...]:
 def check_bins(bins: Sequence[tuple[int, int]], iterations: int) -> None:
     """A ValueError unless there is one bin for each iteration from 0 on, each starting where the one before ends."""
     if len(bins) != iterations + 1:
-        raise ValueError(
-            f"{len(bins)} time bins for iterations 0 to {iterations}; expected {iterations + 1}, one for each "
-            "(the first feedforward pass is iteration 0)"
-        )
-    for (start, end), (following, _) in zip(bins, [*bins[1:], (bins[-1][1], None)], strict=True):
-        if not start < end == following:
-            raise ValueError(
-                f"time bins {' '.join(f'{a}-{b}' for a, b in bins)}: expected START-END in ms, each starting where the one "
-                "before ends"
-            )
+        told = f"expected {iterations + 1}, one for each (the first feedforward pass is iteration 0)"
+        raise ValueError(f"{len(bins)} time bins for iterations 0 to {iterations}; {told}")
+    edges = [edge for bin_ in bins for edge in bin_]
+    if edges[2::2] != edges[1:-1:2] or any(start >= end for start, end in bins):
+        words = " ".join(f"{a}-{b}" for a, b in bins)
+        raise ValueError(f"time bins {words}: expected START-END in ms, each starting where the one before ends")
 
 
 def shares(bins: Sequence[tuple[int, int]], asked: Sequence[tuple[int, int]]) -> NDArray[Any]:
@@ -175,13 +165,11 @@ def shares(bins: Sequence[tuple[int, int]], asked: Sequence[tuple[int, int]]) ->
     """
     starts = np.array([-np.inf, *(start for start, _ in bins[1:])])
     ends = np.array([*(end for _, end in bins[:-1]), np.inf])
-    rows = []
-    for start, end in asked:
-        if not start < end:
-            raise ValueError(f"time bin {start}-{end} ms has no extent")
-        overlap = np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None)
-        rows.append(overlap / (end - start))
-    return np.array(rows)
+    empty = next((f"{start}-{end}" for start, end in asked if not start < end), None)
+    if empty is not None:
+        raise ValueError(f"time bin {empty} ms has no extent")
+    start, end = np.array(asked, float).reshape(-1, 2).T[..., None]
+    return np.asarray(np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None) / (end - start))
 
 
 class IterationsInTime(TemporalAligned):  # type: ignore[misc]

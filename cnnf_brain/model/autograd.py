@@ -15,17 +15,23 @@ def layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+class Windows(NamedTuple):
+    """The windows of a pooling layer, (height, width) each."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    ceil_mode: bool
+
+
 class Convolved(torch.autograd.Function):
     """A convolution of stride 1 over a map of few channels (an image); its gradient to the map is ``Spread``."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        return F.conv2d(x, weight, bias, 1, padding)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, tuple[int, int]], output: Tensor) -> None:
-        x, weight, _, ctx.padding = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return F.conv2d(x, weight, bias, 1, padding)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -40,7 +46,9 @@ class Spread(torch.autograd.Function):
     the kernel. On CPUs faster than ``conv_transpose2d``, which is made for many channels."""
 
     @staticmethod
-    def forward(g: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, g: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        ctx.padding = padding
         (n, out, height, width), (_, channels, *kernel) = g.shape, weight.shape
         flat = weight.to(g.dtype).reshape(out, -1).t()
         if layout(g) == torch.channels_last:
@@ -55,11 +63,6 @@ class Spread(torch.autograd.Function):
         (top, side), (rows, columns) = padding, whole.shape[-2:]
         inside = whole[..., top : rows - top, side : columns - side]
         return inside.transpose(0, 1).to(parts.dtype).contiguous(memory_format=layout(g))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, tuple[int, int]], output: Tensor) -> None:
-        g, weight, ctx.padding = inputs
-        ctx.save_for_backward(g, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -80,15 +83,11 @@ class Normalised(torch.autograd.Function):
     """x / size(x) + bias with its gradient in three passes over the map, where autograd takes ten."""
 
     @staticmethod
-    def forward(x: Tensor, bias: Tensor, inverse: Tensor, n: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor, inverse: Tensor, n: int) -> Tensor:
         """``inverse`` (B, 1, ...) is 1 / size; size² is the sum of squares over ``n``."""
-        return torch.addcmul(bias, x, inverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        x, bias, inverse, ctx.n = inputs
         ctx.save_for_backward(x, inverse)
-        ctx.bias = bias.shape
+        ctx.n, ctx.bias = n, bias.shape
+        return torch.addcmul(bias, x, inverse)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -110,13 +109,10 @@ class Matched(torch.autograd.Function):
     """x scaled image by image to the norm ``wish`` (B, 1, ...), with its gradient in three passes over the map."""
 
     @staticmethod
-    def forward(x: Tensor, wish: Tensor, norm: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, wish: Tensor, norm: Tensor) -> Tensor:
         """``norm`` (B, 1, ...): that of ``x``, which the gradient knows."""
+        ctx.save_for_backward(x, wish, norm)
         return x * (wish / norm).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -151,72 +147,46 @@ class Gated(torch.autograd.Function):
     """AdaReLU: (f + |f| sign g) / 2, which is f where the signs of f and g match, else 0; what passes has the gradient 1."""
 
     @staticmethod
-    def forward(f: Tensor, g: Tensor) -> Tensor:
-        return torch.copysign(f, g).add_(f).mul_(0.5)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def forward(ctx: Any, f: Tensor, g: Tensor) -> Tensor:
+        output = torch.copysign(f, g).add_(f).mul_(0.5)
         ctx.save_for_backward(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return masked(grad, ctx.saved_tensors[0]), None
 
 
-class PooledBySign(torch.autograd.Function):
-    """AdaPool over windows that tile the map: the maximum where ``sign`` (of each window) is 1, the minimum where it is -1.
+class Pooled(torch.autograd.Function):
+    """Max pooling over windows that share no element; its gradient lies in memory as the map does, which PyTorch's does not.
 
-    One pooling: the minimum is that of the maximum with the window's sign turned. Held for the gradient are the positions.
+    With ``sign`` (of each window; windows then tile the map) it is AdaPool: the maximum where the sign is 1, the minimum where it
+    is -1. One pooling does both: the minimum is the maximum of the window with its sign turned.
     """
 
     @staticmethod
-    def forward(x: Tensor, sign: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        turned = x.clone()  # in the memory format of x
-        windows = torch.unflatten(torch.unflatten(turned, -1, (-1, kernel[1])), -3, (-1, kernel[0]))
-        windows.mul_(sign[..., :, None, :, None])
-        top, at = F.max_pool2d(turned, kernel, kernel, return_indices=True)
-        return top * sign, at
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, tuple[int, int]], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.kernel, ctx.size = inputs[2], inputs[0].shape
+    def forward(ctx: Any, x: Tensor, sign: Tensor | None, windows: Windows) -> tuple[Tensor, Tensor]:
+        if sign is not None:
+            x = x.clone()  # in the memory format of x
+            height, width = windows.kernel
+            tiles = torch.unflatten(torch.unflatten(x, -1, (-1, width)), -3, (-1, height))
+            tiles.mul_(sign[..., :, None, :, None])
+        kernel, stride, padding, ceil_mode = windows
+        top, at = F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
+        ctx.mark_non_differentiable(at)
+        ctx.save_for_backward(at)
+        ctx.windows, ctx.size = windows, x.shape[-2:]
+        return top if sign is None else top * sign, at
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None]:
-        (at,) = ctx.saved_tensors
-        return unpooled(g, at, ctx.kernel, ctx.kernel, (0, 0), list(ctx.size[-2:])), None, None
+        return unpooled(g, ctx.saved_tensors[0], ctx.windows, ctx.size), None, None
 
 
-class Pooled(torch.autograd.Function):
-    """Max pooling over windows that share no element; its gradient lies in memory as the map does, which PyTorch's does not."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil_mode: bool
-    ) -> tuple[Tensor, Tensor]:
-        return F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, *ctx.windows, _ = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.size = x.shape[-2:]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None, None, None, None]:
-        (at,), (kernel, stride, padding) = ctx.saved_tensors, ctx.windows
-        return unpooled(g, at, kernel, stride, padding, list(ctx.size)), None, None, None, None
-
-
-def unpooled(
-    g: Tensor, at: Tensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], size: list[int]
-) -> Tensor:
+def unpooled(g: Tensor, at: Tensor, windows: Windows, size: torch.Size) -> Tensor:
     """``g`` (B, C, h, w) put at the flat positions ``at`` of maps (B, C, *size) that are 0 elsewhere, no two at one position.
     The maps lie in memory as ``at`` does."""
-    return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, kernel, stride, padding, output_size=size)
+    return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, *windows[:3], output_size=list(size))
 
 
 class Masked(torch.autograd.Function):
@@ -226,13 +196,9 @@ class Masked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, keep: Tensor) -> Tensor:
-        passed: Tensor = torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
-        return passed
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+    def forward(ctx: Any, x: Tensor, keep: Tensor) -> Any:
+        ctx.save_for_backward(keep)
+        return torch.ops.aten.hardshrink_backward(x, keep.to(x.dtype), 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -241,11 +207,7 @@ class Masked(torch.autograd.Function):
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
     """See Masked."""
-    passed: Tensor = Masked.apply(x, keep)
-    return passed
-
-
-BITS = (1, 2, 4, 8, 16, 32, 64, 128)
+    return Masked.apply(x, keep)  # type: ignore[no-any-return]
 
 
 class Bits(NamedTuple):
@@ -260,14 +222,14 @@ class Bits(NamedTuple):
 def packed(yes: Tensor, dtype: torch.dtype) -> Bits:
     """The boolean map ``yes`` in bits; ``dtype`` is that of the map that it stands for."""
     padded = F.pad(yes.flatten().to(torch.uint8), (0, -yes.numel() % 8)).view(-1, 8)
-    bits = (padded * torch.tensor(BITS, dtype=torch.uint8, device=yes.device)).sum(1, dtype=torch.uint8)
-    return Bits(bits, yes.shape, dtype, layout(yes))
+    bits = padded << torch.arange(8, dtype=torch.uint8, device=yes.device)
+    return Bits(bits.sum(1, dtype=torch.uint8), yes.shape, dtype, layout(yes))
 
 
 def unpacked(value: Bits) -> Tensor:
     """The boolean map of ``packed``."""
-    yes = value.bits[:, None].bitwise_and(torch.tensor(BITS, dtype=torch.uint8, device=value.bits.device)) != 0
-    return yes.flatten()[: value.shape.numel()].view(value.shape).contiguous(memory_format=value.layout)
+    yes = (value.bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=value.bits.device)) & 1
+    return yes.bool().flatten()[: value.shape.numel()].view(value.shape).contiguous(memory_format=value.layout)
 
 
 class SignsAlone(dict[int, Any]):

@@ -23,8 +23,8 @@ from cnnf_brain.types import LayerAt
 class Kept(NamedTuple):
     """What a pass leaves in its State.
 
-    ``maps``, ``feedback``: numbers of the layers whose outputs and feedback maps are asked for. ``gates``: f and g of every gate,
-    and the norms of f(l). ``generate``: whether there is a feedback pass. ``spare``: maps that are not kept may be overwritten.
+    ``maps``, ``feedback``: numbers of layers. ``gates``: f and g of every gate, and the norms of f(l). ``generate``: whether there
+    is a feedback pass. ``spare``: maps that are not kept may be overwritten.
     """
 
     maps: frozenset[int] = frozenset()
@@ -35,6 +35,8 @@ class Kept(NamedTuple):
 
 
 PLAIN = Kept()
+Maps = Mapping[int, Tensor]  # by number of the layer
+NONE: Maps = {}
 
 
 class CNNF(nn.Module):
@@ -131,10 +133,8 @@ class CNNF(nn.Module):
         if at.iteration > ran:
             raise ValueError(f"{at}: iteration {at.iteration} is not run; the network runs {ran} (0 is the first pass)")
         if index < self.start - 1 and (at.feedback or at.iteration > 0):
-            raise ValueError(
-                f"{at}: feedback goes down to the target {self.target!r} alone; {at.layer!r} lies below it, "
-                f"so that it has iteration 0 only"
-            )
+            below = f"{at.layer!r} lies below it, so that it has iteration 0 only"
+            raise ValueError(f"{at}: feedback goes down to the target {self.target!r} alone; {below}")
 
     def forward(self, x: Tensor, *, iterations: int | None = None) -> Tensor:
         """Logits of the last iteration (B, K)."""
@@ -197,17 +197,9 @@ class CNNF(nn.Module):
     ) -> Iterator[State]:
         """The recurrence: a State for each iteration 0..N. Its maps are freed once the caller drops it.
 
-        Parameters
-        ----------
-        x
-            (B, C, H, W).
-        keep
-            What each iteration leaves in its state, N+1 of them; by default everything, for the network's own N.
-        passes
-            Who runs the passes; by default the network itself.
-        watch
-            Is shown each state. Its answer (B,) says which images take the next step (None: all). The others keep their target and
-            guides, and so their whole state.
+        ``keep``: what each iteration leaves in its state; by default everything, for the network's own N. ``passes``: who runs the
+        passes, by default the network itself. ``watch`` is shown each state; its answer (B,) says which images take the next step
+        (None: all). The others keep their target and guides, and so their whole state.
         """
         keep = [Kept(gates=True)] * (self.iterations + 1) if keep is None else keep
         clean, maps = self.below_target(x, keep[0].maps)
@@ -237,15 +229,9 @@ class CNNF(nn.Module):
                 maps[i] = x
         return x, maps
 
-    def sweep(
-        self,
-        h: Tensor,
-        given: Mapping[int, Tensor] | None = None,
-        sizes: Mapping[int, Tensor] | None = None,
-        keep: Kept = PLAIN,
-    ) -> State:
+    def sweep(self, h: Tensor, given: Maps = NONE, sizes: Maps = NONE, keep: Kept = PLAIN) -> State:
         """The feedforward pass from the target on; for ``given`` and ``sizes`` see State."""
-        state = State(h, h, given or {}, sizes or {})
+        state = State(h, h, given, sizes)
         if self.start - 1 in keep.maps:
             state.maps[self.start - 1] = h
         x, own = h, False  # whether x is a map of its own, which nobody else sees
@@ -255,7 +241,8 @@ class CNNF(nn.Module):
                 state.gate_inputs[i] = x
             x, z = layer.forward(x, state.given.get(i), keep.spare and own)
             if layer.has_weights and (keep.gates or self.match_layers):
-                x = hold_norm(x, i, state)
+                norm = state.norms[i] = image_norm(x)
+                x = Matched.apply(x, state.sizes[i], norm.detach()) if i in state.sizes else x
             if z is not None and keep.generate:
                 state.latents[i] = z
             if i in keep.maps:
@@ -295,19 +282,13 @@ class CNNF(nn.Module):
 
 def kept_of(asked: Mapping[LayerAt, int], n: int, gates: bool, spare: bool) -> list[Kept]:
     """What iterations 0..n keep for the layers ``asked`` for (their numbers). A last feedback pass that nobody needs is not run."""
-    keep = []
     spare = spare and not any(at.feedback for at in asked)
+    keep = []
     for t in range(n + 1):
-        maps = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t))
-        feedback = frozenset(i for at, i in asked.items() if at == LayerAt(at.layer, t, feedback=True))
+        maps = frozenset(i for at, i in asked.items() if at.iteration == t and not at.feedback)
+        feedback = frozenset(i for at, i in asked.items() if at.iteration == t and at.feedback)
         keep.append(Kept(maps, feedback, gates, gates or t < n or bool(feedback), spare))
     return keep
-
-
-def hold_norm(x: Tensor, i: int, state: State) -> Tensor:
-    """The output ``x`` of layer ``i``, its norm noted in ``state``, then scaled to the one in ``state.sizes``, if any."""
-    state.norms[i] = image_norm(x)
-    return Matched.apply(x, state.sizes[i], state.norms[i].detach()) if i in state.sizes else x
 
 
 def following(state: State, h: Tensor, active: Tensor | None) -> tuple[Tensor, dict[int, Tensor]]:
@@ -333,7 +314,7 @@ class Checkpointed:
     def __init__(self, model: CNNF) -> None:
         self.model = model
 
-    def sweep(self, h: Tensor, given: Mapping[int, Tensor], sizes: Mapping[int, Tensor], keep: Kept) -> State:
+    def sweep(self, h: Tensor, given: Maps, sizes: Maps, keep: Kept) -> State:
         """The feedforward pass; latents are held in their small form."""
         output, latents, inputs, norms = checkpoint(self._up, h, given, sizes, keep, use_reentrant=False)
         return State(h, output, inputs=inputs, latents=latents, norms=norms)
@@ -343,9 +324,7 @@ class Checkpointed:
         held = (state.output, state.latents, state.inputs, clean)
         state.reconstruction, state.guides = checkpoint(self._down, *held, keep, use_reentrant=False)
 
-    def _up(
-        self, h: Tensor, given: Mapping[int, Tensor], sizes: Mapping[int, Tensor], keep: Kept
-    ) -> tuple[Tensor, dict[int, Any], dict[int, torch.Size], dict[int, Tensor]]:
+    def _up(self, h: Tensor, given: Maps, sizes: Maps, keep: Kept) -> tuple[Any, ...]:
         state, layers = self.model.sweep(h, SignsAlone(given), sizes, keep), self.model.feedback_layers
         latents: dict[int, Any] = {}
         for i, z in state.latents.items():
@@ -355,7 +334,7 @@ class Checkpointed:
 
     def _down(
         self, output: Tensor, latents: dict[int, Any], inputs: dict[int, torch.Size], clean: Tensor, keep: Kept
-    ) -> tuple[Tensor | None, dict[int, Any]]:
+    ) -> tuple[Any, ...]:
         state = State(output, output, inputs=inputs, guides=SignsAlone())
         for i, z in latents.items():
             state.latents[i] = unpacked(z) if isinstance(z, Bits) else z if z.is_floating_point() else z.long()
@@ -366,12 +345,7 @@ class Checkpointed:
 def recomputed(model: CNNF, x: Tensor) -> FeedbackResult:
     """What ``model.unroll(x, return_reconstruction=True)`` gives, value and gradient, of less memory (see ``Checkpointed``).
 
-    The memory of training hardly grows with iterations, for one more forward pass.
-
-    Raises
-    ------
-    ValueError
-        Where ``model`` stops images early (``tolerance``).
+    A ValueError where ``model`` stops images early (``tolerance``).
     """
     if model.tolerance is not None:
         raise ValueError("recomputing takes every image through all iterations; set tolerance to None")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.autograd import Convolved, Gated, Normalised, Pooled, PooledBySign, Spread, masked, unpooled
+from cnnf_brain.model.autograd import Convolved, Gated, Normalised, Pooled, Spread, Windows, masked, unpooled
 
 FEW = 4  # channels of a map that counts as an image
 
@@ -53,8 +53,7 @@ class FeatureNorm(nn.Module):
 
     def size(self, x: Tensor) -> Tensor:
         """The size by which ``x`` is divided, (B, 1, ...)."""
-        dims = tuple(range(1, x.dim()))
-        norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
         if self.kind == "rms":
             norm = norm / (x.numel() / x.shape[0]) ** 0.5
         return norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
@@ -72,9 +71,8 @@ class FeedbackLayer:
     """A layer with its path in the network. Affine layers override ``forward`` and ``feedback`` without latents."""
 
     is_gate = False
-    has_weights = (
-        False  # a convolution or matrix: its output f(l) has the norm of Assumption A.6, and is no view of another map
-    )
+    # a convolution or matrix: its output f(l) has the norm of Assumption A.6, and is no view of another map
+    has_weights = False
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
@@ -159,9 +157,6 @@ class Linear(FeedbackLayer):
     has_weights = True
     module: nn.Linear
 
-    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
-        return F.linear(x, self.module.weight, self.module.bias), None
-
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         return g @ self.module.weight
 
@@ -181,19 +176,13 @@ class ReLU(FeedbackLayer):
         self.printed = printed
 
     def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
-        if guide is not None:
-            out = self.gated(x, guide.to(x.dtype), spare)
-        else:
-            out = x.relu_() if spare else x.relu()
+        if guide is None:
+            out: Tensor = x.relu_() if spare else x.relu()
+            return out, out.detach()
+        g = guide.to(x.dtype)
+        out = Gated.apply(x, g) if x.requires_grad else torch.copysign(x, g, out=g if spare else None).add_(x).mul_(0.5)
+        out = out.abs() if self.printed else out
         return out, out.detach()
-
-    def gated(self, f: Tensor, g: Tensor, spare: bool) -> Tensor:
-        """See Gated."""
-        if f.requires_grad:
-            out: Tensor = Gated.apply(f, g)
-        else:
-            out = torch.copysign(f, g, out=g if spare else None).add_(f).mul_(0.5)
-        return out.abs() if self.printed else out
 
     def bits(self, z: Tensor) -> Tensor:
         return z != 0
@@ -217,38 +206,34 @@ class MaxPool(FeedbackLayer):
         if module.return_indices:
             raise ValueError(f"{name}: MaxPool2d with return_indices=True gives two outputs; build it without")
         super().__init__(name, module)
-        self.kernel, self.padding, self.dilation = pair(module.kernel_size), pair(module.padding), pair(module.dilation)
-        self.stride = pair(module.stride if module.stride is not None else module.kernel_size)
-
-    @property
-    def apart(self) -> bool:
-        """Whether windows share no element."""
-        return self.dilation == (1, 1) and all(k <= s for k, s in zip(self.kernel, self.stride, strict=True))
+        kernel, padding, self.dilation = pair(module.kernel_size), pair(module.padding), pair(module.dilation)
+        stride = kernel if module.stride is None else pair(module.stride)
+        self.windows = Windows(kernel, stride, padding, module.ceil_mode)
+        # whether windows share no element
+        self.apart = self.dilation == (1, 1) and all(k <= s for k, s in zip(kernel, stride, strict=True))
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        m = self.module
-        return F.max_pool2d(x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)
-
-    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
-        if guide is None:
-            if x.requires_grad and self.apart:
-                return Pooled.apply(x, self.kernel, self.stride, self.padding, self.module.ceil_mode)  # type: ignore[no-any-return]
-            return self.pool(x)
-        sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
-        if self.tiles(x):
-            return PooledBySign.apply(x, sign, self.kernel)  # type: ignore[no-any-return]
-        (top, at_top), (low, at_low) = self.pool(x), self.pool(-x)
-        return torch.where(sign > 0, top, -low), torch.where(sign > 0, at_top, at_low)
+        kernel, stride, padding, ceil_mode = self.windows
+        return F.max_pool2d(x, kernel, stride, padding, self.dilation, ceil_mode, return_indices=True)
 
     def tiles(self, x: Tensor) -> bool:
         """Whether the windows cover each element of ``x`` exactly once."""
-        whole = all(size % k == 0 for size, k in zip(x.shape[-2:], self.kernel, strict=True))
-        return whole and self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
+        whole = all(size % k == 0 for size, k in zip(x.shape[-2:], self.windows.kernel, strict=True))
+        return whole and self.apart and self.windows.kernel == self.windows.stride and self.windows.padding == (0, 0)
+
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
+        if guide is None:
+            return Pooled.apply(x, None, self.windows) if x.requires_grad and self.apart else self.pool(x)
+        sign = torch.copysign(x.new_ones(()), guide.to(x.dtype))
+        if self.tiles(x):
+            return Pooled.apply(x, sign, self.windows)  # type: ignore[no-any-return]
+        (top, at_top), (low, at_low) = self.pool(x), self.pool(-x)
+        return torch.where(sign > 0, top, -low), torch.where(sign > 0, at_top, at_low)
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         assert z is not None
         if self.apart:  # a plain copy
-            return unpooled(g, z, self.kernel, self.stride, self.padding, list(below[-2:]))
+            return unpooled(g, z, self.windows, below[-2:])
         flat = g.new_zeros(*g.shape[:-2], below[-2] * below[-1])
         return flat.scatter_add(-1, z.flatten(-2), g.flatten(-2)).view(*g.shape[:-2], *below[-2:])
 
@@ -258,13 +243,10 @@ class AvgPool(FeedbackLayer):
 
     module: nn.AvgPool2d
 
-    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
-        return self.module(x), None
-
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         m = self.module
         kernel, padding = pair(m.kernel_size), pair(m.padding)
-        stride = pair(m.stride if m.stride is not None else m.kernel_size)
+        stride = kernel if m.stride is None else pair(m.stride)
         ones = g.new_ones(1, 1, *below[-2:])
         window_sums = F.avg_pool2d(ones, kernel, stride, padding, m.ceil_mode, True, divisor_override=1)
         divisor = window_sums / self.module(ones)
@@ -371,18 +353,16 @@ def plan(network: nn.Module, *, printed: bool = False, prefix: str = "") -> list
     """The layers of a (nested) Sequential in order; a ValueError names a layer without feedback rule and the supported kinds."""
     found: list[FeedbackLayer] = []
     for name, child in network._modules.items():  # one layer may stand at several places (a ReLU, say)
-        assert child is not None
         path = prefix + name
         if type(child) is nn.Sequential:
             found += plan(child, printed=printed, prefix=path + ".")
         elif type(child) is nn.ReLU:
             found.append(ReLU(path, child, printed))
-        elif type(child) in FEEDBACK_LAYERS:  # the very types: a subclass may compute something else
+        elif child is not None and type(child) in FEEDBACK_LAYERS:  # the very types: a subclass may compute something else
             found.append(FEEDBACK_LAYERS[type(child)](path, child))
         else:
-            supported = ", ".join(kind.__name__ for kind in FEEDBACK_LAYERS)
+            kind, supported = type(child).__name__, ", ".join(kind.__name__ for kind in FEEDBACK_LAYERS)
             raise ValueError(
-                f"layer {path!r} is a {type(child).__name__}, which has no feedback rule; "
-                f"supported: {supported}, and nn.Sequential of these"
+                f"layer {path!r} is a {kind}, which has no feedback rule; supported: {supported}, and nn.Sequential of these"
             )
     return found

@@ -28,17 +28,12 @@ class State:
     ``target`` (h_t) enters the layer after the target layer; ``output`` (y_t) is the top output (logits). ``generated`` is g(k),
     ``reconstruction`` the same with its norm matched. The rest is by number of the layer, -1 for the image.
 
-    What the pass was given:
+    The pass was given: ``given`` (for a gate g of the iteration before, for dropout its mask; empty in the first pass) and
+    ``sizes`` (the norms to which outputs were scaled, ``match_layers``).
 
-    - ``given``: for a gate g of the iteration before, for dropout its mask; empty in the first pass;
-    - ``sizes``: the norms to which outputs were scaled (``match_layers``).
-
-    What it left:
-
-    - ``inputs``: shapes; ``maps``: outputs that were asked for; ``latents``: z of gates as they hold it, masks of dropout;
-    - ``gate_inputs``: f, which the gate compares with g;
-    - ``norms``: of each output f(l) of a convolution or matrix, before any normalisation, (B, 1, ...);
-    - ``guides``: g at gates, its signs set the next pass; ``feedback``: g at outputs that were asked for.
+    It left: ``inputs`` (shapes), ``maps`` (outputs that were asked for), ``latents`` (z of gates as they hold it, masks of
+    dropout), ``gate_inputs`` (f, which the gate compares with g), ``norms`` (of each output f(l) of a convolution or matrix, before
+    any normalisation, (B, 1, ...)), ``guides`` (g at gates, its signs set the next pass), ``feedback`` (g at outputs asked for).
     """
 
     target: Tensor
@@ -150,13 +145,28 @@ class ConsistencyWatch:
 
     def __call__(self, state: State) -> Tensor | None:
         """The images (B,) that take the next step; None for all."""
-        self.residuals.append(self_consistency(self.layers, state, self.before))
+        found = self.residual(state)
+        self.residuals.append(found)
         self.before = state.output
         if self.tolerance is None:
             return None
-        going = self.residuals[-1].worst() > self.tolerance
+        going = found.worst() > self.tolerance
         self.going.append(self.going[-1] & going if self.going else going)
         return self.going[-1]
+
+    def residual(self, state: State) -> Consistency:
+        """The residuals of a state, each (B,)."""
+        assert state.reconstruction is not None
+        h = relative_distance(state.target, state.reconstruction)
+        wrong, gates = torch.zeros_like(h), 0
+        for i, f in state.gate_inputs.items():
+            layer = self.layers[i]
+            best = layer.forward(f, state.guides[i])[1]
+            assert best is not None
+            wrong = wrong + (layer.bits(best) != layer.bits(state.latents[i])).flatten(1).sum(1)
+            gates += best[0].numel()
+        y = torch.zeros_like(h) if self.before is None else relative_distance(self.before, state.output)
+        return Consistency(y=y, z=wrong / max(gates, 1), h=h)
 
     def consistency(self) -> Consistency:
         """The residuals of all states."""
@@ -169,35 +179,16 @@ class ConsistencyWatch:
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:
     """||a - b|| / ||b|| for each image, (B,); 0 where both are zero."""
-    gap = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
-    size: Tensor = torch.linalg.vector_norm(b.flatten(1), dim=1)
+    gap, size = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (a - b, b))
     distance: Tensor = gap / size.clamp_min(torch.finfo(b.dtype).tiny ** 0.5)
     return distance
-
-
-def self_consistency(layers: Sequence[FeedbackLayer], state: State, before: Tensor | None) -> Consistency:
-    """The residuals of a state, each (B,). ``before``: the output of the iteration before, None in the first."""
-    assert state.reconstruction is not None
-    h = relative_distance(state.target, state.reconstruction)
-    wrong, gates = torch.zeros_like(h), 0
-    for i, f in state.gate_inputs.items():
-        best = layers[i].forward(f, state.guides[i])[1]
-        assert best is not None
-        wrong = wrong + (layers[i].bits(best) != layers[i].bits(state.latents[i])).flatten(1).sum(1)
-        gates += best[0].numel()
-    y = torch.zeros_like(h) if before is None else relative_distance(before, state.output)
-    return Consistency(y=y, z=wrong / max(gates, 1), h=h)
 
 
 def gate_biases(model: CNNF, state: State) -> tuple[dict[int, Tensor], Tensor]:
     """The bias b(l) seen at every gate, (1, ...) of the shape of its input f(l), and the bias seen at the output.
 
-    Affine layers between two gates act together: their joint bias is their output for an input of zeros.
-
-    Raises
-    ------
-    ValueError
-        Where ``model`` matches the norms of layers: each image then has biases of its own.
+    Affine layers between two gates act together: their joint bias is their output for an input of zeros. A ValueError where
+    ``model`` matches the norms of layers: each image then has biases of its own.
     """
     if model.match_layers:
         raise ValueError("eta and the latent loss take biases that are the same for each image; set match_layers to False")
@@ -262,28 +253,18 @@ def cross_entropy(result: FeedbackResult, labels: Tensor) -> Tensor:
 def reconstruction(result: FeedbackResult, clean: Tensor | None = None, reduction: str = "mean") -> Tensor:
     """||h - h_t||²; 0 at iteration 0 where h is the clean one.
 
-    Parameters
-    ----------
-    clean
-        The target features of other (clean) images, for adversarial training; by default those of the batch itself. They
-        are the data to be explained, so that no gradient flows into them.
-    reduction
-        Over the elements of h: "sum", as Table 1 prints it, or "mean", whose weight does not depend on the image size. For
-        h of 784 elements (an MNIST image) the sum is 784 times the mean.
-
-    Raises
-    ------
-    ValueError
-        Another reduction; a result without its reconstructions.
+    ``clean``: the target features of other (clean) images, for adversarial training; by default those of the batch itself. They
+    are the data to be explained, so that no gradient flows into them. ``reduction``, over the elements of h: "sum", as Table 1
+    prints it, or "mean", whose weight does not depend on the image size. A ValueError for another reduction, or a result without
+    its reconstructions.
     """
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     if result.reconstruction is None:
         raise ValueError("the reconstruction loss needs a result of unroll(..., return_reconstruction=True)")
     h = (result.reconstruction[0] if clean is None else clean).detach()
-    if reduction == "sum":
-        return torch.stack([F.mse_loss(made, h, reduction="sum") / len(h) for made in result.reconstruction])
-    return torch.stack([F.mse_loss(made, h) for made in result.reconstruction])
+    share = len(h) if reduction == "sum" else 1
+    return torch.stack([F.mse_loss(made, h, reduction=reduction) / share for made in result.reconstruction])
 
 
 def _states(result: FeedbackResult) -> tuple[State, ...]:
@@ -304,21 +285,18 @@ def _latent(model: CNNF, state: State) -> Tensor:
         layer, g, z = layers[i], state.feedback[i], layers[i].bits(state.latents[i])
         if i == model.start or layers[i - 1].is_gate:
             continue  # no affine layer, hence no bias, between this gate and the one below
-        if isinstance(layer, MaxPool):
-            terms = _window_terms(layer, b, g, z)
-        else:
-            terms = F.softplus(b * g) - z * (b * g)
+        terms = _window_terms(layer, b, g, z) if isinstance(layer, MaxPool) else F.softplus(b * g) - z * (b * g)
         total, count = total + terms.sum() / len(g), count + terms[0].numel()
     return total / max(count, 1)
 
 
 def _window_terms(layer: MaxPool, b: Tensor, g: Tensor, z: Tensor) -> Tensor:
     """-log softmax over each window of b g↑ at the chosen element, (B, C, h, w)."""
-    if layer.module.ceil_mode or layer.dilation != (1, 1):
+    (height, width), (down, right), (top, left), ceil_mode = layer.windows
+    if ceil_mode or layer.dilation != (1, 1):
         raise ValueError(f"{layer.name}: the latent loss of MaxPool2d takes neither ceil_mode nor dilation")
 
     def windows(x: Tensor) -> Tensor:
-        (height, width), (down, right), (top, left) = layer.kernel, layer.stride, layer.padding
         return F.pad(x, (left, left, top, top)).unfold(2, height, down).unfold(3, width, right).flatten(4)
 
     scores = (windows(b) * g.unsqueeze(-1)).masked_fill(windows(torch.ones_like(b)) == 0, -torch.inf)
@@ -328,9 +306,8 @@ def _window_terms(layer: MaxPool, b: Tensor, g: Tensor, z: Tensor) -> Tensor:
 def _norm(layers: Sequence[FeedbackLayer], state: State) -> Tensor:
     """Sum over layers of | ||f(l)|| - ||g(l)|| | (Assumption A.6, B.1).
 
-    f(l) is the output of a convolution or matrix before any normalisation (FeatureNorm, matched norms), g(l) the feedback map at
-    the gate above it before it is masked. A gate without such a layer between it and the gate below (pooling straight after
-    ReLU) has no f(l) of its own and is left out.
+    f(l) is the output of a convolution or matrix before any normalisation, g(l) the feedback map at the gate above it before it is
+    masked. A gate without such a layer between it and the gate below (pooling straight after ReLU) is left out.
     """
     gaps, norm = [], None
     for i, layer in enumerate(layers):

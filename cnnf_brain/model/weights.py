@@ -42,14 +42,10 @@ def existing(path: str | Path) -> Path:
 class Card:
     """What the trainers wrote about a network, in the form that loading needs; empty where a file has no card.
 
-    ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: those of SETTINGS that are
-    on the card of a CNN-F (a CNN was trained without). ``normalisation``: of the small net. ``image_size``, ``resize``: pixels,
-    see ``images.Preprocessing``. ``started_from``: the weights that training began with, a published name, ``none`` (random
-    weights) or a file, and ``started_sha256`` of such a file. ``top1``: validation accuracy (shares) at iterations 0 to N.
-    ``content``: all of it.
-
-    A card names a file relative to the folder of the weights, so that it is found from any working directory; ``read_card`` puts
-    the folder before it. Older cards name it relative to the working directory of the training.
+    ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: the other settings, of a
+    CNN-F alone. ``normalisation``: of the small net. ``image_size``, ``resize``: pixels, see ``images.Preprocessing``.
+    ``started_from``: a published name, ``none`` (random weights) or a file, with ``started_sha256``. ``top1``: validation accuracy
+    (shares) at iterations 0 to N. ``content``: all of it.
     """
 
     arch: str | None = None
@@ -90,15 +86,9 @@ class Card:
 def read_card(path: str | Path) -> Card:
     """The card in a safetensors file of the trainers; an empty card where the file carries none.
 
-    A file in ``started_from`` is looked for relative to the folder of ``path``, then to the working directory (older cards).
-    If both are there, the file with the hash on the card is taken. If neither is, the path from the folder is kept.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file.
-    ValueError
-        A damaged file, or a card that is none.
+    Cards name the file in ``started_from`` relative to the folder of ``path``, older ones relative to the working directory of the
+    training. Both are tried, and of two files the one with the hash on the card is taken. A FileNotFoundError where ``path`` is not
+    there, a ValueError for a damaged file, or a card that is none.
     """
     path = existing(path)
     if path.suffix != ".safetensors":
@@ -166,10 +156,8 @@ def check_state(state: Mapping[str, Tensor], network: nn.Module, source: str) ->
     """
     found = {what: names for what, names in misfits(state, network.state_dict()).items() if names}
     if found:
-        listed = [
-            f"{what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            for what, names in found.items()
-        ]
+        more = {what: f" and {len(names) - 3} more" if len(names) > 3 else "" for what, names in found.items()}
+        listed = [f"{what}: {', '.join(names[:3])}{more[what]}" for what, names in found.items()]
         raise ValueError(f"{source} does not fit the network. {'; '.join(listed)}. Likely cause: {likely_cause(found)}")
 
 
@@ -225,21 +213,15 @@ def load_into(network: nn.Sequential, weights: str | Path, arch: str, *, any_cla
     if features and features <= set(state) and not any(k.startswith("classifier.") for k in state):
         network = nn.Sequential(network.get_submodule("features"))
         network._modules = {"features": network._modules["0"]}
-        warnings.warn(
-            f"{weights} holds the convolutions of {arch} alone: the network is headless, and feedback starts from its top "
-            "feature map",
-            HeadlessNetworkWarning,
-            stacklevel=3,
-        )
+        told = "the network is headless, and feedback starts from its top feature map"
+        warnings.warn(f"{weights} holds the convolutions of {arch} alone: {told}", HeadlessNetworkWarning, stacklevel=3)
     check_state(state, network, f"weights {weights}")
     network.load_state_dict(dict(state), strict=False, assign=True)
     for name, buffer in network.named_buffers():  # num_batches_tracked of old files
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             network.get_submodule(owner).register_buffer(leaf, torch.zeros_like(buffer, device="cpu"))
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    return network
+    return network.requires_grad_(True)
 
 
 def fit_classes(network: nn.Sequential, state: Mapping[str, Tensor]) -> None:
@@ -262,14 +244,10 @@ def published(arch: str, name: str) -> dict[str, Tensor]:
     if not published_file(arch, name).is_file():
         print(f"downloading {entry.url} ({entry.meta.get('_file_size', '?')} MiB)", file=sys.stderr)
     try:
-        return torch.hub.load_state_dict_from_url(
-            entry.url, map_location="cpu", progress=True, check_hash=True, weights_only=True
-        )
+        return torch.hub.load_state_dict_from_url(entry.url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise OSError(
-            f"weights {name} of {arch}: {entry.url} cannot be had ({error}); connect to the network and try again, or give a "
-            "file that you have"
-        ) from error
+        todo = "connect to the network and try again, or give a file that you have"
+        raise OSError(f"weights {name} of {arch}: {entry.url} cannot be had ({error}); {todo}") from error
 
 
 def published_entry(arch: str, name: str) -> Any:

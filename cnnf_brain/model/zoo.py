@@ -22,7 +22,7 @@ SHIPPED = {True: "fashion_cnnf.safetensors", False: "fashion_cnn.safetensors"}  
 PUBLISHED = "IMAGENET1K_V1"
 TORCHVISION = "torchvision:"
 
-# Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16, vgg_19 and alexnet entries;
+# Layers that stand for a region where the user names none: those of Brain-Score's own vgg_16 and alexnet entries;
 # for the small net its one spatial layer after pooling and its hidden fully connected one.
 REGIONS: dict[str, dict[str, str]] = {
     "vgg16": {"V1": "features.16", "V2": "features.16", "V4": "features.16", "IT": "features.23"},
@@ -103,13 +103,9 @@ def sequential(arch: str, num_classes: int) -> nn.Sequential:
     from torchvision import models
 
     net = models.get_model(arch, weights=None, num_classes=num_classes)
-    parts = (
-        ("features", net.features),
-        ("avgpool", net.avgpool),
-        ("flatten", nn.Flatten()),
-        ("classifier", net.classifier),
+    return nn.Sequential(
+        OrderedDict(features=net.features, avgpool=net.avgpool, flatten=nn.Flatten(), classifier=net.classifier)
     )
-    return nn.Sequential(OrderedDict(parts))
 
 
 def vgg16(weights: str | Path | None = None, **options: Any) -> CNNF:
@@ -173,20 +169,10 @@ def small_net(
     card = Card() if weights is None else read_card(weights)
     check_arch(card, SMALL, str(weights))
     kind = normalisation or card.normalisation or "rms"
-    network = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 32, 3, bias=False),
-            norm1=FeatureNorm(32, kind),
-            relu1=nn.ReLU(),
-            conv2=nn.Conv2d(32, 64, 3, bias=False),
-            norm2=FeatureNorm(64, kind),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(64 * 12 * 12, 128),
-            relu3=nn.ReLU(),
-            fc2=nn.Linear(128, num_classes),
-        )
-    )
+    first = {"conv1": nn.Conv2d(1, 32, 3, bias=False), "norm1": FeatureNorm(32, kind), "relu1": nn.ReLU()}
+    second = {"conv2": nn.Conv2d(32, 64, 3, bias=False), "norm2": FeatureNorm(64, kind), "pool2": nn.MaxPool2d(2)}
+    head = {"fc1": nn.Linear(64 * 12 * 12, 128), "relu3": nn.ReLU(), "fc2": nn.Linear(128, num_classes)}
+    network = nn.Sequential(OrderedDict({**first, **second, "flatten": nn.Flatten(), **head}))
     if weights is not None:
         state = read_weights(weights)
         check_state(state, network, f"weights {weights}")
@@ -210,9 +196,10 @@ def check_spec(spec: str) -> None:
     if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
         return
     published = models.list_models(module=models)
+    name = spec.removeprefix(TORCHVISION)
     if spec.startswith(TORCHVISION):
-        if spec.removeprefix(TORCHVISION) not in published:
-            raise unknown("torchvision model", spec.removeprefix(TORCHVISION), published)
+        if name not in published:
+            raise unknown("torchvision model", name, published)
         return
     meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
     if meant and meant[0] not in (SMALL, *ARCHITECTURES):
@@ -224,7 +211,6 @@ def shipped_weights(with_feedback: bool) -> str:
     """Path of the shipped small network's weights; a FileNotFoundError where the installation lacks them."""
     path = resources.files("cnnf_brain") / "pretrained" / SHIPPED[with_feedback]
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: the shipped weights are missing; install cnnf-brain again, or give weights of your own"
-        )
+        todo = "install cnnf-brain again, or give weights of your own"
+        raise FileNotFoundError(f"{path}: the shipped weights are missing; {todo}")
     return str(path)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.model.autograd import Convolved, Spread, layout, unpooled
+from cnnf_brain.model.autograd import Convolved, Spread, Windows, layout, unpooled
 from cnnf_brain.model.layers import FeatureNorm, Norm
 from cnnf_brain.model.state import chosen
 
@@ -77,13 +77,15 @@ def test_what_is_unpooled_is_chosen_again(memory_format):
     top, at = F.max_pool2d(x, 2, return_indices=True)
     assert layout(at) == memory_format
     assert torch.equal(chosen(x, at), top)
-    made = unpooled(g, at, (2, 2), (2, 2), (0, 0), [6, 4])
+    made = unpooled(g, at, Windows((2, 2), (2, 2), (0, 0), False), torch.Size((6, 4)))
     assert layout(made) == memory_format
     assert torch.equal(made, F.max_unpool2d(g, at, 2, output_size=[6, 4]))
     along = torch.randn(2, 3, 6, 4, dtype=torch.float64)
     (found,) = torch.autograd.grad(made, g, along)
     assert torch.equal(found, along.flatten(2).gather(2, at.flatten(2)).view_as(at))
-    assert torch.autograd.gradcheck(lambda g: unpooled(g, at, (2, 2), (2, 2), (0, 0), [6, 4]), (g,))
+    assert torch.autograd.gradcheck(
+        lambda g: unpooled(g, at, Windows((2, 2), (2, 2), (0, 0), False), torch.Size((6, 4))), (g,)
+    )
 
 
 def norm_feedback(g: torch.Tensor, unmasked: torch.Tensor) -> torch.Tensor:
