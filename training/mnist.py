@@ -89,8 +89,8 @@ def settings(args: argparse.Namespace, seed: int) -> small.Settings:
     if args.normalisation:
         feedback["normalisation"] = args.normalisation
     adversary = small.Adversary(**{**cli.given(args, small.Adversary), "seed": seed}) if args.mode else None
-    given = {**(small.ADVERSARIAL if adversary else small.STANDARD), **cli.given(args, small.Settings), "seed": seed}
-    return small.Settings(**given, feedback=feedback, losses=losses, adversary=adversary)
+    given = {**(small.ADVERSARIAL if adversary else small.STANDARD), **cli.given(args, small.Settings)}
+    return small.Settings(args.dataset, **given, seed=seed, feedback=feedback, losses=losses, adversary=adversary)
 
 
 def output(args: argparse.Namespace, seed: int) -> Path:

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -343,7 +343,7 @@ class Examination(Task):
         images, labels, epsilon = self.shop.images[:n], self.shop.labels[:n], self.shop.grid.strong_epsilons[0]
         found = sanity_checks.examine(threat, images, labels, epsilon, **settings)
         about = {"model": self.model.label, "seed": self.seed, "images": n, "weights_sha256": weights}
-        write_json(self.path, {**about, "findings": [asdict(finding) for finding in found]})
+        write_json(self.path, {**about, "findings": [finding.record() for finding in found]})
 
 
 def tasks(shop: Workshop) -> list[Task]:

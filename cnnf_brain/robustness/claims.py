@@ -57,10 +57,19 @@ class Claim:
         parts += [f"without {told_epsilons(self.left_out)}, where all are below {100 * FLOOR:g} %"] if self.left_out else []
         return "; ".join(parts)
 
-    def record(self) -> dict[str, object]:
-        """A row of claims.csv, and of summary.json."""
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """The claim, what was measured, the verdict."""
+        return self.claim, self.measured, self.verdict
+
+    def row(self) -> dict[str, object]:
+        """A row of claims.csv."""
         row = {**asdict(self), "verdict": self.verdict, "left_out": told_epsilons(self.left_out)}
         return {name: row[name] for name in CLAIM}
+
+    def record(self) -> dict[str, object]:
+        """The entry of summary.json."""
+        return {**self.row(), "measured": self.figures}
 
 
 def claims(grid: Grid, table: pd.DataFrame) -> list[Claim]:

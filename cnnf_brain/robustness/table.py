@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ class Check:
 
     model: str
     seeds: list[int]
-    name: str
-    holds: bool | None
-    detail: str
+    finding: Finding
+
+    def record(self) -> dict[str, object]:
+        """An entry of checks.json."""
+        return {"model": self.model, "seeds": self.seeds, **self.finding.record()}
 
 
 def collect(shop: Workshop) -> pd.DataFrame:
@@ -102,10 +104,14 @@ def sanity(shop: Workshop, table: pd.DataFrame) -> list[Check]:
         examination = Examination(shop, model, shop.grid.seeds[0])
         if examination.done():
             content = examination.read()
-            found += [Check(model.label, [content["seed"]], **finding) for finding in content["findings"]]
+            findings = enumerate(content["findings"])  # ``examine`` always has them in the same order
+            found += [
+                Check(model.label, [content["seed"]], Finding(**finding, key=("examination", str(i))))
+                for i, finding in findings
+            ]
         rows = own(table[table["model"] == model.label])
         seeds = sorted(int(seed) for seed in rows["seed"].unique())
-        found += [Check(model.label, seeds, **asdict(finding)) for finding in between_attacks(rows)]
+        found += [Check(model.label, seeds, finding) for finding in between_attacks(rows)]
     return found
 
 
