@@ -80,12 +80,6 @@ class Workshop:
             return None
         return _read_once(sha256, path, path.stat().st_mtime_ns)  # type: ignore[no-any-return]
 
-    def train(self, model: Model, seed: int, stop: Stop | None) -> bool:
-        """Train a network, or continue; False where a stop was requested."""
-        settings, output = model.settings(self.grid, seed), self.network_folder(model, seed)
-        card = small.train(settings, output, self.command, folder=self.data_folder, device=self.device, stop=stop)
-        return card is not None
-
     def load(self, model: Model, seed: int) -> threats.WithPreprocessing:
         """A trained network on the device, with its preprocessing."""
         module, _ = small.load(self.network_folder(model, seed))
@@ -182,7 +176,9 @@ class Training(Task):
         return "" if (self.path.parent / WEIGHTS).exists() else f"{WEIGHTS} is gone"
 
     def make(self, stop: Stop | None) -> None:
-        if not self.shop.train(self.model, self.seed, stop):
+        shop, settings = self.shop, self.model.settings(self.shop.grid, self.seed)
+        folder, output = shop.data_folder, self.path.parent
+        if small.train(settings, output, shop.command, folder=folder, device=shop.device, stop=stop) is None:
             raise Interrupted
 
 

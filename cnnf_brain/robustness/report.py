@@ -149,18 +149,12 @@ def caption(grid: Grid) -> str:
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     how = f" in {grid.amp}" if grid.amp else ""
     quick = f"{QUICK}. " if grid.quick else ""
+    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
+    crosses = f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
     return (
         f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; "
-        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
+        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses if grid.has_worst_case else ''}"
     )
-
-
-def crosses(grid: Grid) -> str:
-    """What the crosses of the figure are, where it has any."""
-    if not grid.has_worst_case:
-        return ""
-    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
-    return f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
 
 
 def summary(result: Result) -> Figure:
