@@ -79,8 +79,8 @@ def flag_of(field: Field[Any]) -> str:
 
 
 def given(args: argparse.Namespace, record: type) -> dict[str, Any]:
-    """The fields of ``record`` that were given on the command line, by their names."""
-    found = {field.name: getattr(args, field.name, NOT_GIVEN) for field in fields(record)}
+    """The fields of ``record`` made by ``types.option`` that were given on the command line, by their names."""
+    found = {field.name: getattr(args, field.name, NOT_GIVEN) for field in fields(record) if "help" in field.metadata}
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not NOT_GIVEN
     }

@@ -83,7 +83,8 @@ def settings(args: argparse.Namespace, seed: int) -> small.Settings:
         network["feedback"]["normalisation"] = args.normalisation
     adversary = small.Adversary(**{**cli.given(args, small.Adversary), "seed": seed}) if args.mode else None
     schedule = small.ADVERSARIAL if adversary else small.STANDARD
-    return small.Settings(**{**schedule, **cli.given(args, small.Settings), **network, "seed": seed, "adversary": adversary})
+    given = {**schedule, **cli.given(args, small.Settings), "dataset": args.dataset, "seed": seed}
+    return small.Settings(**{**given, **network, "adversary": adversary})
 
 
 def output(args: argparse.Namespace, run: small.Settings) -> Path:

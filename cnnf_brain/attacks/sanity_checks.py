@@ -8,7 +8,7 @@ accuracy reported is then an upper bound and nothing more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -19,11 +19,19 @@ SLACK = 0.01  # success may differ by this without a reason: attacks start at ra
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what must hold, whether it does (None: could not be told), and the figures."""
+    """The result of a check: what must hold, whether it does (None: could not be told), and the figures.
+
+    ``key``: which check it is, and of what; the same for every network. It stands in no file.
+    """
 
     name: str
     holds: bool | None
     detail: str
+    key: tuple[str, ...] = field(default=(), compare=False)
+
+    def record(self) -> dict[str, object]:
+        """What files keep."""
+        return {"name": self.name, "holds": self.holds, "detail": self.detail}
 
 
 def never_falls(what: str, strengths: Sequence[float], success: Sequence[float], slack: float = SLACK) -> Finding:
@@ -33,29 +41,32 @@ def never_falls(what: str, strengths: Sequence[float], success: Sequence[float],
     for _, share in order:
         worst, highest = max(worst, highest - share), max(highest, share)
     detail = ", ".join(f"{strength:g}: {100 * share:.1f} %" for strength, share in order)
-    return Finding(f"success does not fall as {what} grows", worst <= slack if len(order) > 1 else None, detail)
+    holds = worst <= slack if len(order) > 1 else None
+    return Finding(f"success does not fall as {what} grows", holds, detail, ("never falls", what))
 
 
 def breaks_everything(epsilon: float, success: float, slack: float = SLACK) -> Finding:
     """An epsilon large enough (from 0.5 on every image can be made grey) must break every image."""
     detail = f"epsilon {epsilon:g}: {100 * success:.1f} %"
-    return Finding("a large epsilon breaks everything", success >= 1 - slack if epsilon >= 0.5 else None, detail)
+    holds = success >= 1 - slack if epsilon >= 0.5 else None
+    return Finding("a large epsilon breaks everything", holds, detail, ("breaks everything",))
 
 
 def not_stronger(weak: str, strong: str, weak_success: float, strong_success: float, slack: float = SLACK) -> Finding:
     """The attack that knows less must not succeed more often."""
     detail = f"{weak}: {100 * weak_success:.1f} %, {strong}: {100 * strong_success:.1f} %"
-    return Finding(f"{weak} is not stronger than {strong}", weak_success <= strong_success + slack, detail)
+    holds = weak_success <= strong_success + slack
+    return Finding(f"{weak} is not stronger than {strong}", holds, detail, ("not stronger", weak, strong))
 
 
 def zero_gradients(threat: Threat, images: Tensor, labels: Tensor) -> Finding:
     """The loss that is attacked must have a gradient at every image that is classified rightly."""
-    name, right = "gradients are not zero", threat.predict(images) == labels
+    name, key, right = "gradients are not zero", ("zero gradients",), threat.predict(images) == labels
     if not right.any():
-        return Finding(name, None, "no image is classified rightly")
+        return Finding(name, None, "no image is classified rightly", key)
     zero = gradient(threat, images[right], labels[right]).flatten(1).abs().amax(1) == 0
     share = zero.double().mean().item()
-    return Finding(name, share == 0, f"zero at {100 * share:.1f} % of {len(zero)} images ({threat.name})")
+    return Finding(name, share == 0, f"zero at {100 * share:.1f} % of {len(zero)} images ({threat.name})", key)
 
 
 def examine(

@@ -131,14 +131,8 @@ class SmoothGates(CNNF):
     def feedback_layers(self) -> list[FeedbackLayer]:
         """The layers in order, gates replaced."""
         temperature = getattr(self, "temperature", TEMPERATURE)  # asked for once before it is set
-        return [
-            SmoothReLU(rule, temperature)
-            if isinstance(rule, ReLU)
-            else SmoothMaxPool(rule, temperature)
-            if isinstance(rule, MaxPool)
-            else rule
-            for rule in super().feedback_layers
-        ]
+        smooth = {ReLU: SmoothReLU, MaxPool: SmoothMaxPool}
+        return [smooth[type(rule)](rule, temperature) if type(rule) in smooth else rule for rule in super().feedback_layers]
 
     def _guide(self, g: Tensor) -> Tensor:
         """Feedback maps at gates keep their gradient."""

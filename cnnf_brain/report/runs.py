@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cnnf_brain.io import write_json
 from cnnf_brain.report.charts import Chart, Mark
@@ -74,6 +74,10 @@ class Claim:
         """It holds where the interval lies above 0, does not where it lies below, and else is not decided."""
         return cls(claim, measured, True if low > 0 else False if high < 0 else None)
 
+    def record(self) -> dict[str, object]:
+        """The entry of summary.json."""
+        return {name: value for name, value in asdict(self).items() if name != "verdict" or value}
+
     @property
     def cells(self) -> tuple[str, str, str]:
         """The claim, what was measured, the verdict."""
@@ -90,17 +94,17 @@ class TableChart:
 
     title: str
     caption: str
+    table: str = "table.csv"
+    where: Mapping[str, object] = field(default_factory=dict)
     group: Sequence[str]
+    series: str = "iteration"
     label: str
+    x: str = ""
+    x_name: str = ""
     y: str
     y_name: str
     low: str = ""
     high: str = ""
-    table: str = "table.csv"
-    where: Mapping[str, object] = field(default_factory=dict)
-    series: str = "iteration"
-    x: str = ""
-    x_name: str = ""
 
     def draw(self, rows: Sequence[Mapping[str, str]]) -> Chart:
         """The chart of the rows; a KeyError where they lack a column."""
@@ -126,6 +130,19 @@ class TableChart:
         return int(row.get("trained", 0)) or None
 
 
+class Recorded(Protocol):
+    """A claim that says what stands of it in summary.json: ``Claim``, or a command's own with more entries."""
+
+    def record(self) -> dict[str, object]:
+        """``claim``, ``measured``, ``holds``, where it has other words than ``holds`` the ``verdict``, and more."""
+        ...
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """The claim, what was measured, the verdict."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """``summary.json`` of the open form (docs/pages.md): what a figure and its CSV tables say.
@@ -136,7 +153,7 @@ class Figure:
     title: str
     question: str
     answer: str
-    claims: Sequence[Claim]
+    claims: Sequence[Recorded]
     charts: Sequence[TableChart]
     tables: Mapping[str, tuple[str, ...]]
     pictures: Mapping[str, str]
@@ -144,15 +161,18 @@ class Figure:
 
     def save(self, folder: Path) -> None:
         """Write the file; last, since it says that the other files are whole and of this run."""
-        content = asdict(self) | {
+        content = {
             "schema": 1,
             "kind": "figure",
+            "title": self.title,
+            "question": self.question,
+            "answer": self.answer,
+            "claims": [claim.record() for claim in self.claims],
             "tables": [{"file": file, "title": title, "notes": notes} for file, (title, *notes) in self.tables.items()],
+            "charts": [asdict(chart) for chart in self.charts],
             "pictures": [{"file": file, "caption": caption} for file, caption in self.pictures.items()],
+            "caveats": self.caveats,
         }
-        for claim in content["claims"]:
-            if not claim["verdict"]:
-                del claim["verdict"]
         write_json(folder / "summary.json", content)
 
 

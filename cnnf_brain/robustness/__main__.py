@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     device = images.pick_device(args.device)
     grid = grids.grid(args.experiment, **cli.given(args, grids.Grid))
     folder = args.output or default_folder(grid)
-    shop = open_workshop(grid, folder, args.networks, results.command(), data_folder=args.data, device=device)
+    shop = open_workshop(grid, folder, args.models, results.command(), data_folder=args.data, device=device)
     todo = tasks(shop)
     print(f"{report.caption(grid)}\n{sum(task.done() for task in todo)} of {len(todo)} files are there; output {folder}")
     try:
@@ -102,9 +102,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_flags(p, grids.Grid, defaults=FIGURES)
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the IDX files; default: found, or downloaded")
-    # ``models`` is a field of the grid
-    shared_networks, shared = Path("runs", "robustness"), "the networks, which all figures share (default runs/robustness)"
-    p.add_argument("--models", dest="networks", type=Path, default=shared_networks, metavar="DIR", help=shared)
+    networks, shared = Path("runs", "robustness"), "the networks, which all figures share (default runs/robustness)"
+    p.add_argument("--models", type=Path, default=networks, metavar="DIR", help=shared)
     p.add_argument("--output", type=Path, metavar="DIR", help="default results/robustness-EXPERIMENT[-paper][-quick]")
     p.add_argument("--device", default=images.AUTO, help="default auto: cuda where there is one, else cpu")
     return p.parse_args(argv)

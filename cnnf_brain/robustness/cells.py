@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,6 @@ class Workshop:
         if not (path.exists() and (folder / "card.json").exists()):
             return None
         return _read_once(sha256, path, path.stat().st_mtime_ns)  # type: ignore[no-any-return]
-
-    def train(self, model: Model, seed: int, stop: Stop | None) -> bool:
-        """Train a network, or continue; False where a stop was requested."""
-        settings, output = model.settings(self.grid, seed), self.network_folder(model, seed)
-        card = small.train(settings, output, self.command, folder=self.data_folder, device=self.device, stop=stop)
-        return card is not None
 
     def load(self, model: Model, seed: int) -> threats.WithPreprocessing:
         """A trained network on the device, with its preprocessing."""
@@ -182,7 +176,9 @@ class Training(Task):
         return "" if (self.path.parent / WEIGHTS).exists() else f"{WEIGHTS} is gone"
 
     def make(self, stop: Stop | None) -> None:
-        if not self.shop.train(self.model, self.seed, stop):
+        shop, settings = self.shop, self.model.settings(self.shop.grid, self.seed)
+        folder, output = shop.data_folder, self.path.parent
+        if small.train(settings, output, shop.command, folder=folder, device=shop.device, stop=stop) is None:
             raise Interrupted
 
 
@@ -343,7 +339,7 @@ class Examination(Task):
         images, labels, epsilon = self.shop.images[:n], self.shop.labels[:n], self.shop.grid.strong_epsilons[0]
         found = sanity_checks.examine(threat, images, labels, epsilon, **settings)
         about = {"model": self.model.label, "seed": self.seed, "images": n, "weights_sha256": weights}
-        write_json(self.path, {**about, "findings": [asdict(finding) for finding in found]})
+        write_json(self.path, {**about, "findings": [finding.record() for finding in found]})
 
 
 def tasks(shop: Workshop) -> list[Task]:

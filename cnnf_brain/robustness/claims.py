@@ -57,10 +57,19 @@ class Claim:
         parts += [f"without {told_epsilons(self.left_out)}, where all are below {100 * FLOOR:g} %"] if self.left_out else []
         return "; ".join(parts)
 
-    def record(self) -> dict[str, object]:
-        """A row of claims.csv, and of summary.json."""
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """The claim, what was measured, the verdict."""
+        return self.claim, self.measured, self.verdict
+
+    def row(self) -> dict[str, object]:
+        """A row of claims.csv."""
         row = {**asdict(self), "verdict": self.verdict, "left_out": told_epsilons(self.left_out)}
         return {name: row[name] for name in CLAIM}
+
+    def record(self) -> dict[str, object]:
+        """The entry of summary.json."""
+        return {**self.row(), "measured": self.figures}
 
 
 def claims(grid: Grid, table: pd.DataFrame) -> list[Claim]:
@@ -92,16 +101,12 @@ def compared(
     if _difference(high, low) is None:
         return None
     (high, low), left_out = above_floor(high, low)
-    return made(words, _difference(high, low), left_out, left="" if worst is None else _left(*worst), main=main)
-
-
-def _left(high: pd.DataFrame, low: pd.DataFrame) -> str:
-    """The difference under the worst case, in words; empty where that was not taken."""
-    rows, left_out = above_floor(high, low)
-    difference = _difference(*rows)
-    if difference is None:
-        return f"all below {100 * FLOOR:g} %" if left_out else ""
-    return told(difference)
+    left = ""
+    if worst is not None:
+        rows, at_floor = above_floor(*worst)
+        difference = _difference(*rows)
+        left = told(difference) if difference is not None else f"all below {100 * FLOOR:g} %" if at_floor else ""
+    return made(words, _difference(high, low), left_out, left=left, main=main)
 
 
 def made(
@@ -116,7 +121,9 @@ def made(
     """The claim that ``difference`` (seeds,) is above 0; None or nothing left of it: undecided, and why."""
     if difference is None or not len(difference):
         return Claim(words, "nothing to compare", None, left, left_out, main)
-    return Claim(words, told(difference, unit), decided(difference), left, left_out, main)
+    low, high = interval(difference)
+    holds = True if low > 0 else False if high < 0 else None
+    return Claim(words, told(difference, unit), holds, left, left_out, main)
 
 
 def above_floor(*several: pd.DataFrame) -> tuple[list[pd.DataFrame], tuple[float, ...]]:
@@ -147,12 +154,6 @@ def interval(difference: Floats) -> tuple[float, float]:
         return -np.inf, np.inf
     half = stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / len(difference) ** 0.5
     return float(difference.mean() - half), float(difference.mean() + half)
-
-
-def decided(difference: Floats) -> bool | None:
-    """True above 0, False below, None where the interval holds 0."""
-    low, high = interval(difference)
-    return True if low > 0 else False if high < 0 else None
 
 
 def told(difference: Floats, unit: str = "points") -> str:

@@ -61,9 +61,7 @@ FULL: dict[str, Attack] = {
     "HopSkipJump": HopSkipJump(10, 1000),
 }
 WEAKER: dict[str, Attack] = {
-    "FGSM": FGSM(),
-    "PGD-7": PGD(7),
-    "PGD-40": PGD(40),
+    **FULL,
     "PGD-100": PGD(50, relative_step=0.05),
     "APGD-CE": APGD(50),
     "APGD-T": TargetedAPGD(20, targets=3),
@@ -383,8 +381,7 @@ def checked(grid: Grid) -> Grid:
         if bad:
             raise ValueError(f"{name}: {bad[0]} is not in [0, 1]; epsilons are given for images in [0, 1]")
     for name in ("images", "strong_images", "epochs", "limit"):
-        value = getattr(grid, name)
-        if value is not None and value < 1:
+        if (value := getattr(grid, name)) is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more")
     if not grid.seeds or min(grid.seeds) < 0 or len(set(grid.seeds)) < len(grid.seeds):
         raise ValueError(f"seeds are {list(grid.seeds)}, expected different whole numbers >= 0, at least one")

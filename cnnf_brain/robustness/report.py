@@ -23,12 +23,12 @@ from tabulate import tabulate
 from cnnf_brain import results, style
 from cnnf_brain.io import write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.report import PAGE, readers
+from cnnf_brain.report.runs import Figure, TableChart
 from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
 from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
 from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model
 from cnnf_brain.robustness.table import WORST, Check, collect, over_seeds, own, sanity
 
-SCHEMA = 1
 KIND = "robustness"
 PATIENCE = 120.0  # seconds that a process waits for another one's tables
 QUICK = "QUICK RUN: few images, epochs and seeds"
@@ -59,7 +59,7 @@ class Result:
     @property
     def failed(self) -> list[Check]:
         """The sanity checks that fail."""
-        return [check for check in self.checks if check.holds is False]
+        return [check for check in self.checks if check.finding.holds is False]
 
 
 def begin(shop: Workshop) -> None:
@@ -86,17 +86,17 @@ def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -
 
 
 def _write(result: Result, folder: Path) -> None:
-    rows = [claim.record() for claim in result.claims]
+    rows = [claim.row() for claim in result.claims]
     tables = {"table": result.table, "summary": result.means, "shown": result.shown}
     for name, table in {**tables, "claims": pd.DataFrame(rows, columns=list(CLAIM))}.items():
         write_csv(folder / f"{name}.csv", table)
     typed = result.table.astype({"strong": np.int8})
     columns = [*typed.columns.drop("strong"), "strong"]
     write_netcdf(folder / "table.nc", xr.Dataset({name: ("row", typed[name].to_numpy()) for name in columns}))
-    write_json(folder / "checks.json", {"findings": [asdict(check) for check in result.checks]})
+    write_json(folder / "checks.json", {"findings": [check.record() for check in result.checks]})
     draw(result.grid, result.means, folder)
     write_text(folder / "figure.md", section(result))
-    write_json(folder / "summary.json", summary(result))
+    summary(result).save(folder)
 
 
 def record(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -> dict[str, Any]:
@@ -149,49 +149,43 @@ def caption(grid: Grid) -> str:
     seeds = f"mean and standard deviation over {len(grid.seeds)} seeds" if len(grid.seeds) > 1 else "one seed"
     how = f" in {grid.amp}" if grid.amp else ""
     quick = f"{QUICK}. " if grid.quick else ""
+    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
+    crosses = f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
     return (
         f"{quick}{grid.heading} ({RECIPES[grid.recipe].words}): {epochs} epochs on {images} at learning rate {rates}{how}; "
-        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses(grid)}"
+        f"{seeds}; {grid.images:,} {grid.part} images. Epsilon is for images in [0, 1].{crosses if grid.has_worst_case else ''}"
     )
 
 
-def crosses(grid: Grid) -> str:
-    """What the crosses of the figure are, where it has any."""
-    if not grid.has_worst_case:
-        return ""
-    weaker = ", with fewer steps and queries than the full grid's (run.json has them)" if grid.weaker else ""
-    return f" Crosses: worst case of all attacks, image by image, on {grid.strong_images} images{weaker}."
-
-
-def summary(result: Result) -> dict[str, Any]:
-    """summary.json, in the form that the page reads."""
-    grid = result.grid
+def summary(result: Result) -> Figure:
+    """What the page shows of the grid."""
+    grid, failed = result.grid, result.failed
     caveats = [QUICK + "; not a result"] if grid.quick else []
     caveats += [] if result.run["finished"] else ["The grid is not finished: means are over the seeds that are."]
-    for name in sorted({check.name for check in result.failed}):
-        models = sorted({check.model for check in result.failed if check.name == name})
+    for key, name in sorted({check.finding.key: check.finding.name for check in failed}.items(), key=lambda item: item[1]):
+        models = sorted({check.model for check in failed if check.finding.key == key})
         caveats.append(f"Check failed ({', '.join(models)}): {name}; accuracy reported there is an upper bound")
     charts = [_chart(grid, panel.title, panel.against) for panel in grid.panels if panel.x == "epsilon"]
     charts += [_chart(grid, "worst case", Against(WORST, "all", True))] if grid.has_worst_case else []
-    shown = {"file": "shown.csv", "title": "Accuracy at the iteration trained with, over seeds", "notes": [caption(grid)]}
-    return {
-        "schema": SCHEMA,
-        "kind": "figure",
-        "title": grid.heading,
-        "question": grid.question,
-        "answer": answer(result.claims),
-        "claims": [{**claim.record(), "measured": claim.figures} for claim in result.claims],
-        "tables": [shown, {"file": "summary.csv", "title": "Accuracy at every iteration, over seeds", "notes": []}],
-        "charts": charts,
-        "pictures": [{"file": "figure.png", "caption": caption(grid)}],
-        "caveats": caveats,
-    }
+    return Figure(
+        title=grid.heading,
+        question=grid.question,
+        answer=answer(result.claims),
+        claims=result.claims,
+        charts=charts,
+        tables={
+            "shown.csv": ("Accuracy at the iteration trained with, over seeds", caption(grid)),
+            "summary.csv": ("Accuracy at every iteration, over seeds",),
+        },
+        pictures={"figure.png": caption(grid)},
+        caveats=caveats,
+    )
 
 
-def _chart(grid: Grid, title: str, against: Against) -> dict[str, Any]:
-    rows = {"table": "shown.csv", "where": asdict(against), "group": ["{model}"], "series": ""}
-    axes = {"label": "{model}, epsilon {epsilon}", "x": "epsilon", "x_name": "epsilon", "y": "mean", "y_name": "accuracy"}
-    return {"title": title, "caption": caption(grid), **rows, **axes, "low": "low", "high": "high"}
+def _chart(grid: Grid, title: str, against: Against) -> TableChart:
+    axes = {"x": "epsilon", "x_name": "epsilon", "y": "mean", "y_name": "accuracy", "low": "low", "high": "high"}
+    about = {"title": title, "caption": caption(grid), "table": "shown.csv", "label": "{model}, epsilon {epsilon}"}
+    return TableChart(**about, **axes, where=asdict(against), group=["{model}"], series="")
 
 
 def draw(grid: Grid, means: pd.DataFrame, folder: Path) -> None:
@@ -279,7 +273,7 @@ def section(result: Result) -> str:
     for epsilon in grid.strong_epsilons if grid.has_worst_case else ():
         parts.append(f"Strong attacks one by one, epsilon {epsilon:g}, {grid.strong_images} images:")
         parts.append(one_by_one(grid, means, epsilon))
-    rows = [(c.claim, c.measured, c.verdict, c.left, told_epsilons(c.left_out)) for c in result.claims]
+    rows = [(*c.cells, c.left, told_epsilons(c.left_out)) for c in result.claims]
     floor = f"left out (all below {100 * FLOOR:g} %)"
     head = ("claim", "measured", "verdict", "left under the strongest attack of all", floor)
     parts += [_table(head, rows)] if rows else []
@@ -343,11 +337,11 @@ def _there(grid: Grid, rows: pd.DataFrame) -> list[str]:
 
 def told(result: Result) -> str:
     """How many sanity checks hold, and which do not."""
-    held = sum(check.holds is True for check in result.checks)
+    held = sum(check.finding.holds is True for check in result.checks)
     words = f"Checks against a false sense of security: {held} hold, {len(result.failed)} fail"
     if not result.failed:
         return words + "."
-    which = "; ".join(f"{check.model}: {check.name}: no ({check.detail})" for check in result.failed)
+    which = "; ".join(f"{check.model}: {check.finding.name}: no ({check.finding.detail})" for check in result.failed)
     return f"{words}. {which}. Accuracy reported there is an upper bound."
 
 

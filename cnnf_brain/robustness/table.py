@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,11 @@ class Check:
 
     model: str
     seeds: list[int]
-    name: str
-    holds: bool | None
-    detail: str
+    finding: Finding
+
+    def record(self) -> dict[str, object]:
+        """An entry of checks.json."""
+        return {"model": self.model, "seeds": self.seeds, **self.finding.record()}
 
 
 def collect(shop: Workshop) -> pd.DataFrame:
@@ -57,15 +59,11 @@ def collect(shop: Workshop) -> pd.DataFrame:
 
 def worst_case(grid: Grid, outcomes: dict[Cell, Right]) -> Right:
     """(epsilon, iteration, image) whether the image is right under all cells that have the epsilon."""
-
-    def survive(epsilon: float) -> Right:
-        shares = [(cell.epsilons, right[:, :, : grid.strong_images]) for cell, right in outcomes.items()]
-        survived: Right = np.logical_and.reduce(
-            [right[epsilons.index(epsilon)] for epsilons, right in shares if epsilon in epsilons]
-        )
-        return survived
-
-    return np.stack([survive(epsilon) for epsilon in grid.strong_epsilons])
+    survived, n = [], grid.strong_images
+    for epsilon in grid.strong_epsilons:
+        under = [(cell.epsilons.index(epsilon), right) for cell, right in outcomes.items() if epsilon in cell.epsilons]
+        survived.append(np.logical_and.reduce([right[at, :, :n] for at, right in under]))
+    return np.stack(survived)
 
 
 def _rows(
@@ -102,10 +100,14 @@ def sanity(shop: Workshop, table: pd.DataFrame) -> list[Check]:
         examination = Examination(shop, model, shop.grid.seeds[0])
         if examination.done():
             content = examination.read()
-            found += [Check(model.label, [content["seed"]], **finding) for finding in content["findings"]]
+            findings = enumerate(content["findings"])  # ``examine`` always has them in the same order
+            found += [
+                Check(model.label, [content["seed"]], Finding(**finding, key=("examination", str(i))))
+                for i, finding in findings
+            ]
         rows = own(table[table["model"] == model.label])
         seeds = sorted(int(seed) for seed in rows["seed"].unique())
-        found += [Check(model.label, seeds, **asdict(finding)) for finding in between_attacks(rows)]
+        found += [Check(model.label, seeds, finding) for finding in between_attacks(rows)]
     return found
 
 
@@ -135,12 +137,11 @@ def _of_the_worst_case(strong: pd.Series) -> list[Finding]:
         for (attack, threat, _), share in values.items():
             kind = _knowledge(attack, threat)
             best[kind] = max(best.get(kind, 0.0), float(share))
-        if WHITE_BOX in best:
-            most = best.pop(WHITE_BOX)
-            found += [
-                not_stronger(f"{kind} at epsilon {epsilon:g}", WHITE_BOX, share, most, SLACK)
-                for kind, share in sorted(best.items())
-            ]
+        if WHITE_BOX not in best:
+            continue
+        most = best.pop(WHITE_BOX)
+        for kind, share in sorted(best.items()):
+            found.append(not_stronger(f"{kind} at epsilon {epsilon:g}", WHITE_BOX, share, most, SLACK))
     return found
 
 

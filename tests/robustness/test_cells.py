@@ -215,7 +215,7 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     assert len(left) < len(whole)
     assert not len(left[(left["model"] == "CNN") & (left["seed"] == 0)])
     assert not len(left[(left["threat"] == "transfer") & (left["seed"] == 0)])
-    assert not any(check.model == "CNN" and "gradients" in check.name for check in table.sanity(done, left))
+    assert not any(check.model == "CNN" and "gradients" in check.finding.name for check in table.sanity(done, left))
     before = {task.path: task.path.stat().st_mtime_ns for task in todo}
     capsys.readouterr()
     work(todo, None, silent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -126,7 +127,7 @@ def test_epsilons_at_which_every_network_is_broken_are_left_out_of_the_mean():
     assert claim.left_out == (0.2, 0.3)
     assert plain.left_out == ()
     assert "without epsilon 0.2, 0.3, where all are below 5 %" in claim.figures
-    assert claim.record()["left_out"] == "epsilon 0.2, 0.3"
+    assert claim.row()["left_out"] == "epsilon 0.2, 0.3"
 
 
 def test_one_network_above_the_floor_keeps_an_epsilon():
@@ -241,9 +242,8 @@ def test_the_page_answers_its_own_question(name, tmp_path):
     assert [claim.claim for claim in claimed if claim.main] == QUESTIONS[name]
     empty = pd.DataFrame()
     told = report.summary(report.Result(grid, {"finished": True}, empty, empty, claimed, [], tmp_path))
-    assert [told["answer"].count(claim.claim) for claim in claimed] == [int(claim.main) for claim in claimed]
-    told = {**told, "tables": [], "charts": [], "pictures": []}
-    (tmp_path / "summary.json").write_text(json.dumps(told))
+    assert [told.answer.count(claim.claim) for claim in claimed] == [int(claim.main) for claim in claimed]
+    replace(told, tables={}, charts=[], pictures={}).save(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"same": {}}))
     (rows,) = readers.read(tmp_path).tables
     assert [row[2] for row in rows.rows] == [claim.verdict for claim in claimed]

@@ -12,6 +12,7 @@ import pytest
 from outcomes import write_outcome
 
 from cnnf_brain import results
+from cnnf_brain.attacks.sanity_checks import Finding
 from cnnf_brain.io import short_hash, write_json
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import grids, open_workshop, report, table, tasks
@@ -435,8 +436,8 @@ def test_an_unknown_experiment():
     ("words", "message"),
     [
         (["--experiment", "fig9"], "invalid choice"),
-        (["--experiment", "fig6", "--epsilons", "-0.1"], "-0.1 is not 0 or above"),
-        (["--experiment", "fig6", "--epsilons", "1.1"], "1.1 is above 1"),
+        (["--experiment", "fig6", "--epsilons", "-0.1"], "-0.1 is not in [0, 1]"),
+        (["--experiment", "fig6", "--epsilons", "1.1"], "1.1 is not in [0, 1]"),
         (["--experiment", "fig6", "--images", "0"], "0 is not above 0"),
         ([], "--experiment"),
     ],
@@ -484,6 +485,6 @@ def test_checks_of_an_examination_are_in_the_findings(drawn):
     weights = [drawn.weights(drawn.grid.models[0], 0)]
     write_json(examination.path, {"seed": 0, "weights_sha256": weights, "findings": [finding]})
     result = report.write(drawn, finished=True, seconds=1.0, device_name="m")
-    assert table.Check("CNN", [0], **finding) in result.checks
+    assert table.Check("CNN", [0], Finding(**finding)) in result.checks
     told = report.summary(result)
-    assert any("gradients are not zero" in caveat and "upper bound" in caveat for caveat in told["caveats"])
+    assert any("gradients are not zero" in caveat and "upper bound" in caveat for caveat in told.caveats)
