@@ -283,7 +283,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
         found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: no {name}; do the run again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder}/{name} is damaged ({error}); do the run again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{folder}/{name} holds a {type(found).__name__}, expected a JSON object; do the run again")

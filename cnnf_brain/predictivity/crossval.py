@@ -12,7 +12,7 @@ from sklearn.model_selection import KFold, ShuffleSplit, StratifiedShuffleSplit
 from cnnf_brain.checks import unknown
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import median_r, score_predictions
-from cnnf_brain.types import Array, LayerAt, Predictions, Split
+from cnnf_brain.types import Array, LayerAt, Predictions, Scores, Split
 
 N_SPLITS = 10
 SCHEMES = ("kfold", "brainscore")
@@ -22,44 +22,34 @@ MIN_TEST = 4
 
 
 def make_splits(
-    name: str,
-    image_ids: Sequence[str],
-    *,
-    object_names: Sequence[str] | Array | None = None,
-    seed: int = 0,
+    name: str, image_ids: Sequence[str], *, object_names: Sequence[str] | Array | None = None, seed: int = 0
 ) -> tuple[Split, ...]:
     """Ten splits of the images into training and test images, at least 4 test images in each.
 
     Parameters
     ----------
     name : {"kfold", "brainscore"}
-        ``kfold``: ten folds, each image in the test set of exactly one. The ids are sorted before the shuffle, so the
-        order of the images does not matter.
+        ``kfold``: ten folds, each image in the test set of exactly one; the order of the images does not matter.
 
-        ``brainscore``: Brain-Score's ten random splits, 90% for training, stratified on ``object_names`` where given;
-        test sets overlap between splits. Brain-Score splits the images **in the order of its (repetition-averaged)
-        assembly**, so the rows must come in that order for its very splits; its random state, 1, is fixed.
+        ``brainscore``: Brain-Score's ten random splits, 90% for training (``Split`` in metric_helpers/transformations.py of
+        brainscore_vision 2.4.2). Test sets overlap between splits. Brain-Score splits the images **in the order of its
+        (repetition-averaged) assembly**, so the rows must come in that order for its very splits.
     image_ids : (n_images,) sequence of str
     object_names : (n_images,) sequence of str, optional
-        Used by ``brainscore`` alone.
+        ``brainscore`` is stratified on them.
     seed : int
-        Of the shuffle of ``kfold``; ``brainscore`` has its own.
+        Of the shuffle of ``kfold``; the random state of ``brainscore`` is always 1.
 
     Raises
     ------
     ValueError
-        Unknown name, repeated ids, too few images (``kfold`` needs 40, ``brainscore`` 31), or an object with too few
-        images to be stratified.
-
-    References
-    ----------
-    ``Split`` in brainscore_vision/metric_helpers/transformations.py (2.4.2).
+        Unknown name, repeated ids, too few images (``kfold`` needs 40, ``brainscore`` 31), or an object with too few.
     """
     if name not in SCHEMES:
         raise unknown("cross-validation", name, SCHEMES)
-    ids = np.array([str(name) for name in image_ids])
-    if len(set(ids.tolist())) < len(ids):
-        twice = [name for name, count in Counter(ids.tolist()).items() if count > 1]
+    ids = [str(name) for name in image_ids]
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
         raise ValueError(f"image ids occur more than once: {', '.join(twice[:5])}; average their repeats first")
     needed = next(n for n in itertools.count(N_SPLITS) if _test_images(name, n) >= MIN_TEST)
     if len(ids) < needed:
@@ -75,7 +65,7 @@ def _test_images(name: str, n: int) -> int:
     return n // N_SPLITS if name == "kfold" else n - int(0.9 * n)
 
 
-def _kfold(ids: Array, seed: int) -> tuple[Split, ...]:
+def _kfold(ids: Sequence[str], seed: int) -> tuple[Split, ...]:
     order = np.argsort(ids, kind="stable")
     folds = KFold(N_SPLITS, shuffle=True, random_state=seed).split(order)
     return tuple(Split(np.sort(order[train]), np.sort(order[test])) for train, test in folds)
@@ -85,10 +75,10 @@ def _brainscore(n: int, object_names: Sequence[str] | Array | None) -> tuple[Spl
     options = {"n_splits": N_SPLITS, "train_size": 0.9, "random_state": 1}
     if object_names is None:
         return tuple(Split(train, test) for train, test in ShuffleSplit(**options).split(np.zeros(n)))
-    names = np.array([str(name) for name in object_names])
+    names = [str(name) for name in object_names]
     if len(names) != n:
         raise ValueError(f"{len(names)} object names were given for {n} images; one is needed for each")
-    counts = Counter(names.tolist())
+    counts = Counter(names)
     rarest, fewest = min(counts.items(), key=lambda item: item[1])
     n_test = _test_images("brainscore", n)
     if fewest < 2 or n_test < len(counts):
@@ -97,8 +87,7 @@ def _brainscore(n: int, object_names: Sequence[str] | Array | None) -> tuple[Spl
             f"many test images as objects ({n_test} test images of {n}, {len(counts)} objects); take cross-validation "
             "'kfold' or leave the object names out"
         )
-    folds = StratifiedShuffleSplit(**options).split(np.zeros(n), names)
-    return tuple(Split(train, test) for train, test in folds)
+    return tuple(Split(train, test) for train, test in StratifiedShuffleSplit(**options).split(np.zeros(n), names))
 
 
 def select_nested(
@@ -116,58 +105,33 @@ def select_nested(
     with the highest median r (``scores.median_r``) wins, the first one where several are equal. Neither features nor
     responses of the split's own test images have any part in the choice.
 
-    Parameters
-    ----------
-    candidates : mapping of LayerAt to (n_images, n_images) array
-        Grams K = X Xᵀ.
-    responses : (n_images, n_sites) array
-    splits : sequence of Split
-        At least two.
-    n_components : int
-        The number of components that the choice is made with, and the largest one predicted.
-    per_site : bool
-        See ``cross_predict``.
-
-    Returns
-    -------
-    Predictions
-        Of the chosen candidate for each split.
-    tuple of LayerAt
-        The choice in each split.
-
-    Raises
-    ------
-    ValueError
-        No candidate, a single split, or what ``cross_predict`` refuses (inner training sets are smaller).
+    ``candidates`` are Grams (n_images, n_images); the other arguments are those of ``cross_predict``. Returns the predictions
+    of the chosen candidate for each split, and the choices. A ValueError: no candidate, a single split, or what
+    ``cross_predict`` refuses (inner training sets are smaller).
     """
     if not candidates:
         raise ValueError("there are no candidates to choose from; name at least one layer and iteration")
-    splits = list(splits)
     inner = [_inner_splits(splits, number) for number in range(len(splits))]
     names = list(candidates)
     quality = np.array([_inner_quality(candidates[name], responses, inner, n_components, per_site) for name in names])
     if np.isnan(quality).all(axis=0).any():
         raise ValueError("no candidate has a defined r on the training images: are predictions or responses constant?")
     best = np.nanargmax(quality, axis=0)
-    values: list[Array] = [np.empty(0)] * len(splits)
-    ranks = [0] * len(splits)
+    found: dict[int, tuple[Array, int]] = {}
     for candidate in np.unique(best):
-        mine = np.flatnonzero(best == candidate)
+        mine = np.flatnonzero(best == candidate).tolist()
         some = [splits[number] for number in mine]
         predicted = cross_predict(candidates[names[candidate]], responses, some, n_components, per_site=per_site)
-        for number, value, rank in zip(mine, predicted.values, predicted.ranks, strict=True):
-            values[number], ranks[number] = value, rank
-    return Predictions(tuple(splits), tuple(values), tuple(ranks)), tuple(names[candidate] for candidate in best)
+        found |= dict(zip(mine, zip(predicted.values, predicted.ranks, strict=True), strict=True))
+    values, ranks = zip(*(found[number] for number in range(len(splits))), strict=True)
+    return Predictions(tuple(splits), values, ranks), tuple(names[candidate] for candidate in best)
 
 
-def _inner_splits(splits: list[Split], number: int) -> list[Split]:
+def _inner_splits(splits: Sequence[Split], number: int) -> list[Split]:
     """The inner cross-validation within the training rows of splits[number]."""
     outer = splits[number].train
-    inner = []
-    for other in splits[:number] + splits[number + 1 :]:
-        test = np.intersect1d(other.test, outer)
-        if 0 < len(test) < len(outer):
-            inner.append(Split(np.setdiff1d(outer, test), test))
+    tests = [np.intersect1d(other.test, outer) for other in (*splits[:number], *splits[number + 1 :])]
+    inner = [Split(np.setdiff1d(outer, test), test) for test in tests if 0 < len(test) < len(outer)]
     if not inner:
         raise ValueError(f"the choice for split {number} needs other splits whose test images it trains on")
     return inner
@@ -178,11 +142,6 @@ def _inner_quality(
 ) -> list[float]:
     """Median r within the training rows of each outer split; all inner folds are fitted in one call."""
     flat = [split for folds in inner for split in folds]
-    everything = cross_predict(gram, responses, flat, n_components, per_site=per_site)
-    quality, start = [], 0
-    for folds in inner:
-        part = slice(start, start + len(folds))
-        predictions = Predictions(everything.splits[part], everything.values[part], everything.ranks[part])
-        quality.append(median_r(score_predictions(predictions, responses)))
-        start += len(folds)
-    return quality
+    r = score_predictions(cross_predict(gram, responses, flat, n_components, per_site=per_site), responses).r
+    starts = np.cumsum([len(folds) for folds in inner])[:-1]
+    return [median_r(Scores(part, None, None)) for part in np.split(r, starts)]

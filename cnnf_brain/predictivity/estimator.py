@@ -76,18 +76,13 @@ class PLSRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: i
         _check_components(self.n_components, *X.shape)
         means = X.mean(axis=0, dtype=np.float64)
         K = _gram_of(X, means)
-        if self.per_site:
-            components = fit_sites(K, responses, np.ones(len(X)), self.n_components)
-            dual = np.hstack([components.dual_coefficients(site) for site in range(responses.shape[1])])
-            self.intercept_ = components.means[:, 0].copy()
-        else:
-            components = fit_folds(K, responses, np.ones((1, len(X))), self.n_components)
-            dual = components.dual_coefficients(0)
-            self.intercept_ = components.means[0].copy()
+        fit = fit_sites if self.per_site else fit_folds
+        components = fit(K, responses, np.ones((1, len(X))), self.n_components)
+        dual = np.hstack([components.dual_coefficients(problem) for problem in range(len(components.ranks))])
         self.coef_ = np.empty((responses.shape[1], X.shape[1]))
         for columns in _blocks(X.shape[1]):
             self.coef_[:, columns] = dual.T @ (X[:, columns] - means[columns])
-        self.intercept_ -= self.coef_ @ means
+        self.intercept_ = components.means.ravel() - self.coef_ @ means
         self.rank_ = int(components.ranks.max())
         return self
 

@@ -52,23 +52,9 @@ def permutation_over_images(
     (``for_training=False``) it is the plain permutation test of these fitted predictors, which rejects too often as
     a test of the networks.
 
-    Parameters
-    ----------
-    sources : sequence of HeldOut
-        One or several; images and sites of different sources are independent.
-    for_training : bool
-    n_resamples, seed : int
-
-    Returns
-    -------
-    TestResult
-        ``statistic`` is the median difference in r, ``n`` the number of images tested, ``interval`` the statistic
-        plus and minus the 95% quantile of a resample's statistic (so it excludes 0 where p < 0.05, but for ties).
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not match, no site defined in both networks, no resamples.
+    Images and sites of different ``sources`` are independent. Of the result, ``statistic`` is the median difference in r, ``n``
+    the number of images tested, ``interval`` the statistic plus and minus the 95% quantile of a resample's statistic (so it
+    excludes 0 where p < 0.05, but for ties). A ValueError: shapes that do not match, no site defined in both, no resamples.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
@@ -107,8 +93,7 @@ class _Source:
 
     def permuted(self, exchanged: Array) -> Array:
         """(n_resamples, n_sites) mean over folds of the difference in r, with images exchanged where ``exchanged`` is 1."""
-        found: Array = np.sum([fold.difference(exchanged)[:, self.sites] for fold in self.folds], axis=0) / self.counts
-        return found
+        return np.asarray(np.sum([fold.difference(exchanged)[:, self.sites] for fold in self.folds], axis=0) / self.counts)
 
 
 @dataclass(frozen=True)
@@ -175,8 +160,7 @@ def _between_sites(d: Array, e: Array) -> Array:
     """(n_sites,) the sites' differences around their median, shrunk as ``permutation_over_images`` says."""
     spread = d.var()
     kept = np.sqrt(max(0.0, 1 - e.var(axis=1).mean() / spread)) if spread > 0 else 0.0
-    found: Array = kept * (d - np.median(d))
-    return found
+    return np.asarray(kept * (d - np.median(d)))
 
 
 def widening(splits: Sequence[Split], n: int) -> float:

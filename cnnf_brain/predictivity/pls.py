@@ -57,12 +57,7 @@ class GramOperator:
 
 
 def cross_predict(
-    gram: Array,
-    responses: Array,
-    splits: Sequence[Split],
-    n_components: int = 25,
-    *,
-    per_site: bool = False,
+    gram: Array, responses: Array, splits: Sequence[Split], n_components: int = 25, *, per_site: bool = False
 ) -> Predictions:
     """Fit PLS on the training rows of every split and predict its test rows.
 
@@ -81,9 +76,8 @@ def cross_predict(
     Returns
     -------
     Predictions
-        For 1 to n_components components. Where the training rows carry fewer (``ranks``; with ``per_site`` the most
-        that any site could use), further components repeat the last prediction. A site that is constant over the
-        training rows is predicted by that constant.
+        For 1 to n_components components. Where the training rows carry fewer (``ranks``; with ``per_site`` the most that any
+        site could use), the last prediction is repeated. A site that is constant over the training rows stays at that constant.
 
     Raises
     ------
@@ -100,7 +94,7 @@ def cross_predict(
     ranks: list[int] = []
     if per_site:
         for weights, split in zip(training, splits, strict=True):
-            sites = fit_sites(K, responses, weights, n_components)
+            sites = fit_sites(K, responses, weights[None], n_components)
             values.append(sites.predict_sites(split.test))
             ranks.append(int(sites.ranks.max()))
     else:
@@ -113,22 +107,12 @@ def cross_predict(
 
 
 def truncate_gram(gram: Array, n: int) -> Array:
-    """The Gram of the first n principal components of the features, to be given to ``cross_predict``.
+    """The Gram (n_images, n_images) of the first n principal components of the features, for ``cross_predict``.
 
     Brain-Score reduces features so (n = 1000) for its choice of layers, on a basis fitted to other images (ImageNet
     validation). Here the basis is fitted to the images of ``gram`` themselves, **the test images included** (their
-    features, not their responses): an option of this package, not Brain-Score's procedure.
-
-    Parameters
-    ----------
-    gram : (n_images, n_images) array
-    n : int
-        Number of components kept, at least 1; with n >= n_images - 1 nothing is lost.
-
-    Returns
-    -------
-    (n_images, n_images) float64 array
-        Of features centred on all images.
+    features, not their responses): an option of this package, not Brain-Score's procedure. With n >= n_images - 1
+    nothing is lost. A ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
@@ -144,52 +128,12 @@ def truncate_gram(gram: Array, n: int) -> Array:
     return kept
 
 
-@dataclass(frozen=True)
-class Components:
-    """PLS components of several problems over the same rows; beyond ``ranks`` T, U, R and Q are zero."""
-
-    T: Array  # (problems, n_components, n_rows), held-out rows included
-    U: Array  # (problems, n_components, n_rows), zero outside the training rows
-    R: Array  # (problems, n_components, n_components)
-    Q: Array  # (problems, n_components, n_responses)
-    means: Array  # (problems, n_responses)
-    ranks: Array  # (problems,)
-
-    def predict(self, problem: int, rows: Array) -> Array:
-        """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components."""
-        steps = self.T[problem][:, rows, None] * self.Q[problem][:, None, :]
-        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[problem]
-        return predictions
-
-    def predict_sites(self, rows: Array) -> Array:
-        """The same of all problems, each a model of one site: (n_components, len(rows), n_sites)."""
-        steps = self.T[:, :, rows].transpose(1, 2, 0) * self.Q[:, :, 0].T[:, None, :]
-        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
-        return predictions
-
-    def dual_coefficients(self, problem: int) -> Array:
-        """D (n_rows, n_responses) with all components: the centred prediction of a row k of K is k D."""
-        rank = self.ranks[problem]
-        inner = scipy.linalg.solve_triangular(self.R[problem, :rank, :rank], self.Q[problem, :rank])
-        dual: Array = self.U[problem, :rank].T @ inner
-        return dual
-
-
 def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
-    """One model for all responses (PLS2) in each of several folds.
-
-    Parameters
-    ----------
-    K : GramOperator
-    responses : (n_rows, n_responses) array
-    training : (n_folds, n_rows) array
-        1 for training rows, 0 for others.
-    n_components : int
-    """
+    """One model for all responses (PLS2) in each fold; ``training`` (n_folds, n_rows) is 1 for training rows, else 0."""
     means, live = _means_and_live(responses, training)
     centre = means.mean(axis=0)
     Y, offsets = responses - centre, means - centre  # small numbers; each fold takes off its own offset
-    growth = _Growth(K, training, len(training), n_components, responses.shape[1])
+    growth = Components(K, training, means, n_components)
 
     def residual(fold: int) -> Array:  # P Y of one fold, (n_responses, n_rows)
         centred = (Y - offsets[fold]).T * live[fold][:, None]
@@ -206,7 +150,7 @@ def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: 
         PYc = c @ Y.T - (c * offsets).sum(axis=1, keepdims=True)
         PYc -= np.matmul((growth.Q @ c[:, :, None]).transpose(0, 2, 1), growth.T)[:, 0]
         t = growth.add(PYc * training, floor)
-        tau = growth.add_loading((t @ Y) * live)
+        tau = growth.Q[:, growth.count - 1] = (t @ Y) * live
         rest, coefficients = growth.project(K.times(t))
         half = (rest * training) @ Y * live + coefficients[:, -1:] / 2 * tau
         S -= tau[:, :, None] * half[:, None, :] + half[:, :, None] * tau[:, None, :]
@@ -214,20 +158,20 @@ def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: 
         for fold in np.flatnonzero(growth.alive & (traces < STALE * fresh)):
             S[fold] = growth.cross_product(fold, residual(fold))
             fresh[fold] = np.trace(S[fold])
-    return growth.components(means)
+    return growth
 
 
 def fit_sites(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
-    """One model per response (PLS1) in one fold, all side by side; ``training`` is (n_rows,)."""
-    means, live = _means_and_live(responses, training[None])
+    """One model per response (PLS1) in one fold, all side by side; ``training`` is (1, n_rows)."""
+    means, live = _means_and_live(responses, training)
     rest = ((responses - means[0]) * live[0]).T * training
-    growth = _Growth(K, training[None], len(rest), n_components, 1)
-    floor = len(training) * EPS * np.linalg.norm(rest, axis=1)
+    growth = Components(K, training, means.T, n_components)
+    floor = training.shape[1] * EPS * np.linalg.norm(rest, axis=1)
     while growth.goes_on():
         t = growth.add(rest, floor)
-        tau = growth.add_loading(np.einsum("pn,pn->p", t, rest)[:, None])
+        tau = growth.Q[:, growth.count - 1] = np.einsum("pn,pn->p", t, rest)[:, None]
         rest -= tau * t
-    return growth.components(means.T)
+    return growth
 
 
 def _dominant(S: Array) -> Array:
@@ -240,16 +184,19 @@ def _dominant(S: Array) -> Array:
 _blas = functools.cache(ThreadpoolController)  # looking for the libraries takes 10 ms
 
 
-class _Growth:
-    """The components found so far, one more with each ``add`` and ``add_loading``."""
+class Components:
+    """PLS components of several problems over the same rows, one more with each ``add`` and its entry of Q.
 
-    def __init__(self, K: GramOperator, training: Array, n_problems: int, n_components: int, n_responses: int) -> None:
-        n_rows = training.shape[1]
-        self.K = K
-        self.training = training
+    T is not zero outside the training rows, U is. ``means`` (problems, n_responses); ``ranks`` (problems,): beyond them T, U, R
+    and Q are zero. ``training``: of each problem, or (1, n_rows) of all.
+    """
+
+    def __init__(self, K: GramOperator, training: Array, means: Array, n_components: int) -> None:
+        (n_problems, n_responses), n_rows = means.shape, training.shape[1]
+        self.K, self.training, self.means = K, training, means
         self.counts = training.sum(axis=1, keepdims=True)
         self.T = np.zeros((n_problems, n_components, n_rows))
-        self.U = np.zeros((n_problems, n_components, n_rows))
+        self.U = np.zeros_like(self.T)
         self.R = np.zeros((n_problems, n_components, n_components))
         self.Q = np.zeros((n_problems, n_components, n_responses))
         self.ranks = np.zeros(n_problems, dtype=int)
@@ -290,10 +237,6 @@ class _Growth:
         self.count += 1
         return self.T[:, new] * self.training
 
-    def add_loading(self, tau: Array) -> Array:
-        self.Q[:, self.count - 1] = tau
-        return tau
-
     def cross_product(self, problem: int, rest: Array) -> Array:
         """S = rest P K P restᵀ of one problem, for rest = P Y (n_responses, n_rows)."""
         T = self.T[problem, : self.count]
@@ -306,8 +249,24 @@ class _Growth:
         symmetric: Array = (S + S.T) / 2
         return symmetric
 
-    def components(self, means: Array) -> Components:
-        return Components(self.T, self.U, self.R, self.Q, means, self.ranks)
+    def predict(self, problem: int, rows: Array) -> Array:
+        """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components."""
+        steps = self.T[problem][:, rows, None] * self.Q[problem][:, None, :]
+        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[problem]
+        return predictions
+
+    def predict_sites(self, rows: Array) -> Array:
+        """The same of all problems, each a model of one site: (n_components, len(rows), n_sites)."""
+        steps = self.T[:, :, rows].transpose(1, 2, 0) * self.Q[:, :, 0].T[:, None, :]
+        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
+        return predictions
+
+    def dual_coefficients(self, problem: int) -> Array:
+        """D (n_rows, n_responses) with all components: the centred prediction of a row k of K is k D."""
+        rank = self.ranks[problem]
+        inner = scipy.linalg.solve_triangular(self.R[problem, :rank, :rank], self.Q[problem, :rank])
+        dual: Array = self.U[problem, :rank].T @ inner
+        return dual
 
 
 def check_splits(splits: Sequence[Split], n_rows: int, n_components: int) -> None:

@@ -2,16 +2,12 @@
 
 Three numbers go by the name of a score; here each has its own:
 
-- median r: what the CNN-F paper reports (``median_r``);
+- median r: what the CNN-F paper reports (``median_r``): mean over splits for each site, then the median over sites;
 - "r2/ceiling": Brain-Score since January 2026 (the ceiling is a reliability, which bounds r², so it is not squared);
 - "(r/ceiling)2": Brain-Score before.
 
-They can be aggregated in two orders, which differ slightly, and more for the ceiled ones:
-
-- *sites first*: mean over splits for each site, then the median over sites (``site_r``, ``median_r``,
-  ``median_ceiled``);
-- *Brain-Score's*: median over sites in each split, then the mean over splits, divided by one ceiling of the whole
-  region (``brainscore_r``, ``brainscore_ceiled``).
+Brain-Score's order is another, and gives slightly different numbers: median over sites in each split, then the mean over
+splits, divided by one ceiling of the whole region (``brainscore_r``, ``brainscore_ceiled``).
 """
 
 from __future__ import annotations
@@ -27,17 +23,9 @@ FORMULAS = ("r2/ceiling", "(r/ceiling)2")
 
 
 def pearson(a: Array, b: Array) -> Array:
-    """Pearson's r along the first axis.
+    """Pearson's r along the first axis: (n, ...) and (n, ...) -> (...), from -1 to 1.
 
-    Parameters
-    ----------
-    a, b : (n, ...) arrays
-
-    Returns
-    -------
-    (...) float64 array
-        Between -1 and 1; NaN where a or b is constant (``checks.is_constant``), and for n < 3: two points always lie
-        on a line, so their r says nothing.
+    NaN where a or b is constant (``checks.is_constant``), and for n < 3: two points always lie on a line.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
@@ -65,29 +53,16 @@ def score_predictions(
     repeats: Array | None = None,
     seed: int = 0,
 ) -> Scores:
-    """Correlate held-out predictions with responses.
+    """Correlate held-out predictions with ``responses`` (n_images, n_sites).
 
-    Parameters
-    ----------
-    predictions : Predictions
-    responses : (n_images, n_sites) array
-    n_components : int, optional
-        Which of the predictions; the largest number by default.
-    repeats : (n_images, n_sites, n_repeats) array, optional
-        Single presentations, NaN where there were fewer: gives the ceiling (``split_half_ceiling`` with ``seed``).
+    ``n_components``: which of the predictions; the largest number by default. ``repeats`` (n_images, n_sites, n_repeats), single
+    presentations, NaN where there were fewer, give the ceiling (``split_half_ceiling`` with ``seed``). A ValueError: shapes that do
+    not match, or a number of components that was not fitted.
 
-    Returns
-    -------
-    Scores
-        ``pooled``, where any split has fewer than 20 test images, is r between the test predictions of all splits,
-        one after the other as they are (each with the mean of its own training images), and the responses to the same
-        images; an image that is tested in several splits counts in each. It is None otherwise. Where nothing can be
-        predicted the pooled r is a little below 0, as the mean of a training set is high where its test set is low.
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not match, or a number of components that was not fitted.
+    ``pooled``, where any split has fewer than 20 test images, is r between the test predictions of all splits, one after the
+    other as they are (each with the mean of its own training images), and the responses to the same images; an image that is
+    tested in several splits counts in each. Where nothing can be predicted the pooled r is a little below 0, as the mean of a
+    training set is high where its test set is low.
     """
     responses = np.asarray(responses, dtype=np.float64)
     fitted, _, n_sites = predictions.values[0].shape
@@ -108,28 +83,16 @@ def score_predictions(
 
 
 def split_half_ceiling(repeats: Array, n_halves: int = 20, seed: int = 0) -> Array:
-    """Reliability of each site's mean response: split-half correlation over images, Spearman-Brown corrected.
+    """Reliability of each site's mean response, (n_sites,): split-half correlation over images, Spearman-Brown corrected.
 
     The repeats of each image are split at random into two halves (the second has one more where their number is odd),
     the half means are correlated over images, r becomes 2r / (1 + r), and the mean is taken over ``n_halves`` splits.
     What is there of an image's repeats is split; an image with a single repeat takes no part. Presentations are
     shared between sites, so those with the same missing ones are split alike.
 
-    Parameters
-    ----------
-    repeats : (n_images, n_sites, n_repeats) array
-        NaN where an image had fewer presentations.
-    n_halves : int
-        Number of random splits.
-    seed : int
+    ``repeats``: (n_images, n_sites, n_repeats), NaN where an image had fewer. The result is at most 1, and NaN where fewer than
+    3 images have two repeats or a half is constant.
 
-    Returns
-    -------
-    (n_sites,) float64 array
-        At most 1; NaN where fewer than 3 images have two repeats or a half is constant.
-
-    Notes
-    -----
     Brain-Score splits the repetition numbers once for all images, ten times, and takes the median over sites before
     the mean over splits (brainscore_vision/metrics/internal_consistency/ceiling.py).
     """
@@ -172,21 +135,9 @@ def _pearson_where(usable: Array, a: Array, b: Array) -> Array:
 
 
 def ceiled(r: ArrayLike, ceiling: ArrayLike, formula: str = "r2/ceiling") -> Array:
-    """A ceiled score of sites or of a region, elementwise.
+    """A ceiled score of sites or of a region, elementwise; NaN where the ceiling, a reliability, is not above 0.
 
-    Parameters
-    ----------
-    r : array
-        Pearson's r. Its sign is lost in the square, as in Brain-Score.
-    ceiling : array
-        Reliability of the responses.
-    formula : {"r2/ceiling", "(r/ceiling)2"}
-        r²/ceiling is Brain-Score's since January 2026, (r/ceiling)² was it before.
-
-    Returns
-    -------
-    array
-        NaN where the ceiling is not above 0.
+    ``formula``: r²/ceiling is Brain-Score's since January 2026, (r/ceiling)² was it before. The sign of r is lost in both.
     """
     if formula not in FORMULAS:
         raise unknown("ceiled score", formula, FORMULAS)
@@ -211,20 +162,11 @@ def brainscore_r(scores: Scores) -> float:
     return float(_nan_mean(np.array([_nan_median(split) for split in scores.r])))
 
 
-def median_ceiled(scores: Scores, formula: str = "r2/ceiling") -> float:
-    """Each site's own ceiled score from ``site_r`` and its ceiling, then the median over sites (NaN left out)."""
-    return _nan_median(ceiled(site_r(scores), _ceiling(scores), formula))
-
-
 def brainscore_ceiled(scores: Scores, formula: str = "r2/ceiling") -> float:
     """``brainscore_r`` and the median ceiling of the region, combined once: Brain-Score's order."""
-    return float(ceiled(brainscore_r(scores), _nan_median(_ceiling(scores)), formula))
-
-
-def _ceiling(scores: Scores) -> Array:
     if scores.ceiling is None:
         raise ValueError("these scores have no ceiling: the recordings hold no repeats; report r alone")
-    return scores.ceiling
+    return float(ceiled(brainscore_r(scores), _nan_median(scores.ceiling), formula))
 
 
 def _nan_mean(values: Array) -> Array:

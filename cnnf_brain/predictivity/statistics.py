@@ -11,13 +11,14 @@ Every test asks one of two questions:
 rejection rates measured by ``benchmarks/null_rates.py``.
 
 Arrays ``r_model``, ``r_baseline`` are (n_splits, n_sites), as ``Scores.r``. Where either is NaN, that site and
-fold is left out of both; a site or fold with nothing left is left out altogether.
+fold is left out of both; a site or fold with nothing left is left out altogether. Every test raises ValueError for
+shapes that do not match, where no site is defined in both, and for fewer than two of its units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -37,8 +38,7 @@ WILCOXON = "Wilcoxon over sites"
 BOOTSTRAP = "bootstrap over sites"
 
 
-@dataclass(frozen=True)
-class About:
+class About(NamedTuple):
     """What a test is about, and whether its p-value may be believed when networks are compared."""
 
     question: str  # "new images" or "new sites"
@@ -62,14 +62,8 @@ def welch_over_folds(r_model: Array, r_baseline: Array) -> TestResult:
 
     t = (mean m - mean b) / sqrt(v_m + v_b), v = var / n_splits, with the degrees of freedom of Welch (1947),
     (v_m + v_b)² / (v_m² / (n - 1) + v_b² / (n - 1)).
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not match, no site defined in both, fewer than two folds.
     """
-    model, baseline = _pair(r_model, r_baseline)
-    n = _enough(len(model), "folds")
+    model, baseline, n = _over_folds(r_model, r_baseline)
     m, b = np.nanmedian(model, axis=1), np.nanmedian(baseline, axis=1)
     v_m, v_b = m.var(ddof=1) / n, b.var(ddof=1) / n
     df = (v_m + v_b) ** 2 * (n - 1) / (v_m**2 + v_b**2) if v_m + v_b > 0 else 2.0 * (n - 1)
@@ -80,21 +74,10 @@ def corrected_resampled_t(r_model: Array, r_baseline: Array, n_test: float, n_tr
     """Corrected resampled t test, paired over folds, of the per-fold median difference over sites.
 
     t = mean(d) / sqrt((1 / J + n_test / n_train) var(d)) with J - 1 degrees of freedom (Nadeau & Bengio 2003, eq. 9):
-    splits share training images, so their differences d correlate; n_test / (n_test + n_train) stands for it.
-
-    Parameters
-    ----------
-    r_model, r_baseline : (n_splits, n_sites) arrays
-    n_test, n_train : float
-        Number of images of one split (the mean, where splits differ).
-
-    Raises
-    ------
-    ValueError
-        As ``welch_over_folds``; numbers of images that are not positive.
+    splits share training images, so their differences d correlate; n_test / (n_test + n_train) stands for it. ``n_test`` and
+    ``n_train`` are the number of images of one split (the mean, where splits differ).
     """
-    model, baseline = _pair(r_model, r_baseline)
-    n = _enough(len(model), "folds")
+    model, baseline, n = _over_folds(r_model, r_baseline)
     if not (n_test > 0 and n_train > 0):
         raise ValueError(f"n_test = {n_test} and n_train = {n_train} must both be positive")
     d = np.nanmedian(model - baseline, axis=1)
@@ -103,23 +86,17 @@ def corrected_resampled_t(r_model: Array, r_baseline: Array, n_test: float, n_tr
 
 
 def paired_t_over_sites(r_model: Array, r_baseline: Array) -> TestResult:
-    """Paired t test over sites, of each site's difference in the mean r over folds; df = n_sites - 1.
-
-    Raises ValueError for shapes that do not match, and fewer than two sites.
-    """
-    d = _site_differences(*_pair(r_model, r_baseline))
-    n = _enough(len(d), "sites")
+    """Paired t test over sites, of each site's difference in the mean r over folds; df = n_sites - 1."""
+    d, n = _over_sites(r_model, r_baseline)
     return _t_test(PAIRED, float(d.mean()), float(d.std(ddof=1) / np.sqrt(n)), n - 1.0, n)
 
 
 def wilcoxon_over_sites(r_model: Array, r_baseline: Array) -> TestResult:
     """Wilcoxon's signed-rank test over sites, of each site's difference in the mean r over folds, two-sided.
 
-    The statistic is the smaller rank sum. Sites without any difference are left out (Wilcoxon 1945); p = 1 where
-    none is left. Raises ValueError for shapes that do not match, and fewer than two sites.
+    The statistic is the smaller rank sum. Sites without any difference are left out (Wilcoxon 1945); p = 1 where none is left.
     """
-    d = _site_differences(*_pair(r_model, r_baseline))
-    n = _enough(len(d), "sites")
+    d, n = _over_sites(r_model, r_baseline)
     d = d[d != 0]
     if len(d) == 0:
         return TestResult(WILCOXON, 0.0, 1.0, n)
@@ -128,46 +105,29 @@ def wilcoxon_over_sites(r_model: Array, r_baseline: Array) -> TestResult:
 
 
 def bootstrap_median_difference(
-    r_model: Array,
-    r_baseline: Array,
-    *,
-    n_resamples: int = 10_000,
-    seed: int = 0,
+    r_model: Array, r_baseline: Array, *, n_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the median over sites of the per-site difference, resampling sites (Efron 1979).
+    """95% interval (low, high) of the median over sites of the per-site difference, resampling sites (Efron 1979).
 
     The percentile interval: for a median it agrees with the exact interval from order statistics, while the
     acceleration of BCa rests on the jackknife, which is inconsistent for medians (Efron & Tibshirani 1993, 11.6).
     It is about other sites with the same images; it knows nothing of other images.
-
-    Returns
-    -------
-    low, high : float
-
-    Raises
-    ------
-    ValueError
-        Shapes that do not match, fewer than two sites, no resamples.
     """
-    d = _site_differences(*_pair(r_model, r_baseline))
-    n = _enough(len(d), "sites")
+    d, n = _over_sites(r_model, r_baseline)
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     rng = np.random.default_rng(seed)
-    medians = np.empty(n_resamples)
-    for start in range(0, n_resamples, CHUNK):
-        drawn = rng.integers(0, n, (min(CHUNK, n_resamples - start), n))
-        medians[start : start + len(drawn)] = np.median(d[drawn], axis=1)
+    sizes = [min(CHUNK, n_resamples - start) for start in range(0, n_resamples, CHUNK)]
+    medians = np.concatenate([np.median(d[rng.integers(0, n, (size, n))], axis=1) for size in sizes])
     low, high = np.quantile(medians, LIMITS)
     return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> Array:
-    """Holm's (1979) adjusted p-values of a family of tests, in the given order.
+    """Holm's (1979) adjusted p-values of a family of tests, in the given order; a ValueError for NaN, or outside [0, 1].
 
     The k-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j = 1 ... k: rejecting where it is at
-    most alpha keeps the chance of any false rejection in the family at alpha. Raises ValueError for NaN, or outside
-    [0, 1].
+    most alpha keeps the chance of any false rejection in the family at alpha.
     """
     p = np.asarray(p_values, dtype=float).reshape(-1)
     if not ((p >= 0) & (p <= 1)).all():
@@ -188,11 +148,8 @@ def adjusted_p(differences: Sequence[Difference | None]) -> list[dict[str, float
         for test in one.tests if one else ():
             if not np.isnan(test.p):
                 families.setdefault(test.name, {})[row] = test.p
-    adjusted: list[dict[str, float]] = [{} for _ in differences]
-    for name, family in families.items():
-        for row, p in zip(family, holm(list(family.values())), strict=True):
-            adjusted[row][name] = float(p)
-    return adjusted
+    by_test = {name: dict(zip(found, holm([*found.values()]).tolist(), strict=True)) for name, found in families.items()}
+    return [{name: p[row] for name, p in by_test.items() if row in p} for row in range(len(differences))]
 
 
 def verdict(difference: Difference, adjusted: Mapping[str, float]) -> int:
@@ -245,10 +202,8 @@ def compare_scores(
     Returns
     -------
     Difference
-        ``low`` and ``high`` are the interval of the permutation test, ``sites_low`` and ``sites_high`` that of the
-        bootstrap over sites. Tests over sites are left out where there is one site (``sites_low`` and ``sites_high`` are
-        NaN then), tests over folds where there is one split. ``TESTS`` says of each what it is about, and gives their
-        order. Identical scores give a difference of 0 and p = 1.
+        Tests stand in the order of ``TESTS``. Those over sites, and their interval, are left out where there is one site, those
+        over folds where there is one split. Identical scores give a difference of 0 and p = 1.
 
     Raises
     ------
@@ -276,7 +231,12 @@ def compare_scores(
 
 def _held_out(pair: tuple[Scores, Scores], predictions: tuple[Predictions, Predictions], responses: Array) -> HeldOut:
     """What was scored of one source, without the sites and folds that lack an r of either network."""
-    splits = _same_splits(*predictions)
+    splits, others = (one.splits for one in predictions)
+    same = [
+        np.array_equal(a.test, b.test) and np.array_equal(a.train, b.train) for a, b in zip(splits, others, strict=False)
+    ]
+    if len(splits) != len(others) or not all(same):
+        raise ValueError("model and baseline were cross-validated over different splits; use the same for both")
     left_out = ~np.isfinite(pair[0].r - pair[1].r)
     last = []
     for name, scores, one in zip(("model", "baseline"), pair, predictions, strict=True):
@@ -305,8 +265,19 @@ def _pair(r_model: Array, r_baseline: Array) -> tuple[Array, Array]:
     return np.where(defined, model, np.nan)[kept], np.where(defined, baseline, np.nan)[kept]
 
 
+def _over_folds(r_model: Array, r_baseline: Array) -> tuple[Array, Array, int]:
+    """``_pair``, and the number of folds."""
+    model, baseline = _pair(r_model, r_baseline)
+    return model, baseline, _enough(len(model), "folds")
+
+
+def _over_sites(r_model: Array, r_baseline: Array) -> tuple[Array, int]:
+    """(n_sites,) mean over folds of the difference in r, and the number of sites."""
+    d = _site_differences(*_pair(r_model, r_baseline))
+    return d, _enough(len(d), "sites")
+
+
 def _site_differences(model: Array, baseline: Array) -> Array:
-    """(n_sites,) mean over folds of the difference in r."""
     found: Array = np.nanmean(model - baseline, axis=0)
     return found
 
@@ -322,23 +293,9 @@ def _t_test(name: str, difference: float, error: float, df: float, n: int) -> Te
 
     Without any spread (error 0), t = 0 and p = 1 where the difference is 0 too, else t is infinite and p = 0.
     """
-    if error == 0:
-        t = 0.0 if difference == 0 else float(np.copysign(np.inf, difference))
-    else:
-        t = difference / error
+    t = difference / error if error else float(np.copysign(np.inf, difference)) if difference else 0.0
     half = float(stats.t.ppf(0.975, df)) * error
-    p = float(2 * stats.t.sf(abs(t), df))
-    return TestResult(name, t, p, n, df, (difference - half, difference + half))
-
-
-def _same_splits(model: Predictions, baseline: Predictions) -> tuple[Split, ...]:
-    same = len(model.splits) == len(baseline.splits) and all(
-        np.array_equal(a.test, b.test) and np.array_equal(a.train, b.train)
-        for a, b in zip(model.splits, baseline.splits, strict=True)
-    )
-    if not same:
-        raise ValueError("model and baseline were cross-validated over different splits; use the same for both")
-    return model.splits
+    return TestResult(name, t, float(2 * stats.t.sf(abs(t), df)), n, df, (difference - half, difference + half))
 
 
 def _check_scored(name: str, scores: Scores, held_out: Sequence[Array], responses: Array, splits: Sequence[Split]) -> None:

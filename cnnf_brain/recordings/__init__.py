@@ -36,7 +36,8 @@ __all__ = [
     "write_assembly",
 ]
 
-NAMES = (simulated.NAME, majaj.NAME, v4_compact.NAME)
+KINDS = {simulated.NAME: "simulated", majaj.NAME: "majaj", v4_compact.NAME: "v4_compact"}
+NAMES = tuple(KINDS)
 REGIONS = {"simulated": tuple(simulated.N_SITES), "majaj": majaj.REGIONS, "v4_compact": (v4_compact.REGION,)}
 
 
@@ -106,8 +107,7 @@ def load_recordings(
 def load(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | None = None) -> dict[str, list[Recordings]]:
     """Recordings for each region, all images checked; several for a region are to be scored apart.
 
-    Parameters are those of ``parse_sources``, the errors those of ``load_recordings``. Nothing falls back: each source works
-    or raises.
+    Arguments as in ``parse_sources``, errors as in ``load_recordings``. Nothing falls back: each source works or raises.
     """
     sources = check_sources(words, regions, session)
     loaded: dict[str, list[Recordings]] = {region: [] for region in regions}
@@ -119,7 +119,7 @@ def load(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | 
 def check_sources(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | None = None) -> list[Source]:
     """``parse_sources``, and all that can be known of these sources without a download or reading responses and images.
 
-    Call it before other long work: paths, regions, sessions, the form of an assembly, its image files, and whether
+    Call it before other long work. It checks paths, regions, sessions, the form of an assembly, its image files, and that
     brainscore-vision is installed where it is needed.
     """
     return _check(parse_sources(words, regions, session))
@@ -128,30 +128,13 @@ def check_sources(words: Sequence[str], regions: Sequence[str], session: Sequenc
 def parse_sources(words: Sequence[str], regions: Sequence[str], session: Sequence[str] | None = None) -> list[Source]:
     """What is to be read for each region, in the order of the regions; nothing is opened but folders.
 
-    Parameters
-    ----------
-    words : sequence of str
-        ``[REGION=]SOURCE[:SESSION]``.
-    regions : sequence of str
-        The regions asked for.
-    session : sequence of str, optional
-        For the V4_compact_models sources that name none themselves; several are scored apart.
-
-    Raises
-    ------
-    ValueError
-        A word is not understood, a region has no source or was not asked for, or ``session`` applies to nothing.
-    FileNotFoundError
-        A path does not exist.
+    ``words``: ``[REGION=]SOURCE[:SESSION]``. ``session``: for the V4_compact_models sources that name none themselves; several are
+    scored apart. A ValueError: a word that is not understood, a region without a source or not asked for, a ``session`` that
+    applies to nothing. A FileNotFoundError: a path that does not exist.
     """
-    found: list[Source] = []
-    takes_session = False
-    for word in words:
-        region, rest = _region_of(word, regions)
-        source = _source(rest)
-        takes_session = takes_session or source.takes_session
-        found += _expanded(source, regions if region is None else [region], session)
-    if session and not takes_session:
+    named = [(region, _source(rest)) for region, rest in (_region_of(word, regions) for word in words)]
+    found = [one for region, source in named for one in _expanded(source, [region] if region else regions, session)]
+    if session and not any(source.takes_session for _, source in named):
         raise ValueError(
             f"session {' '.join(session)} applies to recordings in the layout of {v4_compact.NAME} that name no session "
             f"themselves; {' '.join(words)} has none"
@@ -184,8 +167,8 @@ def _source(word: str) -> Source:
     """The source that a word without region names; its region stays open."""
     if word == "auto":
         raise ValueError("recordings 'auto' stand alone; name the sources, or leave the others out")
-    if word in (simulated.NAME, majaj.NAME):
-        return Source("", "simulated" if word == simulated.NAME else "majaj")
+    if word in NAMES[:2]:
+        return Source("", KINDS[word])
     name, session = word, None
     if not Path(word).exists() and ":" in word:
         name, session = word.rsplit(":", 1)
@@ -229,8 +212,8 @@ def _check(sources: list[Source]) -> list[Source]:
     for source in sources:
         known = _regions_of(source)
         if source.region not in known:
-            where = str(source.path or dict(zip(REGIONS, NAMES, strict=True))[source.kind])
-            raise unknown("region", source.region, known, where=where)
+            where = source.path or next(name for name, kind in KINDS.items() if kind == source.kind)
+            raise unknown("region", source.region, known, where=str(where))
         if source.kind == "v4_compact":
             v4_compact.choose_session(source.path, source.session)
         elif source.kind == "majaj":

@@ -79,49 +79,44 @@ def write_assembly(
     for one in dict.fromkeys(regions):
         sites = np.array([name == one for name in regions])
         Recordings.from_arrays(values[:, sites], images, region=one, source=str(path), site_ids=named["site_ids"][sites])
-    data: Any = xr.Dataset({"responses": (DATA["responses"], values)})
-    if single is not None:
-        data["repeats"] = (DATA["repeats"], single)
+    folder, files = _relative(path, image_files)
     texts: dict[tuple[str, str], Any] = {LABELS[name]: array for name, array in named.items()}
-    texts |= {("region", "neuroid"): regions, ("image_sha256", "stimulus"): images.hashes()}
-    data = data.assign_coords({name: (dim, np.array(array, object)) for (name, dim), array in texts.items()})
+    texts |= {
+        ("region", "neuroid"): regions,
+        ("image_sha256", "stimulus"): images.hashes(),
+        ("image_file", "stimulus"): files,
+    }
     images.check()
-    _write(path, data, [Path(file) for file in image_files])
+    write_netcdf(
+        path,
+        xr.Dataset(
+            {name: (DATA[name], array) for name, array in zip(DATA, (values, single), strict=True) if array is not None},
+            {name: (dim, np.array(array, object)) for (name, dim), array in texts.items()},
+            {"format": FORMAT, "image_folder": folder},
+        ),
+    )
     return path
 
 
 def read_assembly(path: str | Path, region: str) -> Recordings:
     """The sites of one region in a NetCDF file written by `write_assembly`, or in the one such file of a folder.
 
-    Every image is read and hashed once, and must be the one that the file was written with. A file without hashes,
-    from before they were written, is read with an `UncheckedImagesWarning`.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where the file, or an image that it names, does not exist.
-    ValueError
-        Where the file cannot be read or is of another form, the region is not in it (those it has are listed), or
-        images are not those that it was written with.
+    Every image is read and hashed once, and must be the one that the file was written with. A file without hashes, from before
+    they were written, is read with an `UncheckedImagesWarning`. A FileNotFoundError: the file, or an image that it names. A
+    ValueError: the file is of another form, the region is not in it (those it has are listed), or images were replaced.
     """
     path = _one_file(Path(path))
     data = _read(path)
-    regions = [str(name) for name in data["region"].values]
+    regions = data["region"].values.astype(str)
     if region not in regions:
-        raise unknown("region", region, list(dict.fromkeys(regions)), where=str(path))
+        raise unknown("region", region, dict.fromkeys(regions.tolist()), where=str(path))
     images = _images(data, path)
     _check_images(data, images, path)
-    sites = data.isel(neuroid=[number for number, name in enumerate(regions) if name == region])
+    sites = data.isel(neuroid=np.flatnonzero(regions == region))
     labels = {name: sites[there].values for name, (there, _) in LABELS.items() if there in sites.variables}
-    means, repeats = (sites[name].values if name in sites.variables else None for name in DATA)
-    return Recordings.from_arrays(
-        repeats if means is None else means,
-        images,
-        region=region,
-        repeats=None if means is None else repeats,
-        source=str(path),
-        **labels,
-    )
+    responses, *repeats = [sites[name].values for name in DATA if name in sites.variables]
+    single = repeats[0] if repeats else None
+    return Recordings.from_arrays(responses, images, region=region, repeats=single, source=str(path), **labels)
 
 
 def check_assembly(path: str | Path) -> tuple[str, ...]:
@@ -157,15 +152,12 @@ def _check_images(data: xr.Dataset, images: Images, path: Path) -> None:
         )
 
 
-def _write(path: Path, data: Any, files: list[Path]) -> None:
-    """The NetCDF file, whole or not at all."""
+def _relative(path: Path, files: Sequence[str | Path]) -> tuple[str, list[str]]:
+    """The folder of all images, relative to that of ``path``, and their paths in it."""
     absolute = [os.path.abspath(file) for file in files]
     folder = os.path.commonpath([os.path.dirname(file) for file in absolute])
     relative = [Path(os.path.relpath(file, folder)).as_posix() for file in absolute]
-    here = Path(os.path.relpath(folder, os.path.abspath(path.parent))).as_posix()
-    data = data.assign_coords(image_file=("stimulus", np.array(relative, object)))
-    data = data.assign_attrs(format=FORMAT, image_folder=here)
-    write_netcdf(path, data)
+    return Path(os.path.relpath(folder, os.path.abspath(path.parent))).as_posix(), relative
 
 
 def _one_file(path: Path) -> Path:
@@ -183,25 +175,14 @@ def _one_file(path: Path) -> Path:
 def _read(path: Path) -> xr.Dataset:
     """The file in memory, with all that the form asks for."""
     data = read_netcdf(path)
-    lacking = _lacking(data)
+    found = {str(name): variable.dims for name, variable in data.variables.items()}
+    lacking = [f"{name} {dims}" for name, dims in NEEDED.items() if found.get(name) != dims]
+    lacking += ["the attribute image_folder"] * ("image_folder" not in data.attrs)
+    lacking += ["responses or repeats"] * (not found.keys() & DATA)
+    lacking += [f"{name} {dims}" for name, dims in (DATA | OPTIONAL).items() if found.get(name, dims) != dims]
     if lacking:
         raise ValueError(
             f"{path} is not in the form that write_assembly writes: it lacks {', '.join(lacking)} "
             "(docs/your-recordings.md describes the form)"
         )
     return data
-
-
-def _lacking(file: xr.Dataset) -> list[str]:
-    """What the form asks for and the file does not have, in words."""
-
-    def there(name: str, dims: tuple[str, ...]) -> bool:
-        return name in file.variables and file[name].dims == dims
-
-    lacking = [f"{name} {dims}" for name, dims in NEEDED.items() if not there(name, dims)]
-    if "image_folder" not in file.attrs:
-        lacking.append("the attribute image_folder")
-    present = {name: dims for name, dims in (DATA | OPTIONAL).items() if name in file.variables}
-    if not present.keys() & DATA:
-        lacking.append("responses or repeats")
-    return lacking + [f"{name} {dims}" for name, dims in present.items() if not there(name, dims)]

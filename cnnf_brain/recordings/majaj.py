@@ -10,10 +10,9 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -38,27 +37,11 @@ _INSTALL = "pip install 'cnnf-brain[brainscore]'"
 
 
 def load_majaj(region: str) -> Recordings:
-    """The public recordings of one region, averaged over repetitions, with the repetitions beside.
+    """The public recordings of ``V4`` or ``IT``, averaged over repetitions, with the repetitions beside.
 
-    Parameters
-    ----------
-    region : str
-        ``V4`` or ``IT``.
-
-    Returns
-    -------
-    Recordings
-        Responses in the unit of the assembly (70 to 170 ms, normalised by its authors); ``repeats`` padded with NaN,
-        one column for each value of Brain-Score's coordinate ``repetition``; with ``object_names`` and ``subjects``.
-
-    Raises
-    ------
-    ValueError
-        Where the region is another one.
-    ImportError
-        Where the extra ``brainscore`` is not installed.
-    OSError
-        Where the recordings are neither in brainscore's cache nor can be downloaded.
+    Responses are in the unit of the assembly (70 to 170 ms, normalised by its authors). ``repeats`` are padded with NaN and have a
+    column for each value of Brain-Score's coordinate ``repetition``. A ValueError for another region, an ImportError without the
+    extra ``brainscore``, an OSError where the recordings are neither in brainscore's cache nor can be downloaded.
     """
     if region not in REGIONS:
         raise unknown("region", region, REGIONS, where=NAME)
@@ -133,7 +116,8 @@ def public_available() -> tuple[bool, str]:
 
 def _load_dataset() -> Any:
     """The assembly, as brainscore-vision gives it, without letting it install packages."""
-    with _no_installation(), warnings.catch_warnings():
+    # without this variable brainscore runs pip by itself
+    with mock.patch.dict(os.environ, BS_INSTALL_DEPENDENCIES="no"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FutureWarnings of brainscore-core's own classes
         try:
             import brainscore_vision
@@ -146,21 +130,6 @@ def _load_dataset() -> Any:
                 f"{NAME} is not in the cache and could not be downloaded or read ({error}); connect to the network, "
                 "or name other recordings"
             ) from error
-
-
-@contextmanager
-def _no_installation() -> Iterator[None]:
-    """brainscore runs pip by itself unless this variable says no."""
-    name = "BS_INSTALL_DEPENDENCIES"
-    before = os.environ.get(name)
-    os.environ[name] = "no"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _presentations(assembly: Any) -> pd.DataFrame:

@@ -71,15 +71,8 @@ class Recordings:
 
     def __post_init__(self) -> None:
         sizes = len(self.images), len(self.site_ids)
-        rows, columns = sizes[:1], sizes[1:]
-        expected = {
-            "responses": sizes,
-            "repeats": sizes,
-            "object_names": rows,
-            "subjects": columns,
-            "true_ceilings": columns,
-        }
-        for name, shape in expected.items():
+        expected = dict.fromkeys(("responses", "repeats"), sizes) | {"object_names": sizes[:1]}
+        for name, shape in (expected | dict.fromkeys(("subjects", "true_ceilings"), sizes[1:])).items():
             found = np.shape(getattr(self, name))
             fits = found[: len(shape)] == shape and len(found) == len(shape) + (name == "repeats")
             if getattr(self, name) is not None and not fits:
@@ -88,11 +81,11 @@ class Recordings:
                 )
 
     def __repr__(self) -> str:
-        repeats = "" if self.repeats is None else f", up to {self.repeats.shape[2]} repeats"
-        simulated = ", simulated" if self.simulated else ""
-        excluded = f", {len(self.excluded)} sites excluded" if self.excluded else ""
         n_images, n_sites = self.responses.shape
-        return f"Recordings({self.source}: {self.region}, {n_images} images, {n_sites} sites{repeats}{simulated}{excluded})"
+        parts = [f"{self.source}: {self.region}", f"{n_images} images", f"{n_sites} sites"]
+        parts += [] if self.repeats is None else [f"up to {self.repeats.shape[2]} repeats"]
+        parts += ["simulated"] * self.simulated + [f"{len(self.excluded)} sites excluded"] * bool(self.excluded)
+        return f"Recordings({', '.join(parts)})"
 
     @classmethod
     def from_arrays(
@@ -182,19 +175,14 @@ def checked_responses(responses: Any, repeats: Any, n_images: int, source: str) 
         )
     if repeats is not None:
         single = _numbers("repeats", repeats, REPEATS, source)
-        _check_mean(values, single, source)
+        if single.shape[:2] != values.shape:
+            raise ValueError(f"{source}: repeats have shape {single.shape}, expected {values.shape} + (n_repeats,)")
+        mean = _mean_over_repeats(single)
+        tolerance = 1e-5 * np.nanmax(np.abs(mean), initial=0.0, where=np.isfinite(mean))
+        if not np.allclose(values, mean, rtol=1e-5, atol=tolerance, equal_nan=True):
+            advice = "give the repeats as responses, or both in the same unit and order"
+            raise ValueError(f"{source}: responses are not the mean over repeats; {advice}")
     return values, single
-
-
-def _check_mean(values: Array, repeats: Array, source: str) -> None:
-    if repeats.shape[:2] != values.shape:
-        raise ValueError(f"{source}: repeats have shape {repeats.shape}, expected {values.shape} + (n_repeats,)")
-    mean = _mean_over_repeats(repeats)
-    tolerance = 1e-5 * np.nanmax(np.abs(mean), initial=0.0, where=np.isfinite(mean))
-    if not np.allclose(values, mean, rtol=1e-5, atol=tolerance, equal_nan=True):
-        raise ValueError(
-            f"{source}: responses are not the mean over repeats; give the repeats as responses, or both in the same unit and order"
-        )
 
 
 def checked_labels(labels: Any, shape: tuple[int, ...], source: str) -> dict[str, Array]:

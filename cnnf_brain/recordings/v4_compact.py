@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 import urllib.error
 import zipfile
 import zlib
+from functools import partial
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -45,69 +48,30 @@ class Session(NamedTuple):
 
     animal: str
     n_sites: int
-    n_images: int | None
+    n_images: int | None = None
 
 
-def _table() -> dict[str, Session]:
-    rows = """
-        190923 WE 33 1200, 190924 WE 25 -, 190925 WE 36 -, 190926 WE 27 -, 190927 WE 31 -, 190928 WE 24 -,
-        190929 WE 33 -, 201016 PE 82 -, 201017 PE 88 -, 201018 PE 80 600, 201019 PE 82 1600, 201020 PE 87 1600,
-        201021 PE 88 1600, 201022 PE 79 2000, 201023 PE 86 2000, 201024 PE 85 2000, 201025 PE 89 1200,
-        210224 PE 67 800, 210225 PE 55 1200, 210226 PE 78 1600, 210301 PE 61 2000, 210302 PE 70 2000,
-        210303 PE 67 2049, 210304 PE 65 1968, 210305 PE 70 400, 210308 PE 70 2000, 210309 PE 56 2000,
-        210310 PE 64 2000, 210312 PE 81 2000, 210315 PE 65 2000, 210316 PE 62 2000, 210322 PE 59 1200,
-        210323 PE 59 1200, 210324 PE 54 1200, 210325 PE 50 640, 210326 PE 60 1200, 210620 RA 42 1600,
-        210621 RA 51 1200, 211008 RA 21 1200, 211012 RA 51 2000, 211013 RA 52 2000, 211014 RA 46 2000,
-        211015 RA 49 2000, 211018 RA 56 3000, 211022 RA 42 1600, 211025 RA 54 2000, 211026 RA 56 2000,
-        211027 RA 56 2000, 211028 RA 55 2000, 211103 RA 49 3000"""
-    words = (row.split() for row in rows.split(","))
-    return {name: Session(animal, int(n), None if m == "-" else int(m)) for name, animal, n, m in words}
-
-
-SESSIONS = _table()
-
-# SHA-256 of the files of the three sessions at COMMIT of which copies were at hand. Those of the other sessions
-# are not known; see load_v4_compact for what is checked instead.
-SHA256 = {
-    "images/images_190923.zip": "e99a4df1c7476bdc4d565ff4408bc421976ecc3a22c41af6bfd0cfbddb508c0c",
-    "images/images_201025.zip": "3abb63679107665eab7220bdeaf7863832a1df943bf3d7792501f5082a55b2e8",
-    "images/images_210325.zip": "992774eca3508a2ad01accb1a31f5f3e3d90248c49f4eec314f2a915a263e454",
-    "responses_repeat_averaged/responses_190923.npy": "741672d36541ce39930c8a3b5bd1cfd33c187aa47b1549c9c5569bc21aa97a28",
-    "responses_repeat_averaged/responses_201025.npy": "f729f3dc0d29aa38bd380c0da9e39aba916f9e2580949929b65d1714e7217a8a",
-    "responses_repeat_averaged/responses_210325.npy": "555e67037182611969ab90da291dcc39601de4411f651a64ad60e90572cf59d3",
-    "responses_raw/responses_210325.npy": "4008dbbf31a47d9b1b8d8da609f4a7a3433c7071f0e45c611c220b217dd75b76",
-}
+_KNOWN = tomllib.loads(resources.files("cnnf_brain.recordings").joinpath("v4_compact.toml").read_text(encoding="utf-8"))
+SESSIONS = {name: Session(*row) for name, row in _KNOWN["sessions"].items()}
+SHA256: dict[str, str] = _KNOWN["sha256"]
 
 
 def load_v4_compact(folder: str | Path | None, session: str | None) -> Recordings:
-    """One session, with single repeats where they are there.
+    """One session, with single repeats where they are there; ``subjects`` are the animals (WE, PE or RA).
 
-    Parameters
-    ----------
-    folder : path or None
-        A folder in the repository's layout; None fetches the session once into the cache, with progress.
-    session : str or None
-        The session's name, for instance ``201025``; None takes the only session of a folder that has one.
+    ``folder`` has the repository's layout; None fetches the session once into the cache, with progress. ``session``: its name, for
+    instance ``201025``; None takes the only session of a folder that has one.
 
-    Returns
-    -------
-    Recordings
-        Region V4; ``subjects`` are the animals (WE, PE or RA) of the repository's sessions.
+    A download is pinned to one commit. The files in ``SHA256`` are checked against their hash. No hash is known of the others:
+    they must be readable as a whole, have the numbers of sites and images of the repository's table (where it does not
+    contradict itself), and the mean over raw repeats must be the published average.
 
     Raises
     ------
     ValueError
-        Where the session does not exist (those that do are listed), a file is damaged, or numbers differ.
-    FileNotFoundError
-        Where the folder does not exist.
+        The session does not exist (those that do are listed), a file is damaged, or numbers differ.
     OSError
-        Where the download fails, is cut off, or is not what was published.
-
-    Notes
-    -----
-    A download is pinned to one commit. The files in ``SHA256`` are checked against their hash. No hash is known of the others:
-    they must be readable as a whole, have the numbers of sites and images of the repository's table (where it does not
-    contradict itself), and the mean over raw repeats must be the published average.
+        The folder does not exist, or the download fails, is cut off, or is not what was published.
     """
     chosen = choose_session(folder, session)
     if folder is None:
@@ -140,11 +104,10 @@ def sessions_in(folder: str | Path) -> list[str]:
     top = _top(Path(folder))
     if not top.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; expected a folder in the layout of {NAME}")
-    named: dict[str, set[str]] = {}
-    for kind, pattern in _KINDS.items():
-        before, after = pattern.split("{}")
-        named[kind] = {path.relative_to(top).as_posix()[len(before) : -len(after)] for path in top.glob(f"{before}*{after}")}
-    return sorted(named["images"] & (named["averages"] | named["raw"]))
+    images, averages, raw = (
+        {path.stem.split("_", 1)[1] for path in top.glob(pattern.format("*"))} for pattern in _KINDS.values()
+    )
+    return sorted(images & (averages | raw))
 
 
 def _top(folder: Path) -> Path:
@@ -166,17 +129,15 @@ def choose_session(folder: str | Path | None, session: str | None) -> str:
 
 def _read_images(path: Path) -> Images:
     """All images of an archive, in natural order of their file names, wherever in it they lie."""
-    encoded = _read_zip(path)
-    names = sorted(encoded, key=_natural)
-    return Images(tuple(PurePosixPath(name).stem for name in names), lambda index: encoded[names[index]], str(path))
+    encoded = sorted(_read_zip(path).items(), key=lambda item: _natural(item[0]))
+    return Images(tuple(PurePosixPath(name).stem for name, _ in encoded), lambda index: encoded[index][1], str(path))
 
 
 def _read_zip(path: Path) -> dict[str, bytes]:
     """Image members and their bytes; reading checks each member's CRC."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if _is_image(PurePosixPath(name))]
-            encoded = {name: archive.read(name) for name in names}
+            encoded = {name: archive.read(name) for name in archive.namelist() if _is_image(PurePosixPath(name))}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as a zip file ({error}); delete it and get it again") from error
     if not encoded:
@@ -218,22 +179,15 @@ def _fetch(session: str) -> Path:
         target = folder / name
         absent = target.with_name(target.name + ".absent")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and name not in SHA256:
-            continue  # was checked when it came
-        if absent.exists():
-            continue
+        if absent.exists() or (target.exists() and name not in SHA256):
+            continue  # it was checked when it came
         if kind == "raw" and not target.exists() and not _published(name):
             absent.touch()
             print(f"{NAME}:{session}: no single repeats are published, so there is no ceiling", file=sys.stderr)
             continue
         known = f"sha256:{SHA256[name]}" if name in SHA256 else None
-        download(
-            f"{BASE_URL}/{_TOP}/{name}",
-            known,
-            target.parent,
-            target.name,
-            check=lambda path, kind=kind: _check_download(path, kind, session),  # type: ignore[misc]
-        )
+        check = partial(_check_download, kind=kind, session=session)
+        download(f"{BASE_URL}/{_TOP}/{name}", known, target.parent, target.name, check)
     return folder
 
 
@@ -252,12 +206,11 @@ def _check_download(path: Path, kind: str, session: str) -> None:
     """A ValueError where a file is damaged or not of the size in the table."""
     known = SESSIONS[session]
     if kind == "images":
-        found = {"images": len(_read_zip(path))}
+        found = {"images": (len(_read_zip(path)), known.n_images)}
     else:
         array = _read_array(path, f"{NAME}:{session}")
         assert array is not None
-        found = {"sites": array.shape[0], "images": array.shape[1]}
-    expected = {"sites": known.n_sites, "images": known.n_images}
-    for what, number in found.items():
-        if expected[what] not in (None, number):
-            raise ValueError(f"session {session}: {kind} for {number} {what}, the repository's table says {expected[what]}")
+        found = {"sites": (array.shape[0], known.n_sites), "images": (array.shape[1], known.n_images)}
+    for what, (number, expected) in found.items():
+        if expected not in (None, number):
+            raise ValueError(f"session {session}: {kind} for {number} {what}, the repository's table says {expected}")

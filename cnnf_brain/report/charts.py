@@ -181,11 +181,8 @@ def _line(name: str, marks: Sequence[Mark], y: float, place: Callable[[float, fl
     at = [(mark, *place(mark.x, mark.value)) for mark in marks if mark.value is not None]
     drawn = [tag("polyline", points=" ".join(f"{x:.2f},{y:.2f}" for _, x, y in at), **look)]
     for mark, x, middle in at:
-        inside = [
-            tag("title", mark.text),
-            tag("circle", cx=x, cy=middle, r=11, class_="hit"),
-            _marker(mark.series, x, middle),
-        ]
+        inside = [tag("title", mark.text), tag("circle", cx=x, cy=middle, r=11, class_="hit")]
+        inside.append(_marker(mark.series, x, middle))
         if mark.low is not None and mark.high is not None:
             low, high = (place(mark.x, end)[1] for end in (mark.low, mark.high))
             inside.append(tag("line", x1=x, x2=x, y1=low, y2=high, class_="whisker"))

@@ -23,17 +23,13 @@ from cnnf_brain.report import PAGE
 from cnnf_brain.report.runs import Picture, Run, Table
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
-LONG_TABLE, FIRST_ROWS = (
-    30,
-    10,
-)  # a table of more rows than the first number shows as many as the second until it is unfolded
+LONG_TABLE = 30  # rows; a table of more shows FIRST_ROWS until it is unfolded
+FIRST_ROWS = 10
 
 
 def write(run: Run, folder: Path) -> Path:
     """Write ``report.html`` of a run into ``folder``; returns its path. The page names ``run.folder``."""
-    path = Path(folder) / PAGE
-    write_text(path, render([run]))
-    return path
+    return side_by_side([run], Path(folder) / PAGE)
 
 
 def side_by_side(runs: Sequence[Run], path: Path) -> Path:
@@ -47,20 +43,14 @@ def render(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("no runs; name one folder or more")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(picture_source=picture_source, colours=Markup(colours()))
-    environment.globals.update(long_table=LONG_TABLE, first_rows=FIRST_ROWS)
+    environment.globals.update(picture_source=picture_source, long_table=LONG_TABLE, first_rows=FIRST_ROWS)
     here = resources.files("cnnf_brain.report")
     html, css, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = short_folders([run.folder for run in runs])
-    context: dict[str, Any] = {"runs": runs, "names": names}
-    context |= {"script": Markup(script), "script_hash": policy, "css": Markup(css)}
-    if len(runs) > 1:
-        context |= {
-            "overview": overview(runs, names),
-            "differences": differences(runs, names),
-            "merged": merged(runs, names),
-        }
+    context: dict[str, Any] = {"runs": runs, "names": names, "script_hash": policy}
+    context |= {"script": Markup(script), "css": Markup(css), "colours": Markup(colours())}
+    context |= {make.__name__: make(runs, names) for make in (overview, differences, merged)}
     return environment.from_string(html).render(**context)
 
 
@@ -89,21 +79,15 @@ def picture_source(picture: Picture) -> str:
 def short_folders(folders: Sequence[Path]) -> list[str]:
     """Each folder by the end of its path, as much of it as tells it from the others; never an absolute path."""
     whole = [Path(os.path.abspath(folder)).parts[1:] for folder in folders]
-    short: list[str] = []
-    for depth in range(1, max(map(len, whole)) + 1):
-        short = ["/".join(parts[-depth:]) for parts in whole]
-        if len(set(short)) == len(set(whole)):
-            break
-    return short
+    short = (["/".join(parts[-depth:]) for parts in whole] for depth in range(1, max(map(len, whole)) + 1))
+    return next((names for names in short if len(set(names)) == len(set(whole))), [])
 
 
 def overview(runs: Sequence[Run], names: Sequence[str]) -> Table:
     """A row for each run."""
-    rows = [
-        (name, run.kind, "SIMULATED" if run.simulated else "", run.question, run.answer)
-        for name, run in zip(names, runs, strict=True)
-    ]
-    return Table("Runs", ("run", "kind", "simulated", "question", "answer"), tuple(rows))
+    head = ("run", "kind", "simulated", "question", "answer")
+    rows = ((name, r.kind, "SIMULATED" * r.simulated, r.question, r.answer) for name, r in zip(names, runs, strict=True))
+    return Table("Runs", head, tuple(rows))
 
 
 def differences(runs: Sequence[Run], names: Sequence[str]) -> Table:
@@ -124,13 +108,12 @@ def merged(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
         for table in run.tables:
             if table.title != "Log":
                 parts.setdefault((table.title, table.head), []).append((name, table))
-    return [_merge(title, head, tables, len(runs)) for (title, head), tables in parts.items()]
-
-
-def _merge(title: str, head: tuple[str, ...], tables: list[tuple[str, Table]], n_runs: int) -> Table:
-    having: dict[str, list[str]] = {}
-    for name, table in tables:
-        for note in table.notes:
+    found = []
+    for (title, head), tables in parts.items():
+        having: dict[str, list[str]] = {}
+        for name, note in ((name, note) for name, table in tables for note in table.notes):
             having.setdefault(note, []).append(name)
-    notes = [note if len(have) == n_runs else f"{', '.join(have)}: {note}" for note, have in having.items()]
-    return Table(title, ("run", *head), tuple((name, *row) for name, table in tables for row in table.rows), tuple(notes))
+        notes = tuple(note if len(have) == len(runs) else f"{', '.join(have)}: {note}" for note, have in having.items())
+        rows = tuple((name, *row) for name, table in tables for row in table.rows)
+        found.append(Table(title, ("run", *head), rows, notes))
+    return found

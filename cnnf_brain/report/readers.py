@@ -6,7 +6,6 @@ Folders come from strangers too: only files inside the folder are read, and its 
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from cnnf_brain.compare import Comparison
 from cnnf_brain.report import page
 from cnnf_brain.report.charts import Chart, Mark
 from cnnf_brain.report.runs import FEW_IMAGES, Claim, Picture, Run, Table, TableChart, about_the_code, flat, version_keys
+from cnnf_brain.results import read_record
 
 SCHEMA = 1  # of the summary.json of a figure
 KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a trainer (config.json, log.jsonl, card.json)"
@@ -40,12 +40,8 @@ def leave(folder: Path, shown_as: Path | None = None) -> Path:
 def read(folder: Path) -> Run:
     """What the page of ``folder`` shows.
 
-    Raises
-    ------
-    FileNotFoundError
-        No such folder.
-    ValueError
-        It is no folder, it lacks a file, a file is damaged or written by another version, or nothing in it is of this project.
+    A FileNotFoundError where there is no such folder. A ValueError where it is no folder, lacks a file, has one that is damaged or
+    written by another version, or where nothing in it is of this project.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -60,48 +56,29 @@ def read(folder: Path) -> Run:
             f"{folder}: its files lack what this version expects ({what}): written by another version of cnnf-brain, or "
             "changed since; do the run again (its command stands in run.json or config.json)"
         ) from error
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} is incomplete: no {Path(error.filename).name}; do the run again") from error
 
 
 def _read(folder: Path, names: set[str]) -> Run:
     if "summary.json" in names:
-        summary, record = load(folder / "summary.json"), load(folder / "run.json")
+        summary, record = read_record(folder, "summary.json"), read_record(folder, "run.json")
         if "evaluations" in summary:
             return Comparison.load(folder).page(folder)
-        check_schema(folder, summary, SCHEMA)
+        if (schema := summary.get("schema")) != SCHEMA:
+            age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "another"
+            raise ValueError(
+                f"{folder}/summary.json has schema {schema!r}, expected {SCHEMA}: written by {age} version of cnnf-brain; "
+                "update, or do the run again"
+            )
         if summary.get("kind") == "figure":
             return _figure(folder, summary, record)
         raise ValueError(f"{folder}/summary.json is of no kind that is known here; known: {KINDS}")
     if "card.json" in names or {"config.json", "log.jsonl"} <= names:
-        return _training(folder, load(folder / ("card.json" if "card.json" in names else "config.json")))
+        return _training(folder, read_record(folder, "card.json" if "card.json" in names else "config.json"))
     if "run.json" in names:
         raise ValueError(f"{folder} is incomplete: run.json without summary.json, which is written last; do the run again")
     shown = sorted(names)
     holds = f"it holds {', '.join(shown[:5])}{' …' * (len(shown) > 5)}" if shown else "it is empty"
     raise ValueError(f"{folder}: not the results of a run of cnnf-brain ({holds}); known: {KINDS}")
-
-
-def load(path: Path) -> Any:
-    """A JSON object; a ValueError where the file is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); do the run again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; it is not of cnnf-brain")
-    return content
-
-
-def check_schema(folder: Path, summary: Mapping[str, Any], expected: int) -> None:
-    """A ValueError where summary.json is of a form that is not understood here."""
-    schema = summary.get("schema")
-    if schema != expected:
-        age = "a newer" if isinstance(schema, int) and schema > expected else "another"
-        raise ValueError(
-            f"{folder}/summary.json has schema {schema!r}, expected {expected}: written by {age} version of cnnf-brain; "
-            "update, or do the run again"
-        )
 
 
 # The open form (``runs.Figure``): visualize, robustness
@@ -130,20 +107,12 @@ def _figure(folder: Path, summary: dict[str, Any], record: dict[str, Any]) -> Ru
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of the file ``name`` of ``folder``.
-
-    Raises
-    ------
-    ValueError
-        It is outside of the folder, by its name or by a link.
-    FileNotFoundError
-        There is no such file.
-    """
+    """The path of the file ``name`` of ``folder``; a ValueError where it does not exist, or is outside by its name or by a link."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder}/summary.json names the file {name!r}, which is outside of the folder; it is not read")
     if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+        raise ValueError(f"{folder} is incomplete: no {path.name}; do the run again")
     return path
 
 
@@ -182,7 +151,7 @@ def _short(text: str) -> str:
 
 def _training(folder: Path, record: dict[str, Any]) -> Run:
     """``record``: card.json, or config.json of a run that is not finished."""
-    log, damaged = _lines(folder / "log.jsonl") if (folder / "log.jsonl").exists() else ([], 0)
+    log, damaged = _lines(folder / "log.jsonl")
     configuration = record["configuration"]
     title = record.get("title") or configuration.get("title") or f"{configuration.get('arch', 'network')}, training"
     points = validations(log)
@@ -190,6 +159,7 @@ def _training(folder: Path, record: dict[str, Any]) -> Run:
     shares = {words: record[name] for name, words in SHARES.items() if name in record}
     if not finished and points:
         shares = {"validation so far": points[-1][1]}
+    accuracy = _accuracy(shares)
     n = record.get("n_validation") or (points[-1][2] if points else None)
     same = dict(flat({name: configuration[name] for name in SAME if name in configuration} | {"steps": record.get("steps")}))
     return Run(
@@ -198,8 +168,8 @@ def _training(folder: Path, record: dict[str, Any]) -> Run:
         title=title,
         question=f"How accurate is {title}, at each iteration of its feedback?",
         answer=_accuracy_in_words(shares, finished, n),
-        charts=(*_accuracy_chart(shares), *_course(points)),
-        tables=(*_accuracy_table(shares), *_log_table(log)),
+        charts=(*accuracy[0], *_course(points)),
+        tables=(*accuracy[1], *_log_table(log)),
         facts=tuple(flat({name: value for name, value in record.items() if name not in SHARES})),
         caveats=tuple(_caveats(record, finished, n, damaged)),
         same=same | version_keys(record),
@@ -208,17 +178,18 @@ def _training(folder: Path, record: dict[str, Any]) -> Run:
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The objects of a file of JSON lines, and how many lines are none (a kill may cut a line short)."""
-    found, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            content = None
-        if isinstance(content, dict):
-            found.append(content)
-        else:
-            damaged += 1
-    return found, damaged
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    contents = [_parsed(line) for line in text.splitlines()]
+    found = [content for content in contents if isinstance(content, dict)]
+    return found, len(contents) - len(found)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def validations(log: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[float], int | None]]:
@@ -244,13 +215,17 @@ def _accuracy_in_words(shares: Mapping[str, Sequence[float]], finished: bool, n:
     return words + ("." if finished else "; the run is not finished.")
 
 
-def _accuracy_chart(shares: Mapping[str, Sequence[float]]) -> list[Chart]:
-    """Accuracy by iteration."""
+def _accuracy(shares: Mapping[str, Sequence[float]]) -> tuple[list[Chart], list[Table]]:
+    """Accuracy by iteration, drawn and listed."""
+    if not shares:
+        return [], []
     caption = (
         "Share of images whose label comes first (top 5: among the first five), at each iteration. One run: no interval."
     )
-    groups = [(f"{name} accuracy", _marks(values)) for name, values in shares.items()]
-    return [Chart("Accuracy", caption, "accuracy", tuple(groups))] if shares else []
+    groups = tuple((f"{name} accuracy", _marks(values)) for name, values in shares.items())
+    rows = tuple((str(t), *(f"{100 * v:.2f} %" for v in row)) for t, row in enumerate(zip(*shares.values(), strict=True)))
+    table = Table("Accuracy", ("iteration", *shares), rows, ("Iteration 0 is the first feedforward pass.",))
+    return [Chart("Accuracy", caption, "accuracy", groups)], [table]
 
 
 def _course(points: Sequence[tuple[float, list[float], int | None]]) -> list[Chart]:
@@ -270,13 +245,6 @@ def _marks(values: Sequence[float], x: float | None = None) -> tuple[Mark, ...]:
     return tuple(Mark(f"{place}iteration {t}", values[t], series=s, x=x or 0.0) for t, s in enumerate(series))
 
 
-def _accuracy_table(shares: Mapping[str, Sequence[float]]) -> list[Table]:
-    rows = tuple((str(t), *(f"{100 * v:.2f} %" for v in row)) for t, row in enumerate(zip(*shares.values(), strict=True)))
-    return (
-        [Table("Accuracy", ("iteration", *shares), rows, ("Iteration 0 is the first feedforward pass.",))] if shares else []
-    )
-
-
 def _log_table(log: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A row for each line with losses or a validation; lists hold a value for each iteration."""
     lines = [dict(flat(line)) for line in log if "losses" in line or "validation" in line]
@@ -286,24 +254,19 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _logged(text: str) -> str:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
+    value = _parsed(text)
     if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
         return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
     return f"{value:.5g}" if isinstance(value, float) and math.isfinite(value) else text
 
 
 def _caveats(record: Mapping[str, Any], finished: bool, n: int | None, damaged: int) -> list[str]:
-    found = []
-    if not finished:
-        found.append("The run is not finished (there is no card.json): these are its numbers so far.")
-    if damaged:
-        found.append(f"{damaged} lines of log.jsonl could not be read and are left out.")
-    if n is not None and n < FEW_IMAGES:
-        found.append(f"Too few images: {n} were used for validation.")
-    if "test_accuracy" not in record:
-        found.append("No test images were used: these are validation images, on which a user may have made choices.")
-    found.append("One run with one seed: how much another would differ is not measured here.")
-    return found + about_the_code(record)
+    no_test = "No test images were used: these are validation images, on which a user may have made choices."
+    applies = {
+        "The run is not finished (there is no card.json): these are its numbers so far.": not finished,
+        f"{damaged} lines of log.jsonl could not be read and are left out.": damaged,
+        f"Too few images: {n} were used for validation.": n is not None and n < FEW_IMAGES,
+        no_test: "test_accuracy" not in record,
+        "One run with one seed: how much another would differ is not measured here.": True,
+    }
+    return [words for words, true in applies.items() if true] + about_the_code(record)

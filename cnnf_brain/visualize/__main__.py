@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cnnf_brain import cli, visualize
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     _, validation = mnist.split(source.read("train"))
     pixels = validation.images.unsqueeze(1).float() / 255
     n = IMAGES[args.figure] if args.images is None else args.images
+    tell = partial(print, file=sys.stderr, flush=True)
     sample = visualize.Sample(view, pixels, validation.labels, n, args.seed, tell, digest)
     folder = args.output or Path("results", f"figure-{args.figure}")
     data = {"dataset": args.dataset, "part": "validation (held out of the training images)"}
@@ -52,19 +54,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tell(words: str) -> None:
-    """Progress, on standard error."""
-    print(words, file=sys.stderr, flush=True)
-
-
 def load(weights: str | None, iterations: int | None, device: str) -> Network:
-    """The small net with its feedback, by default with as many iterations as it was trained with.
-
-    Raises
-    ------
-    ValueError
-        The network was trained without feedback, or its weights have no card and no number of iterations is given.
-    """
+    """The small net with its feedback, by default with as many iterations as it was trained with; else a ValueError."""
     card = read_card(shipped_weights(True) if weights is None else weights)
     if card.iterations == 0:
         raise ValueError(
@@ -94,9 +85,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", metavar="FILE", help="of a CNN-F by training/mnist.py (default: the shipped CNN-F)")
     add("--iterations", type=at_least_1, metavar="N", help="of feedback (default: as trained; the shipped CNN-F: 2)")
     add("--images", type=at_least_1, metavar="N", help=images)
-    add(
-        "--seed", type=cli.number(int, {"least": 0}), default=0, help="of the images, the examples and the noise (default 0)"
-    )
+    seed = "of the images, the examples and the noise (default 0)"
+    add("--seed", type=cli.number(int, {"least": 0}), default=0, help=seed)
     add("--device", default=AUTO, help=device)
     add("--output", type=Path, metavar="DIR", help="default results/figure-9a, ...")
     args = p.parse_args(argv)

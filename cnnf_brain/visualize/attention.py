@@ -51,12 +51,10 @@ def passes(view: View, images: Tensor) -> list[tuple[nn.Sequential, Tensor]]:
     if model.tolerance is not None:
         raise ValueError("Grad-CAM by iteration needs networks that run all iterations; set tolerance to None")
     found: list[tuple[nn.Sequential, Tensor]] = []
-    layers = list(enumerate(model.feedback_layers))[model.start :]
+    layers = [(i, layer, layer.name.replace(".", "/")) for i, layer in enumerate(model.feedback_layers)][model.start :]
     with torch.no_grad():
         for state in model.states(view.enter(images)):
-            steps = {
-                layer.name.replace(".", "/"): Step(layer, state.given.get(i), state.sizes.get(i)) for i, layer in layers
-            }
+            steps = [(name, Step(layer, state.given.get(i), state.sizes.get(i))) for i, layer, name in layers]
             found.append((nn.Sequential(OrderedDict(steps)), state.target))
     return found
 
@@ -73,29 +71,19 @@ def last_map(view: View, images: Tensor) -> str:
 
 
 def grad_cam(view: View, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """Grad-CAM of each image at iterations 0..N.
+    """Grad-CAM of each image (n, C, H, W) at iterations 0..N, and the decided classes (N+1, n).
 
-    Parameters
-    ----------
-    images
-        (n, C, H, W) in [0, 1].
-    layer
-        A layer with maps (B, C, h, w), above the target of the feedback.
-
-    Returns
-    -------
-    tuple
-        (N+1, n, h, w): sum over channels of the maps times the mean gradient of the decided class's logit, negative values set
-        to 0. (N+1, n): the decided classes.
+    (N+1, n, h, w): the sum over channels of the maps of ``layer`` (above the target of the feedback) times the mean gradient of the
+    decided class's logit, negative values set to 0.
     """
     from captum.attr import LayerGradCam
 
     known = view.model.layer_names[view.model.start :]
     if layer not in known:
         raise unknown("layer", layer, known, where="the layers above the target of the feedback")
-    maps, classes = [], []
+    found = []
     for part in torch.split(images, view.batch_size):
-        of_part, decided = [], []
+        of_part = []
         for network, h in passes(view, part):
             with torch.no_grad():
                 choice = network(h).argmax(-1)
@@ -105,11 +93,10 @@ def grad_cam(view: View, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
                 raise ValueError(
                     f"layer {layer!r} has no maps (its output is {cam.dim()}-dimensional); name a layer before the flattening"
                 )
-            of_part.append(cam[:, 0].detach().cpu())
-            decided.append(choice.cpu())
-        maps.append(torch.stack(of_part))
-        classes.append(torch.stack(decided))
-    return torch.cat(maps, 1), torch.cat(classes, 1)
+            of_part.append((cam[:, 0].detach().cpu(), choice.cpu()))
+        found.append([torch.stack(both) for both in zip(*of_part, strict=True)])
+    maps, classes = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    return maps, classes
 
 
 def area(cams: Tensor) -> Array:
@@ -123,10 +110,7 @@ def area(cams: Tensor) -> Array:
 
 
 def groups(classes: Array, labels: Array) -> dict[str, Array]:
-    """Row numbers of the images that feedback corrects (wrong at first, right at last), spoils, and neither, right or wrong.
-
-    ``classes`` (N+1, n), ``labels`` (n,).
-    """
+    """Row numbers of the images that feedback corrects (wrong at first, right at last), spoils, and neither, right or wrong."""
     first, last = classes[0] == labels, classes[-1] == labels
     return {
         "corrected": np.flatnonzero(~first & last),
@@ -137,9 +121,9 @@ def groups(classes: Array, labels: Array) -> dict[str, Array]:
 
 
 def summarise(areas: Array, rows: Array) -> list[Row]:
-    """The area of attention over the images ``rows`` by iteration, and its change since iteration 0, with intervals.
+    """The area of attention (N+1, n) over the images ``rows`` by iteration, and its change since iteration 0, with intervals.
 
-    ``areas`` (N+1, n). The change is over images whose map is empty at neither.
+    The change is over images whose map is empty at neither.
     """
     return [
         {"iteration": t, "images": len(rows), "empty": int(np.isnan(values).sum())}
@@ -170,10 +154,7 @@ def figure_9b(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
     focus: list[Row] = []
     examples: list[xr.Dataset] = []
     first_pass, end_to_end = view.threats()
-    for threat, epsilon in [
-        *((first_pass, epsilon) for epsilon in epsilons),
-        (end_to_end, middle),
-    ]:  # the last costs nine times
+    for threat, epsilon in [*((first_pass, epsilon) for epsilon in epsilons), (end_to_end, middle)]:  # it costs nine times
         sample.tell(f"PGD-40, {threat.name}, epsilon {epsilon:g}")
         made = view.attacked(threat, sample.images, labels, epsilon, sample.seed)
         setting = {"threat": threat.name, "epsilon": epsilon}
@@ -187,9 +168,8 @@ def figure_9b(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
                 if name in ("corrected", "spoiled"):
                     chosen = common.drawn(members, SHOWN, sample.seed)
                     examples.append(shown_examples(sample, made, (cams, decided), chosen, f"{threat.name}, {name}"))
-    about = about_9b(table, focus, layer, sample.seed)
     data = {"examples.nc": common.joined(examples, "shown")}
-    return Part(about, {"table.csv": table, "focus.csv": focus}, data, draw)
+    return Part(about_9b(table, focus, layer, sample.seed), {"table.csv": table, "focus.csv": focus}, data, draw)
 
 
 def figure_9c(sample: Sample) -> Part:
@@ -230,7 +210,7 @@ def about_9b(table: Sequence[Row], focus: Sequence[Row], layer: str, seed: int) 
     last, middle = max(row["iteration"] for row in table), focus[0]["epsilon"]
     at_end = [row for row in table if row["iteration"] == last]
     corrected = [row for row in focus if row["iteration"] == last and row["group"] == "corrected"]
-    claims = [common.claim("9b", "corrects", changed(row), row["change_low"], row["change_high"]) for row in at_end]
+    claims = [common.claim("9b", "corrects", _changed(row), row["change_low"], row["change_high"]) for row in at_end]
     claims += [narrows("9b", row) for row in corrected]
     counts = [
         f"{row['corrected']} of {row['images']} are corrected and {row['spoiled']} spoiled ({row['threat']})"
@@ -250,14 +230,14 @@ def about_9c(table: Sequence[Row], layer: str, seed: int) -> Figure:
     return common.worded("9c", claims, at_end[0]["images"], last=last, changes=changes, layer=layer, seed=seed)
 
 
-def changed(row: Row) -> Row:
+def _changed(row: Row) -> Row:
     """The row with its change in percent."""
     return row | {"change": common.share(row, "change")}
 
 
 def narrows(part: str, row: Row) -> Claim:
     """The claim that attention narrows: that the change of its area is negative."""
-    return common.claim(part, "narrows", changed(row), -row["change_high"], -row["change_low"])
+    return common.claim(part, "narrows", _changed(row), -row["change_high"], -row["change_low"])
 
 
 def draw(data: Data, names: Sequence[str]) -> Drawing:

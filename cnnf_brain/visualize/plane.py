@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from cnnf_brain import style
 from cnnf_brain.report.runs import Figure
 from cnnf_brain.visualize import view as common
-from cnnf_brain.visualize.view import Array, Data, Part, Row, Sample, View
+from cnnf_brain.visualize.view import Data, Part, Row, Sample, View
 
 NEIGHBOURS = 100
 COARSE, FINE = 11, 41  # points on a side of a grid that is measured, and of a grid that is drawn
@@ -33,11 +33,7 @@ SHARES = {
 
 @dataclass(frozen=True)
 class Plane:
-    """centre + u axes[0] + v axes[1], for u and v in [-half_width, half_width].
-
-    ``centre`` (C, H, W); ``axes`` (2, C, H, W), orthonormal: the two largest principal components of the images around;
-    ``half_width``: the median distance of those to the centre.
-    """
+    """centre (C, H, W) + u axes[0] + v axes[1], for u and v in [-half_width, half_width]; ``axes`` (2, C, H, W) are orthonormal."""
 
     centre: Tensor
     axes: Tensor
@@ -55,7 +51,10 @@ class Plane:
 
 
 def plane_through(image: Tensor, around: Tensor) -> Plane:
-    """The plane through ``image`` (C, H, W) along the principal components of ``around`` (n >= 3, C, H, W)."""
+    """The plane through ``image`` (C, H, W) along the two largest principal components of ``around`` (n >= 3, C, H, W).
+
+    Its half width is the median distance of those to the image.
+    """
     if len(around) < 3:
         raise ValueError(f"{len(around)} images around are too few for two principal components; give at least 3")
     flat = around.flatten(1).double()
@@ -77,15 +76,11 @@ def neighbours(images: Tensor, row: int, n: int = NEIGHBOURS) -> Tensor:
 
 
 def look(view: View, plane: Plane, side: int, other: Tensor | None = None) -> xr.Dataset:
-    """What every iteration does on a grid of ``side`` x ``side`` points of the plane.
+    """What every iteration does on a grid of ``side`` x ``side`` points of the plane, in the units of images in [0, 1].
 
-    Returns
-    -------
-    xarray.Dataset
-        ``decision`` (iteration 0..N, point): the class. ``du``, ``dv`` (iteration, point): the change of the input since the
-        grid point, projected on the plane; ``off``: the length of its part outside of the plane. ``to_centre``: distance of the
-        input to the centre; ``to_other``: to the image ``other``, if there is one. ``u``, ``v`` (point): the place. ``centre``
-        (iteration): the class of the centre itself. All in the units of images in [0, 1].
+    ``decision`` (iteration 0..N, point): the class. ``du``, ``dv`` (iteration, point): the change of the input since the grid
+    point, projected on the plane; ``off``: the length of its part outside of the plane. ``to_centre``, ``to_other``: distance of
+    the input to the centre, and to the image ``other``. ``u``, ``v`` (point): the place. ``centre`` (iteration): its own class.
     """
     places = plane.places(side)
     images = plane.images(places)
@@ -94,26 +89,20 @@ def look(view: View, plane: Plane, side: int, other: Tensor | None = None) -> xr
     change = inputs - images
     along = torch.einsum("tnchw,pchw->tnp", change, plane.axes)
     off = change - torch.einsum("tnp,pchw->tnchw", along, plane.axes)
-    data = {
-        "decision": (("iteration", "point"), seen.classes[:, :-1].numpy()),
-        "du": (("iteration", "point"), along[..., 0].numpy()),
-        "dv": (("iteration", "point"), along[..., 1].numpy()),
-        "off": (("iteration", "point"), off.flatten(2).norm(dim=-1).numpy()),
-        "to_centre": (("iteration", "point"), (inputs - plane.centre).flatten(2).norm(dim=-1).numpy()),
-        "u": (("point",), places[:, 0].numpy()),
-        "v": (("point",), places[:, 1].numpy()),
-        "centre": (("iteration",), seen.classes[:, -1].numpy()),
-    }
+    found = {"decision": seen.classes[:, :-1], "du": along[..., 0], "dv": along[..., 1]}
+    found |= {"off": off.flatten(2).norm(dim=-1), "to_centre": (inputs - plane.centre).flatten(2).norm(dim=-1)}
+    data: dict[str, Any] = {name: (("iteration", "point"), values.numpy()) for name, values in found.items()}
+    data |= {name: (("point",), values.numpy()) for name, values in zip("uv", places.T, strict=True)}
+    data["centre"] = (("iteration",), seen.classes[:, -1].numpy())
     if other is not None:
         data["to_other"] = (("iteration", "point"), (inputs - other).flatten(2).norm(dim=-1).numpy())
     return xr.Dataset(data)
 
 
 def shares(grid: xr.Dataset) -> list[Row]:
-    """SHARES of a grid after 1..N iterations, a row each, with the ``iteration``.
+    """SHARES of a grid after 1..N iterations, a row each, with the ``iteration``; NaN over no points.
 
-    The centre's class is the network's decision for it in the first pass. The shares "of others" and "of own" are NaN where
-    there are no such points.
+    The centre's class is the network's decision for it in the first pass.
     """
     decision, own = grid["decision"].values, grid["centre"].values[0]
     inside = decision[0] == own
@@ -121,26 +110,13 @@ def shares(grid: xr.Dataset) -> list[Row]:
     for t in range(1, len(decision)):
         now = decision[t] == own
         enters, leaves = now & ~inside, inside & ~now
-        values = {
-            "enters": enters.mean(),
-            "leaves": leaves.mean(),
-            "enters_of_others": enters.sum() / (~inside).sum() if (~inside).any() else np.nan,
-            "leaves_of_own": leaves.sum() / inside.sum() if inside.any() else np.nan,
-        }
+        values = {"enters": enters.mean(), "leaves": leaves.mean()}
+        values["enters_of_others"] = enters.sum() / (~inside).sum() if (~inside).any() else np.nan
+        values["leaves_of_own"] = leaves.sum() / inside.sum() if inside.any() else np.nan
         for name, to in (("closer", "to_centre"), ("closer_to_another", "to_other")):
             values[name] = np.mean(grid[to].values[t] < grid[to].values[0]) if to in grid else np.nan
         rows.append({"iteration": t} | {name: float(value) for name, value in values.items()})
     return rows
-
-
-def measure(view: View, images: Tensor, rows: Array, seed: int = 0) -> Iterator[list[Row]]:
-    """``shares`` on the plane through each of ``rows`` of ``images``, with the number of the ``image``."""
-    rng = np.random.default_rng(seed)
-    for row in rows:
-        other = int(rng.choice(np.delete(np.arange(len(images)), row)))
-        grid = look(view, plane_through(images[row], neighbours(images, int(row))), COARSE, images[other])
-        keeps = (grid["centre"].values == grid["centre"].values[0]).astype(float)
-        yield [{"image": int(row), "centre_keeps": float(keeps[r["iteration"]]), **r} for r in shares(grid)]
 
 
 def summarise(table: Sequence[Row]) -> list[Row]:
@@ -151,11 +127,10 @@ def summarise(table: Sequence[Row]) -> list[Row]:
         columns["enters_minus_leaves"] = columns["enters"] - columns["leaves"]
         columns["closer_minus_control"] = columns["closer"] - columns["closer_to_another"]
         for name, values in columns.items():
-            mean, low, high = common.mean_interval(values)
-            row = {"iteration": int(t), "measure": name, "mean": mean, "low": low, "high": high}
-            found.append(
-                row | {"images": int(np.isfinite(values).sum()), "meaning": SHARES.get(name, name.replace("_", " "))}
-            )
+            row: Row = {"iteration": int(t), "measure": name}
+            row |= zip(("mean", "low", "high"), common.mean_interval(values), strict=True)
+            row |= {"images": int(np.isfinite(values).sum()), "meaning": SHARES.get(name, name.replace("_", " "))}
+            found.append(row)
     return found
 
 
@@ -164,15 +139,18 @@ def figure_9a(sample: Sample) -> Part:
     view, pool = sample.view, sample.pool
     view.check(pool, restores=True)
     table: list[Row] = []
-    for done, found in enumerate(measure(view, pool, sample.rows, sample.seed), 1):
-        table += [{"label": int(sample.pool_labels[row["image"]]), **row} for row in found]
+    rng = np.random.default_rng(sample.seed)
+    for done, row in enumerate(sample.rows.tolist(), 1):
+        other = int(rng.choice(np.delete(np.arange(len(pool)), row)))
+        grid = look(view, plane_through(pool[row], neighbours(pool, row)), COARSE, pool[other])
+        keeps = (grid["centre"].values == grid["centre"].values[0]).astype(float)
+        named = {"label": int(sample.pool_labels[row]), "image": row}
+        table += [{**named, "centre_keeps": float(keeps[r["iteration"]]), **r} for r in shares(grid)]
         if done % 20 == 0:
             sample.tell(f"{done} of {len(sample.rows)} images")
-    grids = []
-    for row in common.drawn(sample.rows, 3, sample.seed):
-        plane = plane_through(pool[row], neighbours(pool, int(row)))
-        grids.append(look(view, plane, FINE))
-        grids[-1].coords["image"] = int(row)
+    drawn = common.drawn(sample.rows, 3, sample.seed).tolist()
+    planes = {row: plane_through(pool[row], neighbours(pool, row)) for row in drawn}
+    grids = [look(view, plane, FINE).assign_coords(image=row) for row, plane in planes.items()]
     summary = summarise(table)
     drawing = common.joined(grids, "image")
     drawing.attrs["side"] = FINE
@@ -187,10 +165,8 @@ def about(table: Sequence[Row], seed: int) -> Figure:
     shown = {name: common.percent(row["mean"], row["low"], row["high"]) for name, row in at.items()}
     net, gain = at["enters_minus_leaves"], at["closer_minus_control"]
     verdict = "more" if net["low"] > 0 else "fewer" if net["high"] < 0 else "not decidedly more or fewer"
-    claims = [
-        common.claim("9a", "crosses", shown, net["low"], net["high"]),
-        common.claim("9a", "comes_closer", shown, gain["low"], gain["high"]),
-    ]
+    tested = {"crosses": net, "comes_closer": gain}
+    claims = [common.claim("9a", name, shown, row["low"], row["high"]) for name, row in tested.items()]
     values = {"last": last, "verdict": verdict, "seed": seed, "side": COARSE, "neighbours": NEIGHBOURS}
     return common.worded("9a", claims, net["images"], **shown, **values)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,8 @@ def salt_and_pepper(images: Tensor, strength: float, seed: int) -> Tensor:
     return torch.where(hit, colour, images)
 
 
-STRENGTHS = [Condition("blur", strength) for strength in (0.5, 1.0, 1.5)]
-STRENGTHS += [Condition("noise", strength) for strength in (0.1, 0.2, 0.3)]
-STRENGTHS += [Condition("salt and pepper", strength) for strength in (0.05, 0.1, 0.2)]
+_STRENGTHS = {"blur": (0.5, 1.0, 1.5), "noise": (0.1, 0.2, 0.3), "salt and pepper": (0.05, 0.1, 0.2)}
+STRENGTHS = [Condition(name, strength) for name, strengths in _STRENGTHS.items() for strength in strengths]
 CORRUPTIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "clean": lambda images, strength, seed: images,
     "blur": blur,
@@ -94,28 +92,24 @@ def ssim(clean: Tensor, other: Tensor) -> Array:
 def restore(view: View, clean: Tensor, corrupted: Tensor, labels: Tensor) -> xr.Dataset:
     """Distances to the clean image before and after feedback, image by image.
 
-    Returns
-    -------
-    xarray.Dataset
-        ``mse``, ``ssim`` (what, iteration 0..N, image): of the input and of the reconstruction; at iteration 0 of the corrupted
-        image itself. ``correct`` (iteration, image): whether the decision is the label.
+    ``mse``, ``ssim`` (what, iteration 0..N, image): of the input and of the reconstruction; at iteration 0 of the corrupted image
+    itself. ``correct`` (iteration, image): whether the decision is the label.
     """
     view.check(corrupted, labels, restores=True)
     seen = view.see(corrupted, whole=True)
-    before = {"mse": mse(clean, corrupted), "ssim": ssim(clean, corrupted)}
-    rows: dict[str, list[list[Array]]] = {"mse": [], "ssim": []}
-    for made in (seen.inputs, seen.reconstructions):
-        for name, distance in (("mse", mse), ("ssim", ssim)):
-            rows[name].append([before[name], *(distance(clean, now) for now in made[1:])])
-    data: dict[str, Any] = {name: (("what", "iteration", "image"), np.array(values)) for name, values in rows.items()}
-    correct = (seen.classes == labels.cpu()).numpy()
-    return xr.Dataset({**data, "correct": (("iteration", "image"), correct)}, coords={"what": list(WHAT)})
+    data: dict[str, Any] = {}
+    for name, distance in (("mse", mse), ("ssim", ssim)):
+        before = distance(clean, corrupted)
+        values = [[before, *(distance(clean, now) for now in made[1:])] for made in (seen.inputs, seen.reconstructions)]
+        data[name] = (("what", "iteration", "image"), np.array(values))
+    data["correct"] = (("iteration", "image"), (seen.classes == labels.cpu()).numpy())
+    return xr.Dataset(data, coords={"what": list(WHAT)})
 
 
 def summarise(found: xr.Dataset, condition: Condition) -> list[Row]:
     """A row for each iteration 1..N and kind of output: distances before and after, the change, the share that comes closer.
 
-    Intervals (``_low``, ``_high``) are 95% bootstrap over images. Closer means a smaller error, or a larger SSIM.
+    Intervals are 95% bootstrap over images. Closer means a smaller error, or a larger SSIM.
     """
     rows: list[Row] = []
     accuracy = found["correct"].values.mean(1).tolist()
@@ -135,10 +129,11 @@ def summarise(found: xr.Dataset, condition: Condition) -> list[Row]:
 def figure_9d(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
     """Restored images: images.nc, table.csv and examples.nc.
 
-    The conditions that an interrupted run has finished stay in the cache folder until the part is saved, and are taken from there.
+    What an interrupted run has finished stays in the cache folder until the part is saved, and is taken from there.
     """
     sample.view.check(sample.pool, restores=True)
-    parts = finished_parts(sample)
+    question = [sample.question("9d"), sample.view.network.preprocessing, results.versions(), results.commit()]
+    parts = cache_folder("figures", short_hash(question, 16))  # of this version of the code
     chosen = common.drawn(np.arange(len(sample.rows)), SHOWN, sample.seed)
     conditions = [Condition("clean"), *STRENGTHS, *(Condition("PGD", epsilon) for epsilon in epsilons)]
     table: list[Row] = []
@@ -159,12 +154,6 @@ def figure_9d(sample: Sample, epsilons: Sequence[float] = EPSILONS) -> Part:
     images.coords["number"] = ("image", sample.rows)
     data = {"images.nc": images, "examples.nc": common.joined(examples, names)}
     return Part(about(table, sample.seed), {"table.csv": table}, data, draw, parts)
-
-
-def finished_parts(sample: Sample) -> Path:
-    """Where the finished conditions of this very question are kept, for this version of the code."""
-    question = [sample.question("9d"), sample.view.network.preprocessing, results.versions(), results.commit()]
-    return cache_folder("figures", short_hash(question, 16))
 
 
 def under_condition(sample: Sample, condition: Condition, chosen: Array) -> tuple[xr.Dataset, xr.Dataset]:

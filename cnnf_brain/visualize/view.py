@@ -42,11 +42,10 @@ Data = Mapping[str, xr.Dataset]
 
 @dataclass(frozen=True)
 class Seen:
-    """What the network made of n images at iterations 0..N.
+    """What the network made of n images at iterations 0..N: ``classes`` (N+1, n), its decisions.
 
-    ``classes`` (N+1, n): its decisions. ``inputs`` (N+1, n, C, H, W): the image that each iteration saw, entry 0 the image itself;
-    ``reconstructions`` (N+1, n, C, H, W): what feedback generated for it (norm matched, before the step), entry 0 the image itself.
-    Both in the images' units [0, 1], not clipped to them; without elements where they were not asked for.
+    ``inputs`` (N+1, n, C, H, W): the image that each iteration saw. ``reconstructions``: what feedback generated for it (norm
+    matched, before the step). Entry 0 of both is the image itself. In units of [0, 1], not clipped; empty where not asked for.
     """
 
     classes: Tensor
@@ -56,13 +55,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class View:
-    """A network with feedback on images in [0, 1], which enter it normalised by its preprocessing.
-
-    Raises
-    ------
-    ValueError
-        A network without feedback, or in training mode.
-    """
+    """A network with feedback on images in [0, 1], which enter it normalised; a ValueError without feedback or in training mode."""
 
     network: Network
     batch_size: int = BATCH
@@ -90,10 +83,7 @@ class View:
         return self.network.preprocessing.denormalise(seen)
 
     def check(self, images: Tensor, labels: Tensor | None = None, *, restores: bool = False) -> None:
-        """A ValueError that says what is wrong with the images, before long work; ``restores``: feedback must reach the image.
-
-        ``images`` (n, C, H, W) floating point in [0, 1] of the size that the network takes; ``labels`` (n,).
-        """
+        """A ValueError that says what is wrong with the images, before long work; ``restores``: feedback must reach the image."""
         if images.dim() != 4 or not len(images) or not images.is_floating_point():
             raise ValueError(
                 f"images have shape {tuple(images.shape)} and type {images.dtype}, expected (n, C, H, W), floating point, n >= 1"
@@ -149,8 +139,8 @@ class View:
 class Sample:
     """The images that a part of the figure is made of, and the network that sees them.
 
-    ``pool`` (m, C, H, W) in [0, 1], ``pool_labels`` (m,): ``n`` of them are measured (None: all). ``seed``: of the images, the
-    examples and the noise. ``tell`` is told of the progress. ``digest``: SHA-256 that names the pool; empty: it is computed.
+    Of ``pool`` (m, C, H, W) in [0, 1] with ``pool_labels`` (m,), ``n`` are measured (None: all). ``seed``: of images, examples and
+    noise. ``tell`` is told of the progress. ``digest``: SHA-256 that names the pool; empty: it is computed.
     """
 
     view: View
@@ -221,8 +211,7 @@ class Part:
         style.save(self.plot(names), folder)
         head = ("claim of the paper", "what we measured", "holds or not")
         table = tabulate([claim.cells for claim in self.about.claims], head, tablefmt="github", disable_numparse=True)
-        text = f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n"
-        write_text(folder / "claims.md", text)
+        write_text(folder / "claims.md", f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n")
         write_json(folder / results.RECORD, dict(record))
         self.about.save(folder)
         if self.parts is not None:
@@ -232,10 +221,8 @@ class Part:
 def mean_interval(values: Array, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean and its 95% percentile bootstrap interval over (n,) images; NaN ends for fewer than two."""
     values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return np.nan, np.nan, np.nan
     if len(values) < 2:
-        return float(values[0]), np.nan, np.nan
+        return (float(values[0]) if len(values) else np.nan), np.nan, np.nan
     rng, n, at_once = np.random.default_rng(seed), len(values), max(1, 2_000_000 // len(values))
     portions = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
     means = np.concatenate([values[rng.integers(0, n, (portion, n))].mean(1) for portion in portions])

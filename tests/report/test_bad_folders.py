@@ -37,10 +37,9 @@ def test_a_folder_that_is_incomplete(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": 3}, "schema 3, expected 2: written by a newer version"),
-        ({"schema": None}, "schema None, expected 2: written by another version"),
+        ({"schema": 4}, "expected a comparison in form 3, found form 4 of compare"),
+        ({"schema": None}, "expected a comparison in form 3, found form None of compare"),
         ({"evaluations": [{"region": "V4"}]}, "lack what this version expects .*: written by another version"),
-        ({"options": None}, "lack what this version expects"),
     ],
 )
 def test_a_folder_of_another_version(tmp_path, change, words):
@@ -59,7 +58,7 @@ def test_a_folder_that_is_not_ours(tmp_path):
     with pytest.raises(ValueError, match="is of no kind that is known here"):
         readers.read(tmp_path)
     (tmp_path / "summary.json").write_text("[1]")
-    with pytest.raises(ValueError, match="holds a list, expected an object"):
+    with pytest.raises(ValueError, match="holds a list, expected a JSON object"):
         readers.read(tmp_path)
     (tmp_path / "summary.json").write_text('{"schema": ')
     with pytest.raises(ValueError, match=r"summary.json is damaged"):
