@@ -840,7 +840,14 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
 # Disks and interruptions
 
 
-@pytest.mark.parametrize("name", ["scores.nc", "table.md", "figure.svg", "summary.json", "run.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scores.nc",
+        "run.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table.md", "figure.svg", "summary.json")),
+    ],
+)
 def test_a_disk_that_fills_up_leaves_the_results_as_they_were(world, monkeypatch, capsys, name):
     replace = Path.replace
 
