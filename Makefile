@@ -20,7 +20,7 @@ SUMMARY = $(or $(GITHUB_STEP_SUMMARY),.scratch/coverage/summary.md)# a workflow 
 
 help:
 	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
-	@echo "make test     the environment, then the tests, without those of more than ten seconds (marked slow)"
+	@echo "make test     the environment, then the tests, without the slow ones (over ten seconds, or further cases)"
 	@echo "make test-all all tests;  make coverage: all tests, and which lines they ran"
 	@echo "make env      the environment alone, in .venv, with the versions of constraints.txt"
 	@echo "make browser  a Chromium for the tests of pages, which are skipped without one (Debian and Ubuntu: asks for root)"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cnnf_brain import style
+from cnnf_brain.io import atomic_path
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,6 +40,28 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME"):
             patch.setenv(name, str(folder / name))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of an empty figure."""
+    folder = tmp_path_factory.mktemp("blank")
+    style.save(style.new_figure(1, 1), folder)
+    return folder
+
+
+@pytest.fixture
+def sketched(blank: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Figures are saved empty, for drawing takes longer than the rest of a small run; ``sketched.undo()`` has them drawn."""
+
+    def save(_figure: object, folder: Path, name: str = "figure") -> None:
+        for suffix in ("png", "svg"):
+            with atomic_path(Path(folder) / f"{name}.{suffix}") as temporary:
+                temporary.write_bytes((blank / f"figure.{suffix}").read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "save", save)
+        yield patch
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,12 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=SMALL, scope="module")
+def cases(names: Iterable[str], fast: set[str]) -> list[Any]:
+    """As parameters, slow ones but for a few."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=cases(SMALL, {"as it is", "target", "printed", "half", "CNN"}), scope="module")
 def trained_small(request, tmp_path_factory, idx_folder) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -166,7 +171,7 @@ def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tens
     return seen[-1]
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", cases(IMAGENET, {"as it is", "target", "cropped", "another head", "CNN"}))
 def test_imagenet_networks_come_back_bit_for_bit(name, pictures, tmp_path, monkeypatch):
     expected = run_imagenet(monkeypatch, pictures, tmp_path / "run", IMAGENET[name])
     path = str(tmp_path / "run" / "model.safetensors")

@@ -157,6 +157,7 @@ def test_the_installed_package_works_without_the_source_tree_and_the_extra(insta
     assert all(report["public"].values()), report["public"]
 
 
+@pytest.mark.slow
 def test_the_extra_is_not_loaded_by_importing_the_package(tmp_path):
     code = f"import sys, {PACKAGE}, {PACKAGE}.trainer; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = set(python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).split())

@@ -166,7 +166,14 @@ with results.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
 """
 
 
-@pytest.mark.parametrize(("where", "kept"), [("inside", "only1.txt"), ("between", None), ("before the notes", "only2.txt")])
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        pytest.param("inside", "only1.txt", marks=pytest.mark.slow),
+        ("between", None),
+        pytest.param("before the notes", "only2.txt", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path, where, kept):
     """kill -9 inside the block, between the two renames, and before the user's notes moved over."""
     folder = tmp_path / "results"

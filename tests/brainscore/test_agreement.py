@@ -49,8 +49,11 @@ def real_or_simulated(region: str, real: bool, request) -> Recordings:
 
 @pytest.fixture(
     scope="module",
-    params=[("V4", True), ("V4", False), ("IT", False)],
-    ids=["real V4", "simulated V4", "simulated IT"],
+    params=[
+        pytest.param(("V4", True), id="real V4"),
+        pytest.param(("V4", False), id="simulated V4", marks=pytest.mark.slow),
+        pytest.param(("IT", False), id="simulated IT"),
+    ],
 )
 def both(request, tmp_path_factory):
     """Brain-Score's score through the commitment and NeuralBenchmark, and ours on the same rows and splits."""
@@ -114,7 +117,7 @@ def test_the_ceiling_is_near_ours(both):
     assert 0.2 < float(both.score.attrs["ceiling"]) < 1
 
 
-def test_recordings_without_repeats_have_no_ceiling(both, tmp_path):
+def test_recordings_without_repeats_have_no_ceiling(tmp_path):
     from cnnf_brain.brainscore.toy import assembly
 
     whole = part(load(["simulated"], ["V4"])["V4"][0])

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -42,10 +43,14 @@ class World:
     """A folder with networks and recordings, and the command run in it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.v4, self.it = folder, folder / "v4" / "V4.nc", folder / "it" / "IT.nc"
+
+    @classmethod
+    def new(cls, folder: Path) -> World:
         (folder / "nets.py").write_text(tiny.FILE)
-        self.v4 = tiny.recordings(folder / "v4", "V4", n_repeats=4, constant=1)
-        self.it = tiny.recordings(folder / "it", "IT", n_images=60, n_sites=8, seed=1, image_seed=1)
+        tiny.recordings(folder / "v4", "V4", n_repeats=4, constant=1)
+        tiny.recordings(folder / "it", "IT", n_images=60, n_sites=8, seed=1, image_seed=1)
+        return cls(folder)
 
     def model(self, name: str) -> str:
         return f"{self.folder}/nets.py:{name}"
@@ -72,15 +77,22 @@ class World:
         return self.summary(out)["evaluations"]
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> World:
+    return World.new(tmp_path_factory.mktemp("untouched"))
+
+
 @pytest.fixture
-def world(tmp_path) -> World:
+def world(untouched, tmp_path, sketched) -> World:
+    """A world for one test, and figures are not drawn in it."""
+    shutil.copytree(untouched.folder, tmp_path, dirs_exist_ok=True)
     return World(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> World:
     """A world in which the command has run once; ``said`` is what it printed."""
-    made = World(tmp_path_factory.mktemp("world"))
+    made = World.new(tmp_path_factory.mktemp("world"))
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert made.run() == 0
     made.said = said.getvalue()
@@ -397,8 +409,9 @@ def test_identical_networks_differ_by_nothing(world):
         assert e["difference_interval_over_sites"] == [0, 0]
 
 
-def test_the_paper_s_baseline_is_what_training_started_from(world, monkeypatch):
+def test_the_paper_s_baseline_is_what_training_started_from(world, sketched):
     """The card names it; the trained weights' own first pass stands beside as a control."""
+    sketched.undo()
     words = ["--model", "small", "--layers", "V4", "--recordings", world.v4]
     assert world.run(*words) == 0
     entries = world.entries()
@@ -558,7 +571,7 @@ def test_the_headless_network_says_so(world, capsys):
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> World:
-    made = World(tmp_path_factory.mktemp("simulated"))
+    made = World.new(tmp_path_factory.mktemp("simulated"))
     words = ["--layers", "V4", "--recordings", "simulated", "--model", made.model("net")]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert made.run(*words, "--baseline", made.model("other")) == 0
@@ -827,7 +840,14 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
 # Disks and interruptions
 
 
-@pytest.mark.parametrize("name", ["scores.nc", "table.md", "figure.svg", "summary.json", "run.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scores.nc",
+        "run.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table.md", "figure.svg", "summary.json")),
+    ],
+)
 def test_a_disk_that_fills_up_leaves_the_results_as_they_were(world, monkeypatch, capsys, name):
     replace = Path.replace
 

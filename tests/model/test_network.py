@@ -63,7 +63,9 @@ def test_parameters_are_the_cnns_and_weight_decay_acts_once():
         assert torch.allclose(p, before[name] * (1 - 0.1 * 0.3) - 0.1 * gradients[name], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("arch", ["alexnet", "vgg11", "vgg11_bn", "vgg16"])
+@pytest.mark.parametrize(
+    "arch", ["alexnet", "vgg11_bn", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("vgg11", "vgg16"))]
+)
 def test_with_0_iterations_it_is_torchvisions(arch):
     torch.manual_seed(0)
     theirs = models.get_model(arch, weights=None, num_classes=7).eval()

@@ -436,6 +436,7 @@ def null_rates():
 class TestLevels:
     """Small versions of benchmarks/null_rates.py; the rates that the docs state come from its 1000 experiments."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shuffle", [False, True])
     def test_valid_tests_hold_their_level_and_others_do_not(self, null_rates, shuffle):
         setting = null_rates.Setting(

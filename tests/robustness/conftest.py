@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from cnnf_brain.attacks.gradient import PGD
 from cnnf_brain.robustness import grids, open_workshop, tasks, work
-from cnnf_brain.robustness.cells import Training
+from cnnf_brain.robustness.cells import Examination, Training, Workshop
 from cnnf_brain.robustness.grids import Against, Grid, Model, Panel
 
 FILES = {
@@ -56,10 +57,17 @@ def tiny_grid() -> Grid:
     )
 
 
+def weaken(patch: pytest.MonkeyPatch) -> None:
+    """Attacks and examinations of a few steps."""
+    few = {"steps": (1, 2), "epsilons": (0.1, 1.0), "images": 6, "slack": 0.05}
+    patch.setattr(grids, "WEAKER", {**grids.WEAKER, "PGD-7": PGD(2), "PGD-100": PGD(2, relative_step=0.6)})
+    patch.setattr(Examination, "settings", property(lambda self: dict(few)))
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Grid:
     """``tiny_grid`` with weak attacks."""
-    monkeypatch.setattr(grids, "WEAKER", {**grids.WEAKER, "PGD-7": PGD(2), "PGD-100": PGD(2, relative_step=0.6)})
+    weaken(monkeypatch)
     return tiny_grid()
 
 
@@ -70,3 +78,15 @@ def trained(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop = open_workshop(tiny_grid(), folder / "figure", folder / "models", "the command", data_folder=idx_folder)
     work([task for task in tasks(shop) if isinstance(task, Training)], None, lambda *_: None)
     return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def alone(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Workshop:
+    """``tiny_grid``, done by one process from beginning to end; to be copied."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(trained, folder / "models")
+    with pytest.MonkeyPatch.context() as patch:
+        weaken(patch)
+        shop = open_workshop(tiny_grid(), folder / "figure", folder / "models", "the command", data_folder=idx_folder)
+        work(tasks(shop), None, lambda *_: None)
+    return shop

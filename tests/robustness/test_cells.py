@@ -53,8 +53,9 @@ def empty(tiny, idx_folder, tmp_path):
 
 
 @pytest.fixture
-def done(shop):
-    work(tasks(shop), None, silent)
+def done(shop, alone):
+    """A copy of ``alone``."""
+    shutil.copytree(alone.folder, shop.folder, dirs_exist_ok=True)
     return shop
 
 
@@ -96,14 +97,14 @@ def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeyp
             stop.requested = signal.SIGTERM
         return real(*arguments)
 
-    monkeypatch.setattr(cells, "attacked", interrupted)
-    with pytest.raises(Interrupted):
-        work(todo, stop, silent)
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "attacked", interrupted)
+        with pytest.raises(Interrupted):
+            work(todo, stop, silent)
     finished = {task.path: task.path.stat().st_mtime_ns for task in todo if task.path.exists()}
     assert 0 < len(finished) < len(todo)
     kept = {path for path in (shop.folder / "cells").iterdir() if not path.name.startswith(".")}
     assert kept <= set(finished)
-    monkeypatch.undo()
     work([*todo], None, silent)
     for path, when in finished.items():
         assert path.stat().st_mtime_ns == when  # not done again
@@ -118,7 +119,7 @@ def in_another_process(shop, order, queue):
     queue.put([title for title in mine if title != "finished"])
 
 
-def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, tmp_path):
+def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, alone):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=in_another_process, args=(shop, order, queue)) for order in (1, -1)]
@@ -131,8 +132,6 @@ def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, tmp_path):
     titles = [title for half in halves for title in half]
     assert sorted(titles) == sorted(task.title for task in tasks(shop) if not isinstance(task, Training))
     assert all(half for half in halves)
-    alone = replace(shop, folder=tmp_path / "alone")
-    work(tasks(alone), None, silent)
     for one, other in zip(tasks(shop), tasks(alone), strict=True):
         if isinstance(one, Cell):
             assert np.array_equal(one.read(), other.read()), one.title

@@ -136,7 +136,7 @@ def test_the_files_of_a_finished_figure(drawn):
         assert all(row["iteration"] == row["trained"] for row in csv.DictReader(file))
 
 
-def test_the_section_has_each_mean_in_its_place(drawn):
+def test_the_section_has_each_mean_in_its_place(sketched, drawn):
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     text = (drawn.folder / "figure.md").read_text()
     assert text.startswith("## a tiny grid, tuned recipe\n\n    the command\n\nQUICK")
@@ -157,7 +157,7 @@ def test_the_section_has_each_mean_in_its_place(drawn):
     assert "Checks against a false sense of security:" in text
 
 
-def test_a_network_without_outcomes_has_no_empty_row(drawn):
+def test_a_network_without_outcomes_has_no_empty_row(sketched, drawn):
     for seed in (0, 1):
         for cell in (cell for cell in cells(drawn, seed) if cell.model.label == "CNN-F-1"):
             cell.path.unlink()
@@ -167,7 +167,7 @@ def test_a_network_without_outcomes_has_no_empty_row(drawn):
     assert "| CNN-F-1 " not in text
 
 
-def test_an_interrupted_write_leaves_no_summary(drawn, monkeypatch):
+def test_an_interrupted_write_leaves_no_summary(sketched, drawn, monkeypatch):
     pytest.importorskip("jinja2", reason="the page needs the extra page")
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     monkeypatch.setattr(report, "draw", lambda *_: 1 / 0)
@@ -235,7 +235,10 @@ def test_every_figure_of_the_paper_is_a_grid():
             assert settings.adversary is None or settings.adversary.seed == 3
 
 
-@pytest.mark.parametrize("name", list(grids.GRIDS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("fig6", "fig8a", "ablation") else pytest.mark.slow) for name in grids.GRIDS],
+)
 def test_every_finished_grid_has_its_figure_checks_and_claims(name, tmp_path):
     """With made-up outcomes in place of trained networks: success grows with epsilon, and the CNN-F is ahead by 10 points."""
     grid = grids.grid(name, images=10, strong_images=10, seeds=(0, 1, 2))
@@ -410,7 +413,7 @@ def test_a_folder_of_other_files_is_refused(tiny, idx_folder, tmp_path):
         report.begin(shop)
 
 
-def test_tables_are_not_written_while_another_process_writes_them(drawn, monkeypatch):
+def test_tables_are_not_written_while_another_process_writes_them(sketched, drawn, monkeypatch):
     monkeypatch.setattr(report, "PATIENCE", 0.1)
     with results.locked(drawn.folder), pytest.raises(OSError, match="another run is writing to"):
         report.write(drawn, finished=True, seconds=1.0, device_name="m")
@@ -479,7 +482,7 @@ def test_a_short_hash_depends_on_content_alone():
     assert short_hash({"a": 1}) != short_hash({"a": 2})
 
 
-def test_checks_of_an_examination_are_in_the_findings(drawn):
+def test_checks_of_an_examination_are_in_the_findings(sketched, drawn):
     examination = Examination(drawn, drawn.grid.models[0], 0)
     finding = {"name": "gradients are not zero", "holds": False, "detail": "zero at 50 %"}
     weights = [drawn.weights(drawn.grid.models[0], 0)]

@@ -51,12 +51,17 @@ def train(trainer: str, make_folder, images: Path, output: Path, *more: str) -> 
         ([], {}),
         (["--iterations", "3"], {"iterations": 3}),
         (["--target", "TARGET"], {"target": "TARGET"}),
-        (["--step-size", "0.25"], {"step": 0.25}),
-        (["--no-match-norm"], {"match_norm": False}),
         (["--match-layers"], {"match_layers": True}),
-        (["--no-match-layers"], {"match_layers": False}),
         (["--ada-relu", "printed"], {"ada_relu": "printed"}),
-        (["--ada-relu", "signed"], {}),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (
+                (["--step-size", "0.25"], {"step": 0.25}),
+                (["--no-match-norm"], {"match_norm": False}),
+                (["--no-match-layers"], {"match_layers": False}),
+                (["--ada-relu", "signed"], {}),
+            )
+        ),
     ],
 )
 def test_the_card_holds_the_settings_of_the_feedback(make_folder, images, tmp_path, trainer, more, expected):

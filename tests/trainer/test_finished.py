@@ -81,7 +81,7 @@ def forget_the_hash(output: Path) -> None:
     (output / "card.json").write_text(json.dumps(card))
 
 
-@pytest.mark.parametrize("damage", [gone, cut, flipped, replaced])
+@pytest.mark.parametrize("damage", [gone, flipped, *(pytest.param(one, marks=pytest.mark.slow) for one in (cut, replaced))])
 def test_lost_weights_are_restored_byte_for_byte_from_the_last_checkpoint(finished, capsys, damage):
     output, run = finished
     path, card = output / "model.safetensors", (output / "card.json").read_bytes()
@@ -100,7 +100,12 @@ def test_lost_weights_are_restored_byte_for_byte_from_the_last_checkpoint(finish
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(gone, "is gone"), (cut, "damaged or was replaced"), (flipped, "damaged or was replaced"), (replaced, "was replaced")],
+    [
+        (gone, "is gone"),
+        (flipped, "damaged or was replaced"),
+        pytest.param(cut, "damaged or was replaced", marks=pytest.mark.slow),
+        pytest.param(replaced, "was replaced", marks=pytest.mark.slow),
+    ],
 )
 def test_lost_weights_without_a_checkpoint_of_the_last_step_are_an_error(finished, capsys, damage, message):
     output, run = finished

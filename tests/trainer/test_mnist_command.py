@@ -222,6 +222,7 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> 
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_folder, tmp_path, capsys):
     folder, output = make_folder(), tmp_path / "out"
     argv = flags(folder, output, "--save-every", "1", epochs=5)

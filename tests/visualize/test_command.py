@@ -36,8 +36,8 @@ def weights(path: Path, **settings: object) -> CNNF:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """The command on a small data set, in a folder of its own."""
+def run(tmp_path, monkeypatch, sketched):
+    """The command on a small data set, in a folder of its own, without drawing."""
     monkeypatch.chdir(tmp_path)
     small.idx_folder(tmp_path / "data")
 
@@ -47,7 +47,8 @@ def run(tmp_path, monkeypatch):
     return command
 
 
-def test_the_command_leaves_a_page(run, tmp_path, capsys):
+def test_the_command_leaves_a_page(run, sketched, tmp_path, capsys):
+    sketched.undo()
     assert run("--figure", "9c", "--images", 3) == 0
     said = capsys.readouterr().out
     folder = tmp_path / DEFAULT
