@@ -97,6 +97,7 @@ def test_the_metadata(metadata):
     assert all("extra == 'brainscore'" in line.replace('"', "'") for line in optional)
 
 
+@pytest.mark.slow
 def test_the_console_script(installed, tmp_path):
     (script,) = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).entry_points
     assert (script.group, script.name) == ("console_scripts", "cnnf-brain")

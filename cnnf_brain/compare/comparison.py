@@ -32,7 +32,7 @@ KIND = "compare"
 SCHEMA = 3  # of summary.json and scores.nc
 FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json", PAGE)
 VERDICTS = {1: "above", -1: "below", 0: "undecided"}
-RECORD = ("options", "networks", "recordings", "accuracy", "notes", "configuration")  # entries of run.json
+RECORD = ("options", "networks", "recordings", "accuracy", "notes")  # entries of run.json
 COLUMNS = ("region", "source", "role", "network", "weights", "layer")  # of scores.nc, equal over the sites of a row
 
 

@@ -763,7 +763,7 @@ BAD = {
         r"a split within the training images has 32; use fewer components",
     ),
     "no component": (["--components", 0], r"components is 0, expected at least 1"),
-    "seed": (["--seed", -1], r"seed is -1, expected a whole number from 0"),
+    "seed": (["--seed", -1], r"seed is -1, expected at least 0"),
     "twice": (["--model", "small", "--weights", "none", "none"], r"model small with weights random, seed 0 is named twice"),
     "no pca": (["--pca", 0], r"pca is 0, expected at least 1"),
     "pca": (["--pca", 3], r"pca = 3 keeps fewer components than the 4 of PLS"),

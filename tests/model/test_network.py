@@ -64,7 +64,7 @@ def test_parameters_are_the_cnns_and_weight_decay_acts_once():
 
 
 @pytest.mark.parametrize(
-    "arch", ["alexnet", "vgg11_bn", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("vgg11", "vgg16"))]
+    "arch", ["alexnet", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("vgg11", "vgg11_bn", "vgg16"))]
 )
 def test_with_0_iterations_it_is_torchvisions(arch):
     torch.manual_seed(0)

@@ -307,6 +307,7 @@ def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
     assert not [cell for cell in cells.cells(shop, 1) if cell.against.strong]
 
 
+@pytest.mark.slow
 def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):
     words = [
         "--experiment",

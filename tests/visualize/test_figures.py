@@ -77,7 +77,7 @@ def test_tables_figure_and_page_are_there(made, name):
     )
 
 
-@pytest.mark.parametrize("name", ["9a", "9b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("9c", "9d"))])
+@pytest.mark.parametrize("name", ["9b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("9a", "9c", "9d"))])
 def test_the_figure_is_drawn_from_the_tables_alone(made, name, tmp_path):
     module = {"9a": plane, "9b": attention, "9c": attention, "9d": restoration}[name]
     with style.styled():
