@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sketched(blank: Path) -> Iterator[pytest.MonkeyPatch]:
     """Figures are saved empty, for drawing takes longer than the rest of a small run; ``sketched.undo()`` has them drawn."""
 
-    def save(_figure: object, folder: Path, name: str = "figure") -> None:
+    def save(_figure: Any, folder: Path, name: str = "figure") -> None:
         for suffix in ("png", "svg"):
             with atomic_path(Path(folder) / f"{name}.{suffix}") as temporary:
                 temporary.write_bytes((blank / f"figure.{suffix}").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import tiny
@@ -30,32 +31,32 @@ def at(*names: str) -> list[LayerAt]:
 
 
 @pytest.mark.parametrize("model", [feedback_model(), tiny.layers()], ids=["CNNF", "plain"])
-def test_an_unknown_layer_lists_the_near_names(model):
+def test_an_unknown_layer_lists_the_near_names(model: Any) -> None:
     with pytest.raises(ValueError, match=r"'relu22' is not known.*did you mean '?relu2'?.*Known: .*conv1"):
         check_layers(model, at("relu2", "relu22"))
 
 
-def test_an_iteration_that_is_not_run_says_how_many_are():
+def test_an_iteration_that_is_not_run_says_how_many_are() -> None:
     check_layers(feedback_model(), at("relu2@2", "relu2@1:feedback"))
     with pytest.raises(ValueError, match=r"relu2@3: iteration 3 is not run; the network runs 2"):
         check_layers(feedback_model(), at("relu2@3"))
 
 
 @pytest.mark.parametrize("name", ["conv1@1", "conv1@0:feedback"])
-def test_below_the_target_there_is_the_first_pass_alone(name):
+def test_below_the_target_there_is_the_first_pass_alone(name: str) -> None:
     check_layers(feedback_model(), at("conv1@0", "relu1@2", "relu1@1:feedback"))
     with pytest.raises(ValueError, match=rf"{name}: feedback goes down to the target 'relu1' alone"):
         check_layers(feedback_model(), at(name))
 
 
 @pytest.mark.parametrize("name", ["relu1@1", "relu1@0:feedback"])
-def test_a_network_without_feedback_has_iteration_0_only(name):
+def test_a_network_without_feedback_has_iteration_0_only(name: str) -> None:
     check_layers(tiny.layers(), at("relu1"))
     with pytest.raises(ValueError, match=rf"{re.escape(name)}: Sequential runs no feedback"):
         check_layers(tiny.layers(), at(name))
 
 
-def test_features_are_those_of_a_direct_call():
+def test_features_are_those_of_a_direct_call() -> None:
     model, x = feedback_model(), batch()
     wanted = at("conv1", "pool2@0", "pool2@2", "relu2@1:feedback", "relu1@2:feedback")
     found = extract(model, x, wanted)
@@ -69,7 +70,7 @@ def test_features_are_those_of_a_direct_call():
     assert not torch.allclose(found[wanted[1]], found[wanted[2]], atol=1e-3)
 
 
-def test_a_feedback_map_is_the_gradient_at_iteration_0():
+def test_a_feedback_map_is_the_gradient_at_iteration_0() -> None:
     # The masks are those of the first pass, so its feedback is the logits' vector-Jacobian product with themselves.
     model, x = feedback_model(), batch()
     plain = tiny.layers().eval()
@@ -80,10 +81,10 @@ def test_a_feedback_map_is_the_gradient_at_iteration_0():
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_only_as_many_iterations_run_as_are_asked_for(monkeypatch):
+def test_only_as_many_iterations_run_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = feedback_model(), []
     generate = CNNF.generate
-    monkeypatch.setattr(CNNF, "generate", lambda self, *a, **k: (seen.append(1), generate(self, *a, **k))[1])
+    monkeypatch.setattr(CNNF, "generate", lambda self, *a, **k: (seen.append(1), generate(self, *a, **k))[1])  # type: ignore[func-returns-value]
     extract(model, batch(), at("relu2@0"))
     assert len(seen) == 0
     extract(model, batch(), at("relu2@1"))
@@ -107,7 +108,7 @@ class InPlace(nn.Module):
         return x
 
 
-def test_an_in_place_layer_does_not_overwrite_the_one_before():
+def test_an_in_place_layer_does_not_overwrite_the_one_before() -> None:
     torch.manual_seed(0)
     model, x = InPlace().eval(), batch()
     found = extract(model, x, at("conv", "relu"))
@@ -116,7 +117,7 @@ def test_an_in_place_layer_does_not_overwrite_the_one_before():
     assert torch.equal(found[LayerAt("relu")], model(x)), "of a module that is called twice, the last output"
 
 
-def test_hooks_are_gone_afterwards_even_after_an_error():
+def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
     model = InPlace().eval()
     extract(model, batch(), at("conv"))
     with pytest.raises(RuntimeError):
@@ -127,7 +128,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
 @pytest.mark.parametrize(
     ("name", "message"), [("lstm", "output is a tuple, not one tensor"), ("unused", "unused@0: not called")]
 )
-def test_a_layer_without_one_tensor_is_an_error(name, message):
+def test_a_layer_without_one_tensor_is_an_error(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         extract(InPlace().eval(), batch(), at(name))
 
@@ -172,7 +173,7 @@ def made(module: nn.Module) -> Network:
     return Network(module.eval(), Preprocessing(tiny.SIZE), name="mine")
 
 
-def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_as_images():
+def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_as_images() -> None:
     network = made(TokensFirst())
     assert probe(network, tiny.images(8), at("swapped")).counts == {LayerAt("swapped"): 80}
     with pytest.raises(
@@ -193,15 +194,15 @@ def test_a_layer_with_the_tokens_first_is_refused_also_where_tokens_are_as_many_
         ("order", "depend on the other images of its batch"),
     ],
 )
-def test_rows_that_depend_on_anything_but_their_image_are_refused(how, reason):
+def test_rows_that_depend_on_anything_but_their_image_are_refused(how: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         probe(made(Noisy(how)), tiny.images(8), at("out"))
     probe(made(Noisy("nothing")), tiny.images(8), at("out"))
 
 
-def test_a_module_that_stays_in_training_mode_is_named():
+def test_a_module_that_stays_in_training_mode_is_named() -> None:
     class Stays(nn.Dropout):
-        def train(self, mode: bool = True) -> nn.Dropout:
+        def train(self, mode: bool = True) -> nn.Dropout:  # type: ignore[override]
             return super().train(True)
 
     network = made(nn.Sequential(nn.Conv2d(3, 4, 3), Stays(0.5)))
@@ -209,11 +210,11 @@ def test_a_module_that_stays_in_training_mode_is_named():
         probe(network, tiny.images(8), at("0"))
 
 
-def test_fewer_images_than_are_tried():
+def test_fewer_images_than_are_tried() -> None:
     assert probe(tiny.network(), tiny.images(1), at("fc@2")).counts == {LayerAt("fc", 2): 5}
 
 
-def test_overflow_is_found_on_the_first_images_not_only_on_the_first():
+def test_overflow_is_found_on_the_first_images_not_only_on_the_first() -> None:
     network = tiny.network(iterations=0)
     dark = torch.zeros(4, 3, tiny.SIZE, tiny.SIZE)
     dark[3] = 1e38
@@ -221,7 +222,7 @@ def test_overflow_is_found_on_the_first_images_not_only_on_the_first():
         features(network, dark * 10, at("conv1"))
 
 
-def test_growth_over_the_first_pass_is_told():
+def test_growth_over_the_first_pass_is_told() -> None:
     loose = tiny.network(match_norm=False)
     with torch.no_grad():
         loose.module.conv1.weight *= 30
@@ -238,12 +239,14 @@ def test_growth_over_the_first_pass_is_told():
     assert probe(tiny.network(match_layers=True), tiny.images(8), at("relu2@2")).growth == {}
 
 
-def test_feedback_that_amplifies_rounding_is_not_taken_for_a_dependence_on_the_batch(monkeypatch):
+def test_feedback_that_amplifies_rounding_is_not_taken_for_a_dependence_on_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Rows of iteration 1 differ between batch sizes as those of a large untrained network do; the first pass agrees."""
     network, stimuli = tiny.network(), tiny.images(4)
     honest = activations.features
 
-    def rounded(network, batch, layers):
+    def rounded(network: Any, batch: Any, layers: Any) -> Any:
         return {
             at: rows * (1 + 0.05 * (len(batch) == 3) * bool(at.iteration))
             for at, rows in honest(network, batch, layers).items()

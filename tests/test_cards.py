@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from idx_files import write_idx
-from tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
 from torch import Tensor
+from trainer.idx_files import write_idx
+from trainer.tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
 
 import cnnf_brain
 from cnnf_brain import CNNF
@@ -69,7 +69,7 @@ def imagenet_images(size: int = SIZE) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def idx_folder(tmp_path_factory) -> Path:
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_idx(tmp_path_factory.mktemp("idx"))
 
 
@@ -96,7 +96,9 @@ def cases(names: Iterable[str], fast: set[str]) -> list[Any]:
 
 
 @pytest.fixture(params=cases(SMALL, {"as it is", "target", "printed", "half", "CNN"}), scope="module")
-def trained_small(request, tmp_path_factory, idx_folder) -> tuple[Path, Tensor]:
+def trained_small(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, idx_folder: Path
+) -> tuple[Path, Tensor]:
     """The folder of a run of training/mnist.py, and what its network gives for ``small_images``."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = ["--dataset", "fashion", "--model", "cnnf", "--data", str(idx_folder), "--epochs", "1", "--batch-size", "64"]
@@ -107,37 +109,37 @@ def trained_small(request, tmp_path_factory, idx_folder) -> tuple[Path, Tensor]:
     return folder, seen[0]
 
 
-def test_small_networks_come_back_bit_for_bit(trained_small):
+def test_small_networks_come_back_bit_for_bit(trained_small: tuple[Path, Tensor]) -> None:
     folder, expected = trained_small
     path = str(folder / "model.safetensors")
     card = read_card(path)
     network = load_network("small", path, device="cpu")
     assert network.iterations == len(expected) - 1 == card.iterations
-    assert torch.equal(outputs(network.module, small_images()), expected), "load_network"
+    assert torch.equal(outputs(network.module, small_images()), expected), "load_network"  # type: ignore[arg-type]
     assert network.feedback == (TRAINED if card.iterations else "")
     assert torch.equal(outputs(small.load(folder)[0], small_images()), expected), "robustness"
     plain = cnnf_brain.small_net(path).to(memory_format=torch.channels_last)
     assert torch.equal(outputs(plain, small_images()), expected), "the function itself"
     (model,), _ = choice.choose([("small", path)], baseline="none").load("cpu")
-    assert torch.equal(outputs(model.module, small_images()), expected), "compare"
+    assert torch.equal(outputs(model.module, small_images()), expected), "compare"  # type: ignore[arg-type]
     if card.iterations:
         from cnnf_brain.visualize.__main__ import load
 
-        assert torch.equal(outputs(load(path, None, "cpu").module, small_images()), expected), "visualize"
+        assert torch.equal(outputs(load(path, None, "cpu").module, small_images()), expected), "visualize"  # type: ignore[arg-type]
         changed = load_network("small", path, feedback={"step": 0.77}, device="cpu")
-        assert (changed.module.step, changed.feedback) == (0.77, CHANGED), "what is given overrides the card"
+        assert (changed.module.step, changed.feedback) == (0.77, CHANGED), "what is given overrides the card"  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.brainscore
-def test_a_plugin_scores_the_network_that_was_trained(trained_small, homes):
+def test_a_plugin_scores_the_network_that_was_trained(trained_small: tuple[Path, Tensor], homes: Path) -> None:
     from cnnf_brain.brainscore.plugin import Request, identify
 
     folder, expected = trained_small
     regions = dict.fromkeys(("V1", "V2", "V4", "IT"), "relu3")
     request = Request(model="small", weights=folder / "model.safetensors", neural_only=True, regions=regions)
     plugin = identify(request)
-    again = plugin.identity.load(str(folder / "model.safetensors"), device="cpu")
-    assert torch.equal(outputs(again.module, small_images()), expected)
+    again = plugin.identity.load(str(folder / "model.safetensors"), device="cpu")  # type: ignore[arg-type]
+    assert torch.equal(outputs(again.module, small_images()), expected)  # type: ignore[arg-type]
 
 
 IMAGENET = {
@@ -158,11 +160,11 @@ IMAGENET = {
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def pictures(tmp_path: Path) -> Path:
     return write_images(tmp_path / "data")
 
 
-def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tensor:
+def run_imagenet(monkeypatch: pytest.MonkeyPatch, data: Path, output: Path, more: list[Any]) -> Tensor:
     seen = note_outputs(monkeypatch, lambda card: imagenet_images(card["image_size"]))
     monkeypatch.setattr(zoo, "sequential", tiny)
     model = more[more.index("--model") + 1] if "--model" in more else "cnnf"
@@ -172,8 +174,10 @@ def run_imagenet(monkeypatch, data: Path, output: Path, more: list[Any]) -> Tens
 
 
 @pytest.mark.parametrize("name", cases(IMAGENET, {"as it is", "target", "cropped", "another head", "CNN"}))
-def test_imagenet_networks_come_back_bit_for_bit(name, pictures, tmp_path, monkeypatch):
-    expected = run_imagenet(monkeypatch, pictures, tmp_path / "run", IMAGENET[name])
+def test_imagenet_networks_come_back_bit_for_bit(
+    name: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run_imagenet(monkeypatch, pictures, tmp_path / "run", IMAGENET[name])  # type: ignore[arg-type]
     path = str(tmp_path / "run" / "model.safetensors")
     card = read_card(path)
     network = load_network("vgg16", path, device="cpu")
@@ -187,11 +191,11 @@ def test_imagenet_networks_come_back_bit_for_bit(name, pictures, tmp_path, monke
         "compare": choice.choose([("vgg16", path)], baseline="none").load("cpu")[0][0].module,
     }
     for what, module in found.items():
-        assert torch.equal(outputs(module.to(memory_format=last), x), expected), what
+        assert torch.equal(outputs(module.to(memory_format=last), x), expected), what  # type: ignore[arg-type]
     assert json.loads((tmp_path / "run" / "card.json").read_text())["validation_accuracy"] == list(card.top1)
 
 
-def test_the_baseline_is_what_training_started_from(pictures, tmp_path, monkeypatch):
+def test_the_baseline_is_what_training_started_from(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file by its path and hash; a start from random weights names none, and the published ones stand in."""
     run_imagenet(monkeypatch, pictures, tmp_path / "first", [])
     begin = tmp_path / "first" / "model.safetensors"
@@ -216,7 +220,7 @@ def test_the_baseline_is_what_training_started_from(pictures, tmp_path, monkeypa
         choice.choose([("vgg16", trained)])
 
 
-def test_a_card_of_another_network_is_refused(pictures, tmp_path, monkeypatch):
+def test_a_card_of_another_network_is_refused(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_imagenet(monkeypatch, pictures, tmp_path / "run", [])
     path = str(tmp_path / "run" / "model.safetensors")
     for load in (
@@ -228,14 +232,16 @@ def test_a_card_of_another_network_is_refused(pictures, tmp_path, monkeypatch):
             load()
 
 
-def test_compare_takes_all_iterations_of_the_training(trained_small):
+def test_compare_takes_all_iterations_of_the_training(trained_small: tuple[Path, Tensor]) -> None:
     folder, expected = trained_small
     options = compare.Options(model=("small",), weights=(str(folder / "model.safetensors"),), layers=("IT",))
     (skeleton,), _ = compare.choose_networks(options).skeletons
     assert skeleton.iterations == len(expected) - 1
 
 
-def test_features_are_those_of_the_trainer_s_network(pictures, tmp_path, monkeypatch):
+def test_features_are_those_of_the_trainer_s_network(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the path of ``compare``: an image file, preprocessing, features at an iteration."""
     run_imagenet(monkeypatch, pictures, tmp_path / "run", [])
     network = load_network("vgg16", str(tmp_path / "run" / "model.safetensors"), device="cpu")
@@ -251,5 +257,5 @@ def test_features_are_those_of_the_trainer_s_network(pictures, tmp_path, monkeyp
     assert torch.equal(mine, shown), "square images are shown alike"
     assert isinstance(network, Network)
     at = LayerAt("classifier.3", 1)
-    expected = outputs(network.module, shown)[1]
+    expected = outputs(network.module, shown)[1]  # type: ignore[arg-type]
     assert np.array_equal(features(network, mine, [at])[at], expected.numpy())

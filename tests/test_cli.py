@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -31,14 +32,14 @@ class Settings:
     unseen: str = "no flag"
 
 
-def parser(**how: object) -> argparse.ArgumentParser:
+def parser(**how: Any) -> argparse.ArgumentParser:
     """A parser with the flags of Settings."""
     made = argparse.ArgumentParser(prog="test")
     cli.add_flags(made, Settings, **how)
     return made
 
 
-def given(*words: str) -> dict[str, object]:
+def given(*words: str) -> dict[str, Any]:
     """What of Settings the words give."""
     return cli.given(parser().parse_args(words), Settings)
 
@@ -60,7 +61,7 @@ def given(*words: str) -> dict[str, object]:
         ("--count 1 --kind a", {"count": 1, "kind": "a"}),
     ],
 )
-def test_what_was_given_makes_the_record(words, expected):
+def test_what_was_given_makes_the_record(words: str, expected: Any) -> None:
     found = given(*words.split())
     assert found == expected
     assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in expected.items()}
@@ -89,14 +90,14 @@ def test_what_was_given_makes_the_record(words, expected):
         ("--unseen x", "unrecognized arguments: --unseen x"),
     ],
 )
-def test_values_out_of_range_are_usage_errors(words, message, capsys):
+def test_values_out_of_range_are_usage_errors(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         given(*words.split())
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_whole_number_beyond_floating_point_is_compared_too():
+def test_a_whole_number_beyond_floating_point_is_compared_too() -> None:
     assert given("--count", str(10**400)) == {"count": 10**400}
 
 
@@ -105,7 +106,7 @@ def help_of(made: argparse.ArgumentParser) -> str:
     return " ".join(made.format_help().split())
 
 
-def test_the_help_states_defaults():
+def test_the_help_states_defaults() -> None:
     text = help_of(parser())
     for part in (
         "--count COUNT how many (default: 2)",
@@ -120,7 +121,7 @@ def test_the_help_states_defaults():
         assert part in text
 
 
-def test_only_some_flags_and_other_defaults():
+def test_only_some_flags_and_other_defaults() -> None:
     made = parser(only=["count", "kind"], defaults={"count": "that of the card", "kind": "b"})
     text = help_of(made)
     assert "how many (default: that of the card)" in text
@@ -129,7 +130,7 @@ def test_only_some_flags_and_other_defaults():
     assert cli.given(made.parse_args([]), Settings) == {}  # a default in words decides nothing
 
 
-def test_flags_of_records_can_be_refused(capsys):
+def test_flags_of_records_can_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
     made = parser()
     cli.refuse(made, made.parse_args(["--quick"]), [Settings], "is for the other", but=["quick"])
     with pytest.raises(SystemExit) as stopped:
@@ -139,12 +140,12 @@ def test_flags_of_records_can_be_refused(capsys):
 
 
 @pytest.mark.parametrize("name", ["cuont", "unseen"])
-def test_only_knows_its_record(name):
+def test_only_knows_its_record(name: str) -> None:
     with pytest.raises(ValueError, match=f"option '{name}' is not known in Settings"):
         parser(only=[name])
 
 
-def test_the_flags_of_feedback_follow_from_its_settings():
+def test_the_flags_of_feedback_follow_from_its_settings() -> None:
     made = argparse.ArgumentParser()
     cli.add_flags(made, FeedbackSettings)
     words = "--iterations 4 --step-size 0.1 --match-norm --no-match-layers --ada-relu printed --target features.4"
@@ -156,7 +157,7 @@ class OwnError(Exception):
     """An error that a command expects beside the usual ones."""
 
 
-def failing(error: BaseException) -> object:
+def failing(error: BaseException) -> Any:
     """Work that ends with ``error``."""
 
     def work() -> int:
@@ -166,7 +167,7 @@ def failing(error: BaseException) -> object:
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_the_exit_code_is_that_of_the_work(code):
+def test_the_exit_code_is_that_of_the_work(code: int) -> None:
     assert cli.run(lambda: code) == code
 
 
@@ -180,19 +181,21 @@ def test_the_exit_code_is_that_of_the_work(code):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished\n"),
     ],
 )
-def test_an_error_of_the_users_world_is_one_line(error, code, message, capsys):
+def test_an_error_of_the_users_world_is_one_line(
+    error: Any, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.run(failing(error), OwnError) == code
     assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.parametrize("error", [OwnError("not expected"), ZeroDivisionError(), SystemExit(2)])
-def test_other_errors_keep_their_traceback(error):
+def test_other_errors_keep_their_traceback(error: Any) -> None:
     with pytest.raises(type(error)):
         cli.run(failing(error))
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_each_command_has_its_help(command, capsys):
+def test_each_command_has_its_help(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
     assert stopped.value.code == 0
@@ -200,7 +203,7 @@ def test_each_command_has_its_help(command, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_a_command_gets_its_words_and_gives_its_exit_code(command, monkeypatch):
+def test_a_command_gets_its_words_and_gives_its_exit_code(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = importlib.import_module(f"cnnf_brain.{command}")
     module = importlib.import_module(f"cnnf_brain.{command}.__main__") if hasattr(folder, "__path__") else folder
     monkeypatch.setattr(module, "main", lambda words: 3 if words == ["--one", "two"] else 0)
@@ -210,7 +213,7 @@ def test_a_command_gets_its_words_and_gives_its_exit_code(command, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [[], ["pare"], ["--version"]])
-def test_another_command_is_a_usage_error(words, capsys):
+def test_another_command_is_a_usage_error(words: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(words)
     assert stopped.value.code == 2
@@ -218,7 +221,7 @@ def test_another_command_is_a_usage_error(words, capsys):
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_the_help_names_the_commands(flag, capsys):
+def test_the_help_names_the_commands(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([flag])
     assert stopped.value.code == 0

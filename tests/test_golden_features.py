@@ -135,7 +135,7 @@ def decoded() -> dict[str, list[float]]:
     return found
 
 
-def test_features_are_those_of_their_version():
+def test_features_are_those_of_their_version() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert golden["version"] == FEATURES_VERSION, "FEATURES_VERSION was raised: python tests/test_golden_features.py"
     now = made()
@@ -150,12 +150,12 @@ def test_features_are_those_of_their_version():
     )
 
 
-def test_every_kind_of_layer_is_in_it():
+def test_every_kind_of_layer_is_in_it() -> None:
     assert {type(module) for module in layers()} == set(FEEDBACK_LAYERS)
 
 
 @pytest.mark.parametrize("what", ["a layer", "the preprocessing", "the recurrence", "the decoding", "the grey path"])
-def test_a_change_is_noticed(monkeypatch, what):
+def test_a_change_is_noticed(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """The guard guards: a small change of the maths fails it."""
     if what == "a layer":
         monkeypatch.setattr(

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tiny
 import torch
@@ -32,18 +33,18 @@ PROBE = [4, 4, 1, 3]  # the passes that every network is tried with first
 AT = [LayerAt.parse(name) for name in ("relu1@0", "pool2@1", "pool2@2", "relu2@1:feedback", "fc@2")]
 
 
-def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: object) -> dict[LayerAt, Gram]:
+def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: Any) -> dict[LayerAt, Gram]:
     return layer_grams(network, stimuli, layers, progress=False, **options)
 
 
-def centred(product: np.ndarray) -> np.ndarray:
+def centred(product: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """K of the features centred on all images."""
     n = len(product)
     C = np.eye(n) - 1 / n
     return C @ product @ C
 
 
-def expected(network: Network, stimuli: Images, at: LayerAt) -> np.ndarray:
+def expected(network: Network, stimuli: Images, at: LayerAt) -> npt.NDArray[Any]:
     """X Xᵀ in float64, X of one pass with all images at once."""
     batch = torch.stack([network.preprocessing(stimuli.decode(i)) for i in range(len(stimuli))])
     with torch.inference_mode():
@@ -51,17 +52,17 @@ def expected(network: Network, stimuli: Images, at: LayerAt) -> np.ndarray:
     return centred(X @ X.T)
 
 
-def assert_same(found: np.ndarray, other: np.ndarray, tolerance: float = 1e-5) -> None:
+def assert_same(found: npt.NDArray[Any], other: npt.NDArray[Any], tolerance: float = 1e-5) -> None:
     assert np.abs(centred(found) - centred(other)).max() <= tolerance * np.abs(centred(other)).max()
 
 
 @pytest.fixture
-def passes(monkeypatch) -> list[int]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Images of every forward pass so far, in order."""
     seen: list[int] = []
     extract = activations.extract
 
-    def counted(model, batch, layers):
+    def counted(model: Any, batch: Any, layers: Any) -> Any:
         seen.append(len(batch))
         return extract(model, batch, layers)
 
@@ -72,7 +73,9 @@ def passes(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("batch_size", [1, 3, 12, 50])
 @pytest.mark.parametrize("block_bytes", [2**28, 12 * 4 * 100])
 @pytest.mark.parametrize("scratch_bytes", [2**30, 4 * 12 * 1200])
-def test_streamed_grams_equal_those_of_all_features(cache, monkeypatch, batch_size, block_bytes, scratch_bytes):
+def test_streamed_grams_equal_those_of_all_features(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, block_bytes: Any, scratch_bytes: Any
+) -> None:
     # One block of columns, or blocks of a hundred with a rest; all layers at once, or one or two at a time.
     monkeypatch.setattr(gram, "BLOCK_BYTES", block_bytes)
     network, stimuli = tiny.network(), tiny.images(12)
@@ -85,20 +88,20 @@ def test_streamed_grams_equal_those_of_all_features(cache, monkeypatch, batch_si
     assert list((cache / "scratch").iterdir()) == [], "scratch is removed"
 
 
-def test_a_block_may_be_a_single_column(cache, monkeypatch):
+def test_a_block_may_be_a_single_column(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "BLOCK_BYTES", 1)
     network, stimuli, at = tiny.network(), tiny.images(12), AT[-1]
     assert_same(compute(network, stimuli, [at])[at].values, expected(network, stimuli, at))
 
 
-def test_groups_are_of_few_iterations(cache):
+def test_groups_are_of_few_iterations(cache: Path) -> None:
     counts = {LayerAt(name, iteration): 10 for name in ("a", "b", "c") for iteration in (0, 1, 2)}
     groups = gram.grouped(counts, 100, 4 * 100 * 30)
     assert [{at.iteration for at in group} for group in groups] == [{0}, {1}, {2}]
     assert {at for group in groups for at in group} == set(counts)
 
 
-def test_groups_fill_the_scratch_space(cache):
+def test_groups_fill_the_scratch_space(cache: Path) -> None:
     counts = {LayerAt(name): count for name, count in (("a", 10), ("b", 20), ("c", 5), ("d", 30))}
     names = [[at.layer for at in group] for group in gram.grouped(counts, 100, 4 * 100 * 30)]
     assert names == [["a", "b"], ["c"], ["d"]]
@@ -106,13 +109,13 @@ def test_groups_fill_the_scratch_space(cache):
         gram.grouped(counts, 100, 4 * 100 * 30 - 1)
 
 
-def test_too_little_scratch_is_an_error_before_the_images_run(cache, passes):
+def test_too_little_scratch_is_an_error_before_the_images_run(cache: Path, passes: list[int]) -> None:
     with pytest.raises(OSError, match=r"relu1@0: its features over 12 images take"):
         compute(tiny.network(), tiny.images(12), scratch_bytes=4 * 1176 * 12 - 1)
     assert passes == PROBE, "the first images alone"
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
+def test_a_full_disk_says_so_and_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "ascontiguousarray", lambda rows: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"cannot write features to .*No space left on device; free space or point CNNF_BRAIN"):
         compute(tiny.network(), tiny.images(12))
@@ -120,7 +123,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(cache, monkeypatch):
     assert not (cache / "grams").exists() or list((cache / "grams").iterdir()) == []
 
 
-def test_features_that_are_not_finite_are_an_error(cache, monkeypatch):
+def test_features_that_are_not_finite_are_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first_is_fine = activations.probe(tiny.network(), tiny.images(12), [LayerAt("relu2", 2)])
     monkeypatch.setattr(activations, "probe", lambda *a: first_is_fine)
     network = tiny.network(iterations=2, match_norm=False)
@@ -133,7 +136,7 @@ def test_features_that_are_not_finite_are_an_error(cache, monkeypatch):
     assert list((cache / "scratch").iterdir()) == []
 
 
-def test_features_that_are_not_finite_are_found_with_the_first_image(cache, passes):
+def test_features_that_are_not_finite_are_found_with_the_first_image(cache: Path, passes: list[int]) -> None:
     network = tiny.network()
     with torch.no_grad():
         network.module.conv1.bias[0] = torch.nan
@@ -142,18 +145,18 @@ def test_features_that_are_not_finite_are_found_with_the_first_image(cache, pass
     assert passes == PROBE[:1]
 
 
-def test_an_image_that_the_network_cannot_take_is_an_error(cache):
+def test_an_image_that_the_network_cannot_take_is_an_error(cache: Path) -> None:
     with pytest.raises(ValueError, match=r"tiny cannot be run on images of shape \(3, 9, 9\).*another image size"):
         compute(tiny.network(size=9), tiny.images(12))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_holds_an_image(batch_size):
+def test_a_batch_holds_an_image(batch_size: int) -> None:
     with pytest.raises(ValueError, match="batch size"):
         compute(tiny.network(), tiny.images(12), batch_size=batch_size)
 
 
-def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
+def test_convolutions_on_a_gpu_are_not_rounded_to_tf32() -> None:
     before = torch.backends.cudnn.allow_tf32
     with activations.float32_convolutions(torch.device("cuda")):
         assert torch.backends.cudnn.enabled
@@ -166,7 +169,7 @@ def test_convolutions_on_a_gpu_are_not_rounded_to_tf32():
 # The cache
 
 
-def test_the_second_time_nothing_is_computed(cache, passes):
+def test_the_second_time_nothing_is_computed(cache: Path, passes: list[int]) -> None:
     first = compute(tiny.network(), tiny.images(12), batch_size=5)
     assert passes == [*PROBE, 5, 5, 2]
     again = compute(tiny.network(), tiny.images(12), batch_size=5)
@@ -176,7 +179,7 @@ def test_the_second_time_nothing_is_computed(cache, passes):
         assert (first[at].at, first[at].n_features) == (again[at].at, again[at].n_features)
 
 
-def test_only_what_is_missing_is_computed(cache, passes):
+def test_only_what_is_missing_is_computed(cache: Path, passes: list[int]) -> None:
     compute(tiny.network(), tiny.images(12), AT[:2])
     passes.clear()
     found = compute(tiny.network(), tiny.images(12), batch_size=6)
@@ -222,49 +225,49 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("change", OTHERS)
-def test_another_key(change):
+def test_another_key(change: str) -> None:
     assert OTHERS[change]() != key()
 
 
-def test_keys_are_all_different():
-    assert len({make() for make in OTHERS.values()} | {key()}) == len(OTHERS) + 1
+def test_keys_are_all_different() -> None:
+    assert len({make() for make in OTHERS.values()} | {key()}) == len(OTHERS) + 1  # type: ignore[no-untyped-call]
 
 
-def test_the_same_key():
+def test_the_same_key() -> None:
     assert key() == key(tiny.network())
     assert key() == key(tiny.network(iterations=4)), "how many iterations follow does not matter"
 
 
-def test_the_first_pass_is_shared_with_the_plain_cnn():
+def test_the_first_pass_is_shared_with_the_plain_cnn() -> None:
     cnn = key(tiny.network(iterations=0), "pool2@0")
     assert cnn == key(tiny.network(step=0.3, target="relu1"), "pool2@0")
     assert cnn != key(tiny.network(seed=1, iterations=0), "pool2@0")
 
 
-def test_another_version_of_the_software_has_another_key(monkeypatch):
+def test_another_version_of_the_software_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
     monkeypatch.setattr(torch, "__version__", "0.0")
     assert key() != before
 
 
-def test_the_versions_that_make_features_are_in_the_key(monkeypatch):
+def test_the_versions_that_make_features_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
     for module, name in (
         (gram, "FEATURES_VERSION"),
         (gram, "version"),  # torchvision's
-        (gram.PIL, "__version__"),
+        (gram.PIL, "__version__"),  # type: ignore[attr-defined]
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, (lambda package: "99") if name == "version" else 99)
             assert key() != before, name
 
 
-def test_the_batch_size_is_in_the_key():
+def test_the_batch_size_is_in_the_key() -> None:
     network = tiny.network()
     assert gram_key(network, "images", AT[0], 8) != gram_key(network, "images", AT[0], 4)
 
 
-def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
+def test_a_network_with_a_hook_is_not_cached(cache: Path, passes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     """What a hook does to the features cannot be known: taken from a cache they could be those of another hook."""
     for factor in (1.0, 3.0):
         network = tiny.network(iterations=0)
@@ -277,7 +280,9 @@ def test_a_network_with_a_hook_is_not_cached(cache, passes, capsys):
     assert not list((cache / "grams").glob("*"))
 
 
-def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(cache, monkeypatch):
+def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = [tiny.encoded(picture) for picture in tiny.pictures(24)]
     reads = []
 
@@ -290,7 +295,7 @@ def test_images_that_change_during_a_run_are_an_error_and_nothing_is_kept(cache,
     assert not list((cache / "grams").glob("*"))
 
 
-def test_an_image_with_another_byte_is_computed_anew(cache, passes):
+def test_an_image_with_another_byte_is_computed_anew(cache: Path, passes: list[int]) -> None:
     stimuli = tiny.images(12)
     compute(tiny.network(), stimuli, AT[:1])
     passes.clear()
@@ -301,7 +306,7 @@ def test_an_image_with_another_byte_is_computed_anew(cache, passes):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "pickle"])
-def test_a_damaged_cache_file_is_computed_again(cache, damage):
+def test_a_damaged_cache_file_is_computed_again(cache: Path, damage: str) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
     first = compute(network, stimuli, AT[:2])
     path = cache / "grams" / f"{gram_key(network, stimuli.digest(), AT[1], 8)}.npz"
@@ -310,7 +315,7 @@ def test_a_damaged_cache_file_is_computed_again(cache, damage):
     if damage == "pickle":
         np.savez(path, values=np.array([{"a": print}], dtype=object), n_features=3)
     else:
-        path.write_bytes({"cut": content[:-200], "flipped": bytes(content), "empty": b""}[damage])
+        path.write_bytes({"cut": content[:-200], "flipped": bytes(content), "empty": b""}[damage])  # type: ignore[arg-type]
     with pytest.warns(DamagedCacheWarning, match=r"is damaged .*computing pool2@1 again"):
         again = compute(network, stimuli, AT[:2])
     assert np.array_equal(again[AT[1]].values, first[AT[1]].values)
@@ -323,11 +328,11 @@ def test_a_damaged_cache_file_is_computed_again(cache, damage):
 # Interruptions
 
 
-def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
     """Let pass number ``after`` (the first ones try the network) end in ``error``."""
     extract, seen = activations.extract, []
 
-    def fails(model, batch, layers):
+    def fails(model: Any, batch: Any, layers: Any) -> Any:
         seen.append(1)
         if len(seen) > after:
             raise error("enough")
@@ -336,7 +341,9 @@ def interrupt(monkeypatch, after: int, error: type[BaseException] = KeyboardInte
     monkeypatch.setattr(activations, "extract", fails)
 
 
-def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, request):
+def test_an_interrupted_run_goes_on_from_the_rows_done(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
     with monkeypatch.context() as patch:
         interrupt(patch, after=len(PROBE) + 3)
@@ -351,7 +358,7 @@ def test_an_interrupted_run_goes_on_from_the_rows_done(cache, monkeypatch, reque
     assert list((cache / "scratch").iterdir()) == []
 
 
-def test_an_error_removes_the_scratch(cache, monkeypatch):
+def test_an_error_removes_the_scratch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(monkeypatch, after=len(PROBE) + 2, error=RuntimeError)
     with pytest.raises(RuntimeError, match="enough"):
         compute(tiny.network(), tiny.images(12), batch_size=2)
@@ -376,7 +383,9 @@ def spoil_longer(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [spoil_cut, spoil_zeros, spoil_longer, Path.unlink])
 @pytest.mark.parametrize("suffix", ["f32", "crc"])
-def test_rows_that_a_crash_damaged_are_computed_again(cache, monkeypatch, spoil, suffix):
+def test_rows_that_a_crash_damaged_are_computed_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, suffix: str
+) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
     monkeypatch.setattr(gram, "BLOCK_BYTES", 4 * 12 * 500)
     with monkeypatch.context() as patch:
@@ -389,7 +398,7 @@ def test_rows_that_a_crash_damaged_are_computed_again(cache, monkeypatch, spoil,
         assert_same(found[at].values, expected(network, stimuli, at))
 
 
-def test_old_scratch_is_removed_and_young_is_kept(cache):
+def test_old_scratch_is_removed_and_young_is_kept(cache: Path) -> None:
     for name, days in (("old", 8), ("young", 6)):
         folder = io.cache_folder("scratch", name)
         (folder / "0-0.f32").write_bytes(b"1234")
@@ -398,9 +407,9 @@ def test_old_scratch_is_removed_and_young_is_kept(cache):
     assert [path.name for path in (cache / "scratch").iterdir()] == ["young"]
 
 
-def test_what_interrupted_runs_left_counts_as_free(cache, monkeypatch):
+def test_what_interrupted_runs_left_counts_as_free(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (io.cache_folder("scratch", "mine") / "0-0.f32").write_bytes(bytes(4000))
-    monkeypatch.setattr(gram.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(gram.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))  # type: ignore[attr-defined]
     assert gram.grouped({LayerAt("a"): 100}, 10, 2**30) == [[LayerAt("a")]]
     with pytest.raises(OSError, match="scratch"):
         gram.grouped({LayerAt("a"): 113}, 10, 2**30)
@@ -451,7 +460,7 @@ def wait_for(stream: IO[str] | None, words: str) -> None:
     assert any(words in line for line in stream), f"the process ended before it said {words!r}"
 
 
-def test_a_killed_process_is_gone_on_from(cache, passes):
+def test_a_killed_process_is_gone_on_from(cache: Path, passes: list[int]) -> None:
     with child(cache) as process:
         say(process, 2)
         wait_for(process.stdout, "images 6")  # images 4 and 5 are on their way, 0 to 3 are written
@@ -463,7 +472,7 @@ def test_a_killed_process_is_gone_on_from(cache, passes):
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_compute_once(cache):
+def test_two_processes_at_once_compute_once(cache: Path) -> None:
     with child(cache) as first:
         wait_for(first.stdout, "images 2")  # it has the lock
         with child(cache) as second:
@@ -476,7 +485,7 @@ def test_two_processes_at_once_compute_once(cache):
     assert list((cache / "scratch").iterdir()) == []
 
 
-def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache, capsys):
+def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
     scratch = gram.Scratch({AT[0]: 6 * 14 * 14}, 12, [gram_key(network, stimuli.digest(), AT[0], 8)])
     held = threading.Event()
@@ -493,7 +502,9 @@ def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache, capsy
     assert_same(found[AT[0]].values, expected(network, stimuli, AT[0]))
 
 
-def test_batch_size_changes_k_by_less_than_one_in_a_hundred_thousand(tmp_path, monkeypatch):
+def test_batch_size_changes_k_by_less_than_one_in_a_hundred_thousand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for number, batch_size in enumerate((1, 7, 30)):
         monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / str(number)))

@@ -109,17 +109,17 @@ VALUES: dict[str, Callable[[float], Any]] = {
 
 
 @pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
-def test_attributes_count(make):
+def test_attributes_count(make: Any) -> None:
     first, same, other = (network_identity(Holder(make(v))) for v in (2.0, 2.0, 3.0))
     assert first == same
     assert first != other
 
 
-def test_an_attribute_of_a_cnnf_of_ones_own_counts():
+def test_an_attribute_of_a_cnnf_of_ones_own_counts() -> None:
     assert network_identity(scaled(1.0)) == network_identity(scaled(1.0)) != network_identity(scaled(2.0))
 
 
-def test_settings_of_the_feedback_do_not_count():
+def test_settings_of_the_feedback_do_not_count() -> None:
     model = small_net()
     before = network_identity(model)
     model.iterations, model.step = 0, 0.5
@@ -127,7 +127,7 @@ def test_settings_of_the_feedback_do_not_count():
 
 
 @pytest.mark.parametrize("change", ["global", "class attribute", "class method"])
-def test_what_forward_reads_counts(monkeypatch, change):
+def test_what_forward_reads_counts(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     kind = ByGlobal if change == "global" else ByAttribute
     before = network_identity(kind())
     if change == "global":
@@ -149,18 +149,18 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("value", UNKNOWN.values(), ids=UNKNOWN)
-def test_what_cannot_be_known_has_no_identity(value):
+def test_what_cannot_be_known_has_no_identity(value: Any) -> None:
     with pytest.raises(Unidentifiable):
         network_identity(Holder(value))
 
 
-def test_a_module_within_itself_has_an_identity():
+def test_a_module_within_itself_has_an_identity() -> None:
     holder = Holder({})
     holder.value["me"] = [holder, holder.forward]
     assert network_identity(holder) == network_identity(holder)
 
 
-def test_a_hook_for_all_modules_has_no_identity():
+def test_a_hook_for_all_modules_has_no_identity() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda module, given, made: made)
     try:
         assert load_network("small").identity is None
@@ -168,7 +168,7 @@ def test_a_hook_for_all_modules_has_no_identity():
         handle.remove()
 
 
-def test_a_loaded_network_that_is_changed_has_another_identity():
+def test_a_loaded_network_that_is_changed_has_another_identity() -> None:
     network = load_network("small")
     before = network.identity
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_a_loaded_network_that_is_changed_has_another_identity():
 
 
 @pytest.mark.brainscore
-def test_brain_scores_cache_is_not_shared_by_what_cannot_be_identified(homes):
+def test_brain_scores_cache_is_not_shared_by_what_cannot_be_identified(homes: Path) -> None:
     from cnnf_brain.brainscore.wrapper import wrapper_identifier
 
     networks = []
@@ -202,7 +202,9 @@ def imported_from(path: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("way", ["module in memory", "file:function"])
-def test_the_code_that_a_file_imports_from_beside_itself_counts(tmp_path, monkeypatch, way):
+def test_the_code_that_a_file_imports_from_beside_itself_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "net.py").write_text(
         "import beside_the_net\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ CONTENT = b"recordings " * 1000
 HASH = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
-def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "mine"))
     assert io.cache_folder("a", "b") == tmp_path / "mine" / "a" / "b"
     assert (tmp_path / "mine" / "a" / "b").is_dir()
@@ -38,7 +39,7 @@ def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
 # Whole files
 
 
-def test_a_whole_file_appears_with_the_usual_rights(tmp_path):
+def test_a_whole_file_appears_with_the_usual_rights(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.txt"
     io.write_whole(path, lambda file: file.write(b"first"))
     io.write_whole(path, lambda file: file.write(b"second"))
@@ -49,7 +50,7 @@ def test_a_whole_file_appears_with_the_usual_rights(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-def test_the_temporary_name_has_the_suffix(tmp_path):
+def test_the_temporary_name_has_the_suffix(tmp_path: Path) -> None:
     with io.atomic_path(tmp_path / "a.svg") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".svg"
@@ -59,11 +60,11 @@ def test_the_temporary_name_has_the_suffix(tmp_path):
 @pytest.mark.parametrize(
     "error", [ValueError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
 )
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: Any) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"old")
 
-    def fails(file):
+    def fails(file: Any) -> None:
         file.write(b"half of it")
         raise error
 
@@ -81,25 +82,25 @@ def not_a_folder(tmp_path: Path) -> Path:
     return tmp_path / "file" / "inside"
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot write .*choose another folder"):
         io.check_writable(not_a_folder(tmp_path))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_an_error(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot write"):
         io.check_writable(tmp_path / "out")
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
     io.check_writable(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_without_room_is_noticed(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = open
     monkeypatch.setattr("builtins.open", lambda name, mode="r": real("/dev/full" if mode == "wb" else name, mode))
     with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
@@ -110,7 +111,7 @@ def test_a_disk_without_room_is_noticed(tmp_path, monkeypatch):
 # Hashes
 
 
-def test_hashes(tmp_path):
+def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
     assert io.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -118,7 +119,7 @@ def test_hashes(tmp_path):
     assert len({io.short_hash(one) for one in ({"a": 1}, {"a": 2}, ["a", 1])}) == 3
 
 
-def test_array_hashes_see_shape_type_and_values():
+def test_array_hashes_see_shape_type_and_values() -> None:
     a = np.arange(6.0).reshape(2, 3)
     others = [a.reshape(3, 2), a.astype(np.float32), a + 1e-15, a.view(np.int64)]
     assert io.array_hash(a) == io.array_hash(np.asfortranarray(a))
@@ -140,14 +141,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bytes) -> None:
         if self.path.startswith("/hangs"):
-            self.server.stop.wait(20)
+            self.server.stop.wait(20)  # type: ignore[attr-defined]
         self.send_response(404 if self.path == "/missing" else 200)
         if self.path != "/unsized":
             self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *words: object) -> None:
+    def log_message(self, *words: Any) -> None:
         pass
 
 
@@ -155,13 +156,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     """The address of a local server."""
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http_server.stop = threading.Event()
+    http_server.stop = threading.Event()  # type: ignore[attr-defined]
     http_server.daemon_threads = True
-    http_server.handle_error = lambda *about: None  # who asked has gone
+    http_server.handle_error = lambda *about: None  # type: ignore[method-assign]  # who asked has gone
     thread = threading.Thread(target=http_server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{http_server.server_port}"
-    http_server.stop.set()
+    http_server.stop.set()  # type: ignore[attr-defined]
     http_server.shutdown()
     thread.join()
     http_server.server_close()
@@ -173,7 +174,7 @@ def closed() -> str:
     return "http://127.0.0.1:9"
 
 
-def test_a_download_is_fetched_once_with_its_size(server, tmp_path, capsys):
+def test_a_download_is_fetched_once_with_its_size(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = io.download(f"{server}/whole", HASH, tmp_path, "a.nc")
     assert path == tmp_path / "a.nc"
     assert path.read_bytes() == CONTENT
@@ -183,13 +184,13 @@ def test_a_download_is_fetched_once_with_its_size(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["altered", "truncated", "missing"])
-def test_a_bad_download_never_stands_under_its_name(server, tmp_path, name):
+def test_a_bad_download_never_stands_under_its_name(server: str, tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError, match=rf"{server}/{name}.*at {tmp_path}/a.nc"):
         io.download(f"{server}/{name}", HASH, tmp_path, "a.nc")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server, tmp_path):
+def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server: str, tmp_path: Path) -> None:
     def refuse(path: Path) -> None:
         assert path.read_bytes() == CONTENT
         raise ValueError("not what it should be")
@@ -199,7 +200,7 @@ def test_a_download_of_unknown_hash_is_checked_before_it_gets_its_name(server, t
     assert os.listdir(tmp_path) == []
 
 
-def test_tables_are_written_in_full_and_empty_where_there_is_no_number(tmp_path):
+def test_tables_are_written_in_full_and_empty_where_there_is_no_number(tmp_path: Path) -> None:
     rows = [{"name": "a, b", "x": 0.1 + 0.2, "n": 3, "holds": True}, {"name": "", "x": np.nan, "n": 4, "holds": False}]
     for table in (rows, pd.DataFrame(rows)):
         io.write_csv(tmp_path / "table.csv", table)
@@ -209,24 +210,24 @@ def test_tables_are_written_in_full_and_empty_where_there_is_no_number(tmp_path)
     assert (tmp_path / "table.csv").read_text() == "x,y\n,inf\n"
 
 
-def test_datasets_are_read_as_they_were_written(tmp_path):
+def test_datasets_are_read_as_they_were_written(tmp_path: Path) -> None:
     data = xr.Dataset({"x": ("row", [1.5, np.nan]), "name": ("row", ["a", "b"]), "n": ("row", [1, 2])}, attrs={"side": 7})
     io.write_netcdf(tmp_path / "data.nc", data)
     xr.testing.assert_identical(io.read_netcdf(tmp_path / "data.nc"), data)
     assert [path.name for path in tmp_path.iterdir()] == ["data.nc"]
 
 
-def test_a_damaged_file_under_the_name_is_fetched_again(server, tmp_path):
+def test_a_damaged_file_under_the_name_is_fetched_again(server: str, tmp_path: Path) -> None:
     (tmp_path / "a.nc").write_bytes(CONTENT[:100])
     assert io.download(f"{server}/whole", HASH, tmp_path, "a.nc").read_bytes() == CONTENT
 
 
-def test_offline_a_download_says_where_the_file_may_be_placed(closed, tmp_path):
+def test_offline_a_download_says_where_the_file_may_be_placed(closed: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=rf"cannot download {closed}/x: .*place the file at {tmp_path}/a.nc"):
         io.download(f"{closed}/x", HASH, tmp_path, "a.nc")
 
 
-def test_sizes(server, closed):
+def test_sizes(server: str, closed: str) -> None:
     assert io.download_size(f"{server}/whole") == len(CONTENT)
     assert io.download_size(f"{server}/unsized") is None
     with pytest.raises(OSError, match=r"/missing answers 404"):
@@ -237,7 +238,7 @@ def test_sizes(server, closed):
     assert len(failures) == 2
 
 
-def test_a_host_that_hangs_takes_no_longer_than_the_patience(server):
+def test_a_host_that_hangs_takes_no_longer_than_the_patience(server: str) -> None:
     start = time.monotonic()
     sizes, failures = io.ask_sizes([f"{server}/hangs", f"{server}/hangs?2", f"{server}/hangs?3"], patience=0.5)
     assert time.monotonic() - start < 2

@@ -43,7 +43,7 @@ def data_files() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources (a build in place would mix in what earlier builds left behind)."""
     source = tmp_path_factory.mktemp("source") / "cnnf brain"
     shutil.copytree(ROOT / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,7 +55,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Path:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel installed into it, and nothing else."""
     folder = tmp_path_factory.mktemp("installed")
     python(
@@ -65,14 +65,14 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def metadata(wheel) -> Message:
+def metadata(wheel: Path) -> Message:
     """The wheel's METADATA."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(archive.read(name))
 
 
-def test_the_wheel_holds_the_package_and_its_data(wheel):
+def test_the_wheel_holds_the_package_and_its_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     inside = {name for name in names if name.startswith(f"{PACKAGE}/")}
@@ -84,13 +84,13 @@ def test_the_wheel_holds_the_package_and_its_data(wheel):
     assert wheel.stat().st_size < 10e6
 
 
-def test_the_metadata(metadata):
+def test_the_metadata(metadata: Message) -> None:
     assert metadata["Name"] == "cnnf-brain"
     assert metadata["License-Expression"] == "MIT"
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train", "visualize"}
+    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train", "visualize"}  # type: ignore[arg-type]
     required = metadata.get_all("Requires-Dist")
     optional = [line for line in required if "brainscore" in line.split(";")[0] or "boto3" in line]
     assert optional
@@ -98,7 +98,7 @@ def test_the_metadata(metadata):
 
 
 @pytest.mark.slow
-def test_the_console_script(installed, tmp_path):
+def test_the_console_script(installed: Path, tmp_path: Path) -> None:
     (script,) = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).entry_points
     assert (script.group, script.name) == ("console_scripts", "cnnf-brain")
     code = f"import sys; from {script.module} import {script.attr} as main; sys.exit(main(['--help']))"
@@ -115,7 +115,7 @@ def third_party_imports() -> set[str]:
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {PACKAGE}
 
 
-def test_every_import_is_a_named_dependency(metadata):
+def test_every_import_is_a_named_dependency(metadata: Message) -> None:
     required = {
         re.split(r"[^\w.-]", line)[0].lower() for line in metadata.get_all("Requires-Dist") if "extra ==" not in line
     }
@@ -147,7 +147,9 @@ print(json.dumps({{
 """
 
 
-def test_the_installed_package_works_without_the_source_tree_and_the_extra(installed, metadata, tmp_path):
+def test_the_installed_package_works_without_the_source_tree_and_the_extra(
+    installed: Path, metadata: Message, tmp_path: Path
+) -> None:
     # -P and another working directory keep the source tree out; PYTHONPATH comes before an editable install.
     report = json.loads(python("-P", "-W", "error", "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(installed)))
     assert Path(report["file"]) == installed / PACKAGE / "__init__.py"
@@ -159,7 +161,7 @@ def test_the_installed_package_works_without_the_source_tree_and_the_extra(insta
 
 
 @pytest.mark.slow
-def test_the_extra_is_not_loaded_by_importing_the_package(tmp_path):
+def test_the_extra_is_not_loaded_by_importing_the_package(tmp_path: Path) -> None:
     code = f"import sys, {PACKAGE}, {PACKAGE}.trainer; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = set(python("-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).split())
     assert {"torch", PACKAGE} <= loaded

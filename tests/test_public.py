@@ -33,7 +33,7 @@ PUBLIC = [
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def test_the_public_names():
+def test_the_public_names() -> None:
     assert cnnf_brain.__all__ == PUBLIC
     assert sorted(PUBLIC) == sorted(set(PUBLIC))
 
@@ -52,18 +52,18 @@ def undocumented(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_each_has_an_example(name):
+def test_each_has_an_example(name: str) -> None:
     thing = getattr(cnnf_brain, name)
     assert any(found.examples for found in doctest.DocTestFinder().find(thing, name)), f"{name} has no example"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_each_is_documented(name):
+def test_each_is_documented(name: str) -> None:
     assert undocumented(name) == []
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_the_examples_run(name, tmp_path, monkeypatch):
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the methods too; ``cb`` is the package, and the working directory an empty folder."""
     monkeypatch.chdir(tmp_path)
     thing = getattr(cnnf_brain, name)
@@ -74,7 +74,7 @@ def test_the_examples_run(name, tmp_path, monkeypatch):
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
 
 
-def test_an_example_that_fails_is_found(tmp_path, monkeypatch):
+def test_an_example_that_fails_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong() -> None:
         """No sum.
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +17,13 @@ from cnnf_brain.io import write_json
 from cnnf_brain.results import check_place, claim, grown, locked, occupied, opened, results, write_record
 
 
-def fill(folder, number: int, configuration=None) -> None:
+def fill(folder: Any, number: int, configuration: Any = None) -> None:
     with results(folder, "compare", {"seed": 0} if configuration is None else configuration) as staging:
         write_json(staging / "run.json", {"number": number})
         (staging / f"only{number}.txt").write_text("x")
 
 
-def test_a_folder_changes_as_a_whole(tmp_path):
+def test_a_folder_changes_as_a_whole(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "results"
     fill(folder, 1)
     (folder / "notes.txt").write_text("mine")
@@ -30,7 +32,7 @@ def test_a_folder_changes_as_a_whole(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["results"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     with pytest.raises(RuntimeError), results(tmp_path / "new" / "results", "compare", {}):
         raise RuntimeError
@@ -41,13 +43,13 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["only1.txt", "run.json"]
 
 
-def fail_halfway(folder) -> None:
+def fail_halfway(folder: Any) -> None:
     with results(folder, "compare", {"seed": 0}) as staging:
         (staging / "half").write_text("x")
         raise OSError("the disk is full")
 
 
-def test_another_question_or_command_is_refused(tmp_path):
+def test_another_question_or_command_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     fill(folder, 1)
     with pytest.raises(ValueError, match=r"another question \(seed: 0 there, 1 now\); choose another output folder"):
@@ -63,7 +65,7 @@ def test_another_question_or_command_is_refused(tmp_path):
     claim(tmp_path / "absent", "compare", {})
 
 
-def test_two_runs_do_not_write_to_one_folder(tmp_path):
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     held, go = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -85,7 +87,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("taken", [opened, occupied])
-def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_path, taken):
+def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_path: Path, taken: Any) -> None:
     folder = tmp_path / "deep" / "run"
     with pytest.raises(RuntimeError), taken(folder):
         raise RuntimeError
@@ -98,7 +100,7 @@ def test_a_folder_that_a_run_writes_into_stays_where_something_was_written(tmp_p
     assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
 
 
-def test_two_runs_do_not_occupy_one_folder(tmp_path):
+def test_two_runs_do_not_occupy_one_folder(tmp_path: Path) -> None:
     with occupied(tmp_path / "run"):
         for _ in range(2):
             with pytest.raises(OSError, match="another run is writing to"), occupied(tmp_path / "run"):
@@ -109,7 +111,7 @@ def test_two_runs_do_not_occupy_one_folder(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.jsonl"]
 
 
-def test_a_folder_that_grows_belongs_to_its_question_from_the_first_step(tmp_path):
+def test_a_folder_that_grows_belongs_to_its_question_from_the_first_step(tmp_path: Path) -> None:
     folder, question = tmp_path / "grid", {"seed": 0}
     with grown(folder, "robustness", question):
         (folder / "cell.json").write_text("{}")
@@ -125,7 +127,7 @@ def test_a_folder_that_grows_belongs_to_its_question_from_the_first_step(tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == ["cell.json", "run.json"]
 
 
-def test_a_link_stands_for_its_folder(tmp_path):
+def test_a_link_stands_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "disk" / "big").mkdir(parents=True)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "disk" / "big")
@@ -174,7 +176,7 @@ with results.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
         pytest.param("before the notes", "only2.txt", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path, where, kept):
+def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path: Path, where: str, kept: str | None) -> None:
     """kill -9 inside the block, between the two renames, and before the user's notes moved over."""
     folder = tmp_path / "results"
     fill(folder, 1)

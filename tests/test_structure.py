@@ -109,13 +109,13 @@ def offences(code: str, path: tuple[str, ...]) -> list[str]:
     return found
 
 
-def test_the_map_says_the_same():
+def test_the_map_says_the_same() -> None:
     paragraph = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("Who may import whom")[1].split("\n\n")[0]
     told = [frozenset(name.strip("/") for name in re.findall(r"`([^`]+)`", names)) for names in paragraph.split("→")]
     assert tuple(reversed(told)) == LEVELS
 
 
-def test_every_module_stands_in_the_map():
+def test_every_module_stands_in_the_map() -> None:
     placed = PLACED | {""}
     modules = [path.relative_to(ROOT).with_suffix("").parts for path in sources()]
     unplaced = sorted(
@@ -124,7 +124,7 @@ def test_every_module_stands_in_the_map():
     assert not unplaced, f"not in LEVELS here nor in the map of CONTRIBUTING.md: {unplaced}"
 
 
-def test_imports_go_downwards_only():
+def test_imports_go_downwards_only() -> None:
     found = [
         offence
         for path in sources()
@@ -149,7 +149,7 @@ def test_imports_go_downwards_only():
         ("cnnf_brain/compare/words", "from cnnf_brain.report import page, readers", "upwards"),
     ],
 )
-def test_a_forbidden_import_is_found(path, code, reason):
+def test_a_forbidden_import_is_found(path: str, code: str, reason: str) -> None:
     (offence,) = offences(code, tuple(path.split("/")))
     assert reason in offence
     assert path in offence
@@ -167,17 +167,17 @@ def test_a_forbidden_import_is_found(path, code, reason):
         ("training/mnist", "import cnnf_brain\nfrom cnnf_brain.trainer import loop"),
     ],
 )
-def test_an_allowed_import_passes(path, code):
+def test_an_allowed_import_passes(path: str, code: str) -> None:
     assert offences(code, tuple(path.split("/"))) == []
 
 
-def test_hooks_are_known_to_one_module():
+def test_hooks_are_known_to_one_module() -> None:
     hook = re.compile(r"\bregister_\w*hook\b")
     users = [path.relative_to(ROOT).as_posix() for path in sources() if hook.search(path.read_text(encoding="utf-8"))]
     assert set(users) <= {f"{PACKAGE}/activations.py"}
 
 
-def test_files_fit_the_eye():
+def test_files_fit_the_eye() -> None:
     long = {
         path.relative_to(ROOT).as_posix(): lines
         for path in (ROOT / PACKAGE).rglob("*.py")
@@ -218,7 +218,7 @@ def branches(node: ast.AST) -> int:
         ("def f(x):\n def g(y): return y or y\n return lambda z: z or z", 2),
     ],
 )
-def test_complexity_by_hand(code, expected):
+def test_complexity_by_hand(code: str, expected: int) -> None:
     (function,) = ast.parse(code).body
     assert complexity(function) == expected
 
@@ -232,7 +232,7 @@ def library() -> dict[str, str]:
     }
 
 
-def test_no_function_is_too_complex():
+def test_no_function_is_too_complex() -> None:
     found = {
         f"{name}:{node.lineno} {node.name}": complexity(node)
         for name, code in library().items()
@@ -242,12 +242,12 @@ def test_no_function_is_too_complex():
     assert {where: number for where, number in found.items() if number > MAX_COMPLEXITY} == {}
 
 
-def test_the_house_stays_small():
+def test_the_house_stays_small() -> None:
     assert len(library()) <= MAX_MODULES
     assert sum(len(code.splitlines()) for code in library().values()) <= MAX_CODE
 
 
-def test_the_formatter_is_never_switched_off(tracked):
+def test_the_formatter_is_never_switched_off(tracked: dict[str, bytes]) -> None:
     assert not found_in({name: text for name, text in tracked.items() if name.endswith(".py")}, r"fmt: " + r"(skip|off)")
 
 
@@ -256,12 +256,12 @@ def is_command(name: str) -> bool:
     return name.endswith("/__main__.py") or name in COMMANDS or name.startswith("training/")
 
 
-def test_only_commands_read_command_lines():
+def test_only_commands_read_command_lines() -> None:
     readers = [name for name, code in library().items() if "argparse" in {i[0] for _, i in imports(ast.parse(code), ())}]
     assert [name for name in readers if not is_command(name)] == []
 
 
-def test_errors_of_the_library_speak_of_arguments():
+def test_errors_of_the_library_speak_of_arguments() -> None:
     flag = re.compile(r"(?<![\w-])--[a-z]")
     found = [
         f"{name}:{text.lineno} {text.value}"
@@ -289,7 +289,7 @@ def undocumented(code: str) -> list[str]:
     ]
 
 
-def test_public_names_have_docstrings():
+def test_public_names_have_docstrings() -> None:
     assert undocumented('def f():\n    pass\nclass A:\n    "b"\ndef _g():\n    pass') == ["f (line 1)"]
     missing = [
         f"{path.relative_to(ROOT)}: {name}"
@@ -317,11 +317,11 @@ def found_in(files: dict[str, bytes], pattern: str) -> list[str]:
     return [f"{name}: {match[0].decode()}" for name, text in files.items() if (match := search(text))]
 
 
-def test_no_absolute_path_of_one_machine_is_tracked(tracked):
+def test_no_absolute_path_of_one_machine_is_tracked(tracked: dict[str, bytes]) -> None:
     assert found_in({"a": b"see /" + b"work/main"}, r"/(work|root|home)/[a-z.]") == ["a: /" + "work/m"]
     assert not found_in(tracked, r"/(work|root|home)/[a-z.]")
 
 
-def test_no_registry_host_is_tracked(tracked):
+def test_no_registry_host_is_tracked(tracked: dict[str, bytes]) -> None:
     hosts = [r"pypi" + r"\.org", r"python" + r"hosted", r"deb\.de" + r"bian", r"download\.py" + r"torch"]
     assert not found_in(tracked, "|".join(hosts))

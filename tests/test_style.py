@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 import pytest
 from matplotlib.colors import to_rgb
 
@@ -24,7 +26,7 @@ THEMES = {
 }
 
 
-def linear(colour: str) -> np.ndarray:
+def linear(colour: str) -> npt.NDArray[Any]:
     c = np.array(to_rgb(colour))
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
@@ -39,7 +41,7 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def lab(rgb: np.ndarray) -> np.ndarray:
+def lab(rgb: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """CIE L*a*b* (D65) of linear RGB."""
     xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
     t = xyz @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
@@ -49,7 +51,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_colours_differ_for_all_eyes(theme, kind):
+def test_colours_differ_for_all_eyes(theme: str, kind: str) -> None:
     cnn, iterations, *_ = THEMES[theme]
     seen = {c: lab(np.array(BLINDNESS[kind]) @ linear(c)) for c in (cnn, *iterations)}
     # 2.3 is a just noticeable difference (CIE76); neighbours in the order lie well above it
@@ -58,7 +60,7 @@ def test_colours_differ_for_all_eyes(theme, kind):
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_iterations_are_ordered_by_lightness_away_from_the_background(theme):
+def test_iterations_are_ordered_by_lightness_away_from_the_background(theme: str) -> None:
     _, iterations, paper, *_ = THEMES[theme]
     ratios = [contrast(c, paper) for c in iterations]
     assert ratios == sorted(ratios)
@@ -66,14 +68,14 @@ def test_iterations_are_ordered_by_lightness_away_from_the_background(theme):
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_text_can_be_read(theme):
+def test_text_can_be_read(theme: str) -> None:
     cnn, _, paper, ink, warning = THEMES[theme]
     assert contrast(ink, paper) > 7
     assert contrast(warning, paper) > 4.5
     assert contrast(cnn, paper) > 3
 
 
-def test_series():
+def test_series() -> None:
     assert style.series(None).label == "CNN"
     assert style.series(2).label == "CNN-F, iteration 2"
     assert style.colour(40) == style.ITERATIONS[-1]
@@ -84,7 +86,7 @@ def test_series():
         style.series(-1)
 
 
-def drawn(folder) -> dict[str, bytes]:
+def drawn(folder: Any) -> dict[str, bytes]:
     with style.styled():
         figure = style.new_figure(2, 2)
         figure.subplots().plot([0, 1], [0.5, 0.25], **style.line(1))
@@ -92,7 +94,7 @@ def drawn(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_figures_do_not_depend_on_the_users_settings(tmp_path_factory):
+def test_figures_do_not_depend_on_the_users_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
     first = drawn(tmp_path_factory.mktemp("first"))
     with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 20, "svg.fonttype": "path"}):
         second = drawn(tmp_path_factory.mktemp("second"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -27,10 +29,10 @@ CNN_REGIONS = ["V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, list[str]]]:
     """Exit code, output and the lines on stderr."""
 
-    def run(*argv: object) -> tuple[int, str, list[str]]:
+    def run(*argv: Any) -> tuple[int, str, list[str]]:
         code = submit.main([str(one) for one in argv])
         out, err = capsys.readouterr()
         return code, out, err.strip().splitlines()
@@ -38,7 +40,7 @@ def run(capsys):
     return run
 
 
-def test_a_zip_and_a_folder_for_each_identifier(run, tmp_path):
+def test_a_zip_and_a_folder_for_each_identifier(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     tmp_path = tmp_path / "out"
     stored = ["--stored", "user_12/small.safetensors", "v-1"]
     code, out, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL, *stored)
@@ -60,7 +62,7 @@ def test_a_zip_and_a_folder_for_each_identifier(run, tmp_path):
     assert "draft" not in out
 
 
-def test_a_control_of_its_own_weights(run, tmp_path):
+def test_a_control_of_its_own_weights(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     tmp_path = tmp_path / "out"
     code, _, _ = run(
         *("--weights", shipped_weights(True), "--control", shipped_weights(False), "--output", tmp_path, *SMALL),
@@ -75,7 +77,7 @@ def test_a_control_of_its_own_weights(run, tmp_path):
     assert cnnf.parent.name.split("_")[2] != cnn.parent.name.split("_")[2]
 
 
-def test_no_iterations_write_the_cnn_alone(run, tmp_path):
+def test_no_iterations_write_the_cnn_alone(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     tmp_path = tmp_path / "out"
     regions = ["--regions", "V1=conv1", "V2=pool2", "V4=pool2", "IT=relu3"]
     code, out, _ = run(
@@ -88,7 +90,7 @@ def test_no_iterations_write_the_cnn_alone(run, tmp_path):
     assert "a draft: it names no place to load its weights from" in out
 
 
-def test_weights_of_a_cnn_are_a_cnn(run, tmp_path):
+def test_weights_of_a_cnn_are_a_cnn(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     """Their card says that they run no feedback: no CNN-F is made of them unless it is asked for."""
     state = safetensors.torch.load_file(shipped_weights(False))
     weights = tmp_path / "cnn.safetensors"
@@ -103,7 +105,7 @@ def test_weights_of_a_cnn_are_a_cnn(run, tmp_path):
     assert "run no feedback, so they are the CNN themselves" in err[0]
 
 
-def test_settings_of_the_feedback_are_told(run, tmp_path):
+def test_settings_of_the_feedback_are_told(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     state = safetensors.torch.load_file(shipped_weights(True))
     bare = tmp_path / "bare.safetensors"
     safetensors.torch.save_file(state, bare)
@@ -130,7 +132,9 @@ def test_settings_of_the_feedback_are_told(run, tmp_path):
         (["--bibtex", "none.bib"], "No such file or directory: 'none.bib'"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(run, tmp_path, flags, said):
+def test_what_is_wrong_is_said_in_a_line(
+    run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path, flags: list[str], said: str
+) -> None:
     code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path / "out", *SMALL, *flags)
     assert code == 1
     assert len(err) == 1
@@ -139,7 +143,7 @@ def test_what_is_wrong_is_said_in_a_line(run, tmp_path, flags, said):
     assert list(tmp_path.iterdir()) == []  # no empty folder either
 
 
-def test_what_another_command_wrote_is_left_alone(run, tmp_path):
+def test_what_another_command_wrote_is_left_alone(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"kind": "compare", "configuration": {}}')
     code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *SMALL)
     assert code == 1
@@ -147,7 +151,7 @@ def test_what_another_command_wrote_is_left_alone(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_code_of_ones_own_goes_into_the_plugin(run, tmp_path):
+def test_code_of_ones_own_goes_into_the_plugin(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(tiny.FILE)
     regions = ["--regions", "V1=first", "V2=first", "V4=act", "IT=second"]
     code, out, _ = run("--model", f"{tmp_path / 'nets.py'}:net", "--output", tmp_path / "out", "--neural-only", *regions)
@@ -161,7 +165,7 @@ def test_code_of_ones_own_goes_into_the_plugin(run, tmp_path):
     assert f"from brainscore_vision.models.{archive.stem}.cnnf_brain.images import Preprocessing" in text
 
 
-def test_behaviour_needs_imagenets_classes(run, tmp_path):
+def test_behaviour_needs_imagenets_classes(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     flags = [flag for flag in SMALL if flag != "--neural-only"]
     code, _, err = run("--weights", shipped_weights(True), "--output", tmp_path, *flags)
     assert code == 1
@@ -169,7 +173,9 @@ def test_behaviour_needs_imagenets_classes(run, tmp_path):
     assert "or neural_only for a plugin" in err[0]
 
 
-def test_regions_without_a_layer_are_left_out_and_told(run, tmp_path):
+def test_regions_without_a_layer_are_left_out_and_told(
+    run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path
+) -> None:
     (tmp_path / "nets.py").write_text(tiny.FILE)
     code, out, err = run("--weights", shipped_weights(False), "--output", tmp_path / "out", *SMALL[:3], "--iterations", 0)
     assert (code, err) == (0, [])
@@ -205,14 +211,14 @@ def test_regions_without_a_layer_are_left_out_and_told(run, tmp_path):
         (["--weights", "a.pt", "--output", "b", "--time-bins", "70"], "'70': expected START-END in ms"),
     ],
 )
-def test_usage(capsys, argv, said):
+def test_usage(capsys: pytest.CaptureFixture[str], argv: Any, said: str) -> None:
     with pytest.raises(SystemExit) as ended:
         submit.main(argv)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_zip_that_is_not_ready(run, tmp_path):
+def test_a_zip_that_is_not_ready(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     """Rules are checked one by one; what cannot be run is said."""
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -227,7 +233,7 @@ def test_a_zip_that_is_not_ready(run, tmp_path):
     assert err[0].startswith(f"error: {path} is not ready to be submitted: ")
 
 
-def test_what_is_no_zip(run, tmp_path):
+def test_what_is_no_zip(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"nothing")
     code, _, err = run("--check", tmp_path / "a.zip")
     assert code == 1
@@ -236,7 +242,9 @@ def test_what_is_no_zip(run, tmp_path):
     assert (code, err) == (1, [f"error: {tmp_path / 'b.zip'}: no such file"])
 
 
-def test_without_brainscore_vision(run, monkeypatch, tmp_path):
+def test_without_brainscore_vision(
+    run: Callable[..., tuple[int, str, list[str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import sys
 
     for name in [name for name in sys.modules if name.startswith("cnnf_brain.brainscore")]:
@@ -256,7 +264,9 @@ def test_without_brainscore_vision(run, monkeypatch, tmp_path):
         (["a rule"], ["the address"], True, 1, "error: a.zip is not ready to be submitted: a rule"),
     ],
 )
-def test_the_last_word_and_the_exit_code(capsys, failed, not_run, draft, code, said):
+def test_the_last_word_and_the_exit_code(
+    capsys: pytest.CaptureFixture[str], failed: Any, not_run: Any, draft: bool, code: int, said: str
+) -> None:
     assert submit.outcome(Path("a.zip"), failed, not_run, draft) == code
     assert "".join(capsys.readouterr()).strip() == said
 
@@ -269,11 +279,18 @@ def test_the_last_word_and_the_exit_code(capsys, failed, not_run, draft, code, s
     ],
     ids=["draft", "not reached"],
 )
-def test_a_draft_and_an_address_that_is_not_reached(run, tmp_path, monkeypatch, place, code, said):
+def test_a_draft_and_an_address_that_is_not_reached(
+    run: Callable[..., tuple[int, str, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    code: int,
+    said: str,
+) -> None:
     """The stage of the weights is run here; the others stand as if they had been run, and are in the tests of rehearsals."""
     from cnnf_brain.brainscore import check, worker
 
-    def stages(scratch, tell):
+    def stages(scratch: Any, tell: Any) -> Iterator[Any]:
         yield from worker.weights(worker.Rehearsal(json.loads((scratch / "task.json").read_text()), scratch))
         yield from (check.Finding(text, check.OK) for text in list(check.STAGES.values())[1:])
 
@@ -289,7 +306,7 @@ def test_a_draft_and_an_address_that_is_not_reached(run, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_code_of_ones_own_is_ready(run, tmp_path):
+def test_code_of_ones_own_is_ready(run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path) -> None:
     """Checked from the command line to its end."""
     (tmp_path / "nets.py").write_text("import beside\n" + tiny.FILE)
     (tmp_path / "beside.py").write_text("from cnnf_brain.checks import near\n")
@@ -302,7 +319,9 @@ def test_code_of_ones_own_is_ready(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_behaviour_from_the_1000_logits(run, tmp_path, monkeypatch):
+def test_behaviour_from_the_1000_logits(
+    run: Callable[..., tuple[int, str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """AlexNet of random weights, written, loaded as a plugin, and asked for labels and for a region's layer."""
     from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
 
@@ -325,7 +344,7 @@ def test_behaviour_from_the_1000_logits(run, tmp_path, monkeypatch):
     identity.weights.local.symlink_to(weights)
     model = load_plugin(content, archive.stem)
 
-    network = identity.load(str(weights))
+    network = identity.load(str(weights))  # type: ignore[arg-type]
     Image.new("RGB", (80, 80), (200, 30, 90)).save(tmp_path / "red.png")
     with torch.inference_mode():
         logits = network.module(network.preprocessing(Image.open(tmp_path / "red.png"))[None])

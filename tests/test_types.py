@@ -6,6 +6,7 @@ import doctest
 import hashlib
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_hashes_are_of_each_images_bytes_and_the_digest_is_of_these(files: list[
 
 def test_each_image_is_hashed_once() -> None:
     content, read = [tiny.encoded(one) for one in tiny.pictures(3)], []
-    images = Images(("a", "b", "c"), lambda index: read.append(index) or content[index], "memory")
+    images = Images(("a", "b", "c"), lambda index: read.append(index) or content[index], "memory")  # type: ignore[func-returns-value]
     assert (images.digest(), images.hashes()) == (images.digest(), images.hashes())
     assert read == [0, 1, 2]
 
@@ -90,7 +91,7 @@ def test_files_and_pixels_stand_together(files: list[Path]) -> None:
         (np.zeros((3, 4, 4, 3), np.uint8), "2 image_ids were given, expected 3"),
     ],
 )
-def test_what_is_no_image_is_named(given, message: str) -> None:
+def test_what_is_no_image_is_named(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Images.of(given, ["a", "b"], where="here")
 

@@ -6,8 +6,10 @@ import io
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 from PIL import Image
@@ -115,13 +117,13 @@ not_a_function = 3
 """
 
 
-def pictures(n: int, seed: int = 0, size: int = 20) -> np.ndarray:
+def pictures(n: int, seed: int = 0, size: int = 20) -> npt.NDArray[Any]:
     """(n, size, size, 3) uint8: smooth random pictures."""
     coarse = np.random.default_rng(seed).integers(0, 256, (n, 5, 5, 3), dtype=np.uint8)
     return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse])
 
 
-def encoded(pixels: np.ndarray) -> bytes:
+def encoded(pixels: npt.NDArray[Any]) -> bytes:
     """One picture as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -150,7 +152,7 @@ def layers(seed: int = 0) -> nn.Sequential:
     )
 
 
-def network(seed: int = 0, iterations: int = 2, size: int = SIZE, **feedback: object) -> Network:
+def network(seed: int = 0, iterations: int = 2, size: int = SIZE, **feedback: Any) -> Network:
     """A small CNN-F, or with 0 iterations its CNN."""
     settings = {"match_norm": True, **feedback} if iterations else feedback
     module = CNNF(layers(seed), iterations=iterations, **settings).eval()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from planes import SHAPE, breaking_epsilon, drawn, linear
+from attacks.planes import SHAPE, breaking_epsilon, drawn, linear
 
 from cnnf_brain.attacks import PGD, NonFiniteOutput, Threat
 from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
@@ -17,7 +19,7 @@ WHITE_BOX = [APGD(steps=20), TargetedAPGD(steps=20)]
 ALL = [*WHITE_BOX, Square(queries=100), HopSkipJump(rounds=3, evaluations=100)]
 
 
-def test_apgd_on_a_linear_network_is_the_closed_form():
+def test_apgd_on_a_linear_network_is_the_closed_form() -> None:
     weights, threat = linear()
     images, labels = drawn(100, threat)
     needed = breaking_epsilon(weights, images, labels)
@@ -28,7 +30,7 @@ def test_apgd_on_a_linear_network_is_the_closed_form():
         assert torch.equal(found[clear], needed[clear] < epsilon)
 
 
-def test_black_box_attacks_come_near_the_closed_form_and_never_beyond_it():
+def test_black_box_attacks_come_near_the_closed_form_and_never_beyond_it() -> None:
     weights, threat = linear()
     images, labels = drawn(12, threat)
     needed = breaking_epsilon(weights, images, labels)
@@ -43,7 +45,7 @@ def test_black_box_attacks_come_near_the_closed_form_and_never_beyond_it():
 
 
 @pytest.mark.parametrize("attack", ALL, ids=repr)
-def test_results_lie_in_the_ball_are_repeatable_and_leave_the_random_numbers_alone(attack):
+def test_results_lie_in_the_ball_are_repeatable_and_leave_the_random_numbers_alone(attack: Any) -> None:
     _, threat = linear(5)
     images, labels = drawn(10, threat)
     torch.manual_seed(0)
@@ -62,7 +64,7 @@ def test_results_lie_in_the_ball_are_repeatable_and_leave_the_random_numbers_alo
 
 
 @pytest.mark.parametrize("attack", WHITE_BOX, ids=repr)
-def test_white_box_attacks_follow_what_is_attacked_and_are_judged_by_what_is_scored(attack):
+def test_white_box_attacks_follow_what_is_attacked_and_are_judged_by_what_is_scored(attack: Any) -> None:
     _, threat = linear(5)
     images, labels = drawn(20, threat)
     blind = Threat("blind", threat.scored, lambda x: threat.attacked(x) * 0 + threat.attacked(x).detach())
@@ -72,7 +74,7 @@ def test_white_box_attacks_follow_what_is_attacked_and_are_judged_by_what_is_sco
 
 
 @pytest.mark.parametrize("attack", ALL, ids=repr)
-def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack):
+def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack: Any) -> None:
     _, threat = linear(5)
     images, labels = drawn(6, threat)
     single, listed = attack(threat, images, labels, 0.02), attack(threat, images, labels, [0.02])
@@ -80,7 +82,7 @@ def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack):
     assert torch.equal(single.clipped[0], listed.clipped[0])
 
 
-def test_apgd_is_no_weaker_than_pgd():
+def test_apgd_is_no_weaker_than_pgd() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 30), torch.nn.Tanh(), torch.nn.Linear(30, 5))
     threat = Threat("network", network, network)
@@ -93,7 +95,7 @@ def test_apgd_is_no_weaker_than_pgd():
 
 
 @pytest.mark.parametrize("attack", ALL, ids=repr)
-def test_they_refuse_what_ours_refuse(attack):
+def test_they_refuse_what_ours_refuse(attack: Any) -> None:
     _, threat = linear(5)
     images, labels = drawn(4, threat)
     with pytest.raises(ValueError, match="epsilon"):
@@ -105,14 +107,14 @@ def test_they_refuse_what_ours_refuse(attack):
         attack(bad, images, labels, [0.1])
 
 
-def test_the_targeted_loss_needs_four_classes():
+def test_the_targeted_loss_needs_four_classes() -> None:
     _, threat = linear(3)
     images, labels = drawn(4, threat)
     with pytest.raises(ValueError, match="4 classes or more"):
         TargetedAPGD()(threat, images, labels, [0.1])
 
 
-def test_a_library_that_is_not_installed_is_named(monkeypatch):
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     _, threat = linear()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from planes import SHAPE, breaking_epsilon, drawn, linear
+from attacks.planes import SHAPE, breaking_epsilon, drawn, linear
 from torch import nn
 
 from cnnf_brain.attacks import FGSM, PGD, NonFiniteOutput, Threat, paper_step
@@ -17,7 +18,7 @@ ATTACKS = [FGSM(), PGD(20, relative_step=0.2), PGD(40, step_size=0.02), PGD(5, r
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-def test_on_a_linear_network_success_is_the_closed_form(attack):
+def test_on_a_linear_network_success_is_the_closed_form(attack: Any) -> None:
     weights, threat = linear()
     images, labels = drawn(200, threat)
     needed = breaking_epsilon(weights, images, labels)
@@ -31,7 +32,7 @@ def test_on_a_linear_network_success_is_the_closed_form(attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-def test_clipped_images_lie_in_ball_and_bounds_and_success_is_theirs(attack):
+def test_clipped_images_lie_in_ball_and_bounds_and_success_is_theirs(attack: Any) -> None:
     _, threat = linear(3)
     images = torch.rand(50, *SHAPE, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(50) % 3
@@ -49,7 +50,7 @@ def test_clipped_images_lie_in_ball_and_bounds_and_success_is_theirs(attack):
 @pytest.mark.parametrize(
     "one", [0.02, np.float64(0.02), torch.tensor(0.02, dtype=torch.float64)], ids=["float", "numpy", "torch"]
 )
-def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack, one):
+def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack: Any, one: Any) -> None:
     _, threat = linear(3)
     images, labels = drawn(20, threat)
     single, listed = attack(threat, images, labels, one), attack(threat, images, labels, [0.02])
@@ -59,7 +60,7 @@ def test_a_single_epsilon_gives_an_outcome_of_one_entry(attack, one):
 
 
 @pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
-def test_a_network_without_a_classifier_is_refused(attack):
+def test_a_network_without_a_classifier_is_refused(attack: Any) -> None:
     headless = nn.Conv2d(1, 4, 3).eval()
     with pytest.raises(ValueError, match=r"has shape \(1, 4, 4, 4\), expected \(1, classes\)"):
         attack(Threat("headless", headless, headless), torch.rand(2, *SHAPE), torch.zeros(2).long(), 0.1)
@@ -72,13 +73,13 @@ def small_network() -> tuple[nn.Module, Threat]:
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_batches_at_once_change_nothing_and_use_one_thread_each(workers):
+def test_batches_at_once_change_nothing_and_use_one_thread_each(workers: int) -> None:
     network, _ = small_network()
     network.double()
     threads = torch.get_num_threads()
     seen: set[tuple[str, int]] = set()
 
-    def logits(images):
+    def logits(images: Any) -> Any:
         seen.add((threading.current_thread().name, torch.get_num_threads()))
         return network(images)
 
@@ -98,12 +99,12 @@ def test_batches_at_once_change_nothing_and_use_one_thread_each(workers):
     assert repr(PGD(workers=workers)) == repr(PGD())  # the same attack, and the same cell of a grid
 
 
-def test_an_error_in_one_of_the_batches_at_once_is_the_error_of_the_attack():
+def test_an_error_in_one_of_the_batches_at_once_is_the_error_of_the_attack() -> None:
     network, _ = small_network()
     images = torch.rand(12, *SHAPE)
     images[-1] = 1
 
-    def broken(x):
+    def broken(x: Any) -> Any:
         return network(x) * (torch.nan if (x == 1).flatten(1).all(1).any() else 1)
 
     threads = torch.get_num_threads()
@@ -113,12 +114,12 @@ def test_an_error_in_one_of_the_batches_at_once_is_the_error_of_the_attack():
     assert torch.get_num_threads() == threads
 
 
-def toolbox(network):
+def toolbox(network: Any) -> Any:
     estimators = pytest.importorskip("art.estimators.classification", reason="needs adversarial-robustness-toolbox")
     return estimators.PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 10, clip_values=(0.0, 1.0), device_type="cpu")
 
 
-def test_fgsm_is_that_of_the_adversarial_robustness_toolbox():
+def test_fgsm_is_that_of_the_adversarial_robustness_toolbox() -> None:
     network, threat = small_network()
     peer = toolbox(network)
     from art.attacks.evasion import FastGradientMethod
@@ -129,7 +130,7 @@ def test_fgsm_is_that_of_the_adversarial_robustness_toolbox():
     np.testing.assert_allclose(ours.clipped[0].numpy(), theirs, atol=1e-6)
 
 
-def test_pgd_is_that_of_the_toolbox_and_from_random_starts_as_successful():
+def test_pgd_is_that_of_the_toolbox_and_from_random_starts_as_successful() -> None:
     network, threat = small_network()
     peer = toolbox(network)
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
@@ -149,7 +150,7 @@ def test_pgd_is_that_of_the_toolbox_and_from_random_starts_as_successful():
     assert abs(rate - success) <= 0.03
 
 
-def test_the_size_of_the_batches_changes_nothing():
+def test_the_size_of_the_batches_changes_nothing() -> None:
     network, threat = small_network()
     network.double()
     images = torch.rand(30, *SHAPE, dtype=torch.float64)
@@ -161,7 +162,7 @@ def test_the_size_of_the_batches_changes_nothing():
     torch.testing.assert_close(FGSM()(threat, images, labels, [0.05]).clipped[0], single, rtol=0, atol=1e-12)
 
 
-def test_seeds_and_restarts():
+def test_seeds_and_restarts() -> None:
     network, threat = small_network()
     network.requires_grad_(False)
     images = torch.rand(100, *SHAPE, generator=torch.Generator().manual_seed(5))
@@ -174,7 +175,7 @@ def test_seeds_and_restarts():
     assert more.sum() > once.success[0].sum()
 
 
-def test_the_papers_step_in_units_of_0_to_1():
+def test_the_papers_step_in_units_of_0_to_1() -> None:
     assert [paper_step(epsilon) for epsilon in (0.1, 0.3, 0.31, 0.5)] == [0.01, 0.01, 0.015, 0.015]
     assert PGD().step(0.3) == 0.01
     assert PGD(relative_step=0.25).step(0.2) == pytest.approx(0.05)
@@ -199,7 +200,7 @@ def test_the_papers_step_in_units_of_0_to_1():
     ],
 )
 @pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
-def test_bad_arguments_are_refused_before_the_attack(attack, change, message):
+def test_bad_arguments_are_refused_before_the_attack(attack: Any, change: Any, message: str) -> None:
     _, threat = linear(3)
     arguments = {"images": torch.full((4, *SHAPE), 0.5), "labels": torch.zeros(4).long(), "epsilons": [0.1], **change}
     with pytest.raises(ValueError, match=message):
@@ -208,10 +209,10 @@ def test_bad_arguments_are_refused_before_the_attack(attack, change, message):
 
 @pytest.mark.parametrize("attack", [FGSM(), PGD(2)])
 @pytest.mark.parametrize("where", ["scored", "attacked", "gradient"])
-def test_a_network_that_returns_nan_is_an_error_and_not_a_robust_network(attack, where):
+def test_a_network_that_returns_nan_is_an_error_and_not_a_robust_network(attack: Any, where: str) -> None:
     _, good = linear(3)
 
-    def bad(images):
+    def bad(images: Any) -> Any:
         if where == "gradient":
             return good.attacked(images) + (images - images).flatten(1).sum(1, keepdim=True).abs().sqrt()
         return good.scored(images) * float("nan")
@@ -233,6 +234,6 @@ def test_a_network_that_returns_nan_is_an_error_and_not_a_robust_network(attack,
         ({"step_size": 0.1, "relative_step": 0.1}, "not both"),
     ],
 )
-def test_bad_settings_of_pgd(options, message):
+def test_bad_settings_of_pgd(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PGD(**options)

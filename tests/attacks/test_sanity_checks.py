@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from planes import drawn, linear
+from attacks.planes import drawn, linear
 
 from cnnf_brain.attacks import Threat, sanity_checks
 from cnnf_brain.attacks.sanity_checks import breaks_everything, examine, never_falls, not_stronger, zero_gradients
 
 
-def test_an_open_network_passes_every_check():
+def test_an_open_network_passes_every_check() -> None:
     _, threat = linear(4)
     images, labels = drawn(40, threat)
     found = examine(threat, images, labels, 0.01, steps=(1, 5, 20), epsilons=(0.005, 0.01, 0.02, 1.0))
@@ -17,7 +19,7 @@ def test_an_open_network_passes_every_check():
     assert [finding.holds for finding in found] == [True] * 5, found
 
 
-def test_a_single_epsilon_is_examined_too():
+def test_a_single_epsilon_is_examined_too() -> None:
     _, threat = linear(4)
     images, labels = drawn(10, threat)
     _, over_epsilon, large, *_ = examine(threat, images, labels, 0.01, steps=(1, 5), epsilons=1.0)
@@ -25,11 +27,11 @@ def test_a_single_epsilon_is_examined_too():
     assert large.holds is True
 
 
-def test_a_masked_network_fails_them():
+def test_a_masked_network_fails_them() -> None:
     """The network sees images rounded to eighths: no gradient, though no image is any safer."""
     _, open_ = linear(4)
 
-    def rounded(images):
+    def rounded(images: Any) -> Any:
         return open_.scored((8 * images).round() / 8)
 
     threat = Threat("rounded", rounded, lambda images: rounded(images) + 0 * images.sum())
@@ -42,7 +44,7 @@ def test_a_masked_network_fails_them():
     assert not_stronger("noise", "nothing", noise, 0.0).holds is False
 
 
-def test_the_gate_of_each_check():
+def test_the_gate_of_each_check() -> None:
     assert never_falls("epsilon", [0.1, 0.3, 0.2], [0.2, 0.9, 0.5]).holds is True
     assert never_falls("epsilon", [0.1, 0.2, 0.3], [0.2, 0.9, 0.7]).holds is False
     assert never_falls("epsilon", [0.1, 0.2, 0.3], [0.2, 0.9, 0.895]).holds is True  # within the slack
@@ -55,7 +57,7 @@ def test_the_gate_of_each_check():
     assert not_stronger("Square", "PGD", 0.5, 0.4).holds is False
 
 
-def test_without_a_right_answer_nothing_is_said_of_gradients():
+def test_without_a_right_answer_nothing_is_said_of_gradients() -> None:
     _, threat = linear(4)
     images, labels = drawn(5, threat)
     assert zero_gradients(threat, images, (labels + 1) % 4).holds is None

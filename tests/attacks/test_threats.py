@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from cnnf_brain.networks import Network
 UNITS = Preprocessing(8, (0.5,), (0.5,))  # to [-1, 1]
 
 
-def network(iterations: int = 2, dtype: torch.dtype = torch.float64, **options) -> CNNF:
+def network(iterations: int = 2, dtype: torch.dtype = torch.float64, **options: Any) -> CNNF:
     torch.manual_seed(1)
     layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 24, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(96, 5))
     return CNNF(nn.Sequential(*layers), iterations=iterations, step=0.5, match_norm=True, **options).to(dtype).eval()
@@ -32,12 +33,12 @@ def drawn(n: int = 6, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def gradient(logits, images: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+def gradient(logits: Any, images: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     x = images.detach().requires_grad_()
     return torch.autograd.grad((logits(x) * direction).sum(), x)[0]
 
 
-def test_images_in_0_to_1_become_the_networks_range():
+def test_images_in_0_to_1_become_the_networks_range() -> None:
     model, x = network(), drawn()
     assert torch.equal(threats.end_to_end(seen(model)).scored(x), model(2 * x - 1))
 
@@ -58,7 +59,7 @@ def torchvision_network() -> WithPreprocessing:
 
 @pytest.mark.parametrize("make", [vgg_like, torchvision_network])
 @pytest.mark.parametrize("name", ["first_pass", "end_to_end"])
-def test_a_network_is_attacked_in_its_own_units(make, name):
+def test_a_network_is_attacked_in_its_own_units(make: Any, name: str) -> None:
     """The gradient is that of (x - mean) / std, channel by channel, and the outcome an image in [0, 1]."""
     network = make()
     first = {"iterations": 0} if name == "first_pass" and isinstance(network.module, CNNF) else {}
@@ -77,15 +78,15 @@ def test_a_network_is_attacked_in_its_own_units(make, name):
     assert (outcome.clipped[0] - x).abs().max() <= 0.05 + 1e-12
 
 
-def test_a_callable_is_a_preprocessing():
+def test_a_callable_is_a_preprocessing() -> None:
     model, x = network(), drawn()
     threat = threats.end_to_end(WithPreprocessing(model, lambda images: 3 * images - 1))
     assert torch.equal(threat.scored(x), model(3 * x - 1))
 
 
 @pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
-@pytest.mark.parametrize("made", [network, lambda: nn.Linear(3, 2), lambda: WithPreprocessing(network(), None)])
-def test_a_network_that_does_not_say_how_images_enter_it_is_refused(made, name):
+@pytest.mark.parametrize("made", [network, lambda: nn.Linear(3, 2), lambda: WithPreprocessing(network(), None)])  # type: ignore[arg-type]
+def test_a_network_that_does_not_say_how_images_enter_it_is_refused(made: Any, name: str) -> None:
     with pytest.raises(ValueError, match=r"how images in \[0, 1\] enter it; expected .*WithPreprocessing"):
         getattr(threats, name)(made())
     with pytest.raises(ValueError, match="how images"):
@@ -93,7 +94,7 @@ def test_a_network_that_does_not_say_how_images_enter_it_is_refused(made, name):
 
 
 @pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
-def test_without_feedback_there_are_no_iterations(name):
+def test_without_feedback_there_are_no_iterations(name: str) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).double().eval()
     x = drawn()
     for none in (0, None):
@@ -104,7 +105,7 @@ def test_without_feedback_there_are_no_iterations(name):
         getattr(threats, name)(seen(plain), 2)
 
 
-def test_the_first_pass_is_attacked_and_the_whole_network_scored():
+def test_the_first_pass_is_attacked_and_the_whole_network_scored() -> None:
     model, x = network(), drawn()
     threat = threats.first_pass(seen(model))
     assert torch.equal(threat.attacked(x), model(2 * x - 1, iterations=0))
@@ -113,7 +114,7 @@ def test_the_first_pass_is_attacked_and_the_whole_network_scored():
 
 
 @pytest.mark.parametrize("name", ["end_to_end", "every_iteration"])
-def test_the_gradient_is_that_of_the_unrolled_network(name):
+def test_the_gradient_is_that_of_the_unrolled_network(name: str) -> None:
     """Central differences; a difference that steps over a kink of a gate is left out by comparing two step sizes."""
     model, x = network(), drawn(3)
     threat = getattr(threats, name)(seen(model))
@@ -131,14 +132,14 @@ def test_the_gradient_is_that_of_the_unrolled_network(name):
     assert told > 30
 
 
-def test_every_iteration_is_the_mean_of_the_logits():
+def test_every_iteration_is_the_mean_of_the_logits() -> None:
     model, x = network(), drawn()
     expected = sum(model(2 * x - 1, iterations=t) for t in range(3)) / 3
     torch.testing.assert_close(threats.every_iteration(seen(model)).attacked(x), expected)
 
 
 @pytest.mark.parametrize("ada_relu", ["signed", "printed"])
-def test_smooth_gates_change_nothing_forward(ada_relu):
+def test_smooth_gates_change_nothing_forward(ada_relu: str) -> None:
     model, x = network(ada_relu=ada_relu), drawn()
     smooth = SmoothGates(model, 0.3)
     assert torch.equal(smooth(2 * x - 1), model(2 * x - 1))
@@ -148,7 +149,7 @@ def test_smooth_gates_change_nothing_forward(ada_relu):
         assert torch.equal(*kept)
 
 
-def test_smooth_gates_keep_a_layer_that_stands_twice():
+def test_smooth_gates_keep_a_layer_that_stands_twice() -> None:
     gate = nn.ReLU()
     layers = OrderedDict(a=nn.Linear(6, 5), r=gate, b=nn.Linear(5, 5), s=gate, c=nn.Linear(5, 3))
     model, x = CNNF(nn.Sequential(layers)).eval(), torch.rand(4, 6)
@@ -157,18 +158,18 @@ def test_smooth_gates_keep_a_layer_that_stands_twice():
     assert torch.equal(smooth(x), model(x))
 
 
-def test_smooth_gates_stop_where_the_network_stops():
+def test_smooth_gates_stop_where_the_network_stops() -> None:
     free, x = network(4), drawn()
     worst = free.unroll(2 * x - 1, return_consistency=True).consistency.worst()[1:-1].detach()
     model = network(4, tolerance=worst.median().item())
     ran = model.unroll(2 * x - 1).iterations_run
     assert ran.min() < ran.max()
-    assert torch.equal(SmoothGates(model).unroll(2 * x - 1).iterations_run, ran)
+    assert torch.equal(SmoothGates(model).unroll(2 * x - 1).iterations_run, ran)  # type: ignore[arg-type]
     assert torch.equal(threats.smoothed(seen(model)).attacked(x), model(2 * x - 1))
 
 
 @pytest.mark.parametrize("ada_relu", ["signed", "printed"])
-def test_as_the_temperature_falls_the_smooth_gradient_becomes_the_exact_one(ada_relu):
+def test_as_the_temperature_falls_the_smooth_gradient_becomes_the_exact_one(ada_relu: str) -> None:
     model, x = network(1, ada_relu=ada_relu), drawn()
     weights = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     exact = gradient(threats.end_to_end(seen(model)).attacked, x, weights)
@@ -178,7 +179,7 @@ def test_as_the_temperature_falls_the_smooth_gradient_becomes_the_exact_one(ada_
     assert (warm - exact).abs().max() > 1e-3 * exact.abs().max()
 
 
-def test_the_gates_slope_is_that_of_the_sigmoid_by_hand():
+def test_the_gates_slope_is_that_of_the_sigmoid_by_hand() -> None:
     g = torch.tensor([[3.0, -4.0, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
     size = (26 / 4) ** 0.5
     s = openness(g, 0.5)
@@ -187,7 +188,7 @@ def test_the_gates_slope_is_that_of_the_sigmoid_by_hand():
     torch.testing.assert_close(g.grad, (s * (1 - s) / (0.5 * size)).detach())
 
 
-def test_a_smooth_gate_is_the_gradient_of_its_printed_form():
+def test_a_smooth_gate_is_the_gradient_of_its_printed_form() -> None:
     """d/df and d/dg of s max(f, 0) + (1 - s) min(f, 0), by central differences at the hard gate's point."""
     from cnnf_brain.attacks.threats import SmoothReLU
     from cnnf_brain.model.layers import ReLU
@@ -196,7 +197,7 @@ def test_a_smooth_gate_is_the_gradient_of_its_printed_form():
     f, g = (torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
     size = g.square().mean(1, keepdim=True).sqrt()
 
-    def soft(f, g):
+    def soft(f: Any, g: Any) -> Any:
         s = torch.sigmoid(g / (0.7 * size))
         return s * torch.clamp(f, min=0) + (1 - s) * torch.clamp(f, max=0)
 
@@ -207,7 +208,7 @@ def test_a_smooth_gate_is_the_gradient_of_its_printed_form():
     torch.testing.assert_close(by_g, (soft(f, g + h) - soft(f, g - h)) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
-def test_transfer_follows_the_other_network():
+def test_transfer_follows_the_other_network() -> None:
     model, source, x = network(), network(0), drawn()
     with torch.no_grad():
         source.get_submodule("0").weight.neg_()
@@ -217,7 +218,7 @@ def test_transfer_follows_the_other_network():
 
 
 @pytest.mark.parametrize("name", ["first_pass", "end_to_end", "every_iteration", "smoothed"])
-def test_each_threat_can_be_attacked(name):
+def test_each_threat_can_be_attacked(name: str) -> None:
     model, x = network(), drawn(8)
     threat = getattr(threats, name)(seen(model))
     labels = threat.predict(x)
@@ -227,12 +228,12 @@ def test_each_threat_can_be_attacked(name):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_network_in_training_mode_is_refused():
+def test_a_network_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"call .eval\(\)"):
         threats.first_pass(seen(network().train()))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-def test_a_temperature_must_be_above_0(temperature):
+def test_a_temperature_must_be_above_0(temperature: Any) -> None:
     with pytest.raises(ValueError, match="above 0"):
         threats.smoothed(seen(network()), temperature=temperature)

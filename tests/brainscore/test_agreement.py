@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from toy_networks import toy_network
+from brainscore.toy_networks import toy_network
 
 from cnnf_brain.gram import layer_grams
 from cnnf_brain.predictivity.crossval import make_splits
@@ -40,7 +42,7 @@ def part(recordings: Recordings) -> Recordings:
     )
 
 
-def real_or_simulated(region: str, real: bool, request) -> Recordings:
+def real_or_simulated(region: str, real: bool, request: Any) -> Recordings:
     if not real:
         return part(load(["simulated"], [region])[region][0])
     folder = request.getfixturevalue("shared") / "data" / "V4_compact_models"
@@ -55,7 +57,7 @@ def real_or_simulated(region: str, real: bool, request) -> Recordings:
         pytest.param(("IT", False), id="simulated IT"),
     ],
 )
-def both(request, tmp_path_factory):
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Brain-Score's score through the commitment and NeuralBenchmark, and ours on the same rows and splits."""
     from cnnf_brain.brainscore import IterationCommitment, IterationWrapper
     from cnnf_brain.brainscore.toy import assembly, neural_benchmark
@@ -86,38 +88,38 @@ def both(request, tmp_path_factory):
     )
 
 
-def test_the_same_responses_are_predicted(both):
+def test_the_same_responses_are_predicted(both: SimpleNamespace) -> None:
     averaged = both.benchmark._assembly.transpose("presentation", "neuroid").values
     np.testing.assert_allclose(averaged, both.responses, rtol=1e-9, atol=1e-9)
 
 
-def test_median_r_agrees(both):
+def test_median_r_agrees(both: SimpleNamespace) -> None:
     raw = both.score.attrs["raw"]
     assert float(raw) == pytest.approx(brainscore_r(both.ours), abs=1e-3)
     assert np.isfinite(float(raw))
 
 
-def test_sites_agree(both):
+def test_sites_agree(both: SimpleNamespace) -> None:
     """Brain-Score's PLS stops at tol 1e-6, which moves single sites a little more than the median."""
     by_site = both.score.attrs["raw"].attrs["raw"].mean("split").sortby("neuroid_id").values
     assert np.abs(np.sort(by_site) - np.sort(site_r(both.ours))).max() < 5e-3
 
 
-def test_the_published_formula_is_reproduced(both):
+def test_the_published_formula_is_reproduced(both: SimpleNamespace) -> None:
     raw, ceiling = float(both.score.attrs["raw"]), float(both.score.attrs["ceiling"])
     assert float(both.score) == pytest.approx(raw**2 / ceiling, rel=1e-12)
     assert float(both.score) == pytest.approx(float(ceiled(raw, ceiling)), rel=1e-12)
     assert float(both.score) == pytest.approx(brainscore_r(both.ours) ** 2 / ceiling, abs=4e-3)
 
 
-def test_the_ceiling_is_near_ours(both):
+def test_the_ceiling_is_near_ours(both: SimpleNamespace) -> None:
     """Brain-Score splits the numbers of the repetitions ten times; ours every image's own repeats."""
     assert both.ours.ceiling is not None
     assert float(np.median(both.ours.ceiling)) == pytest.approx(float(both.score.attrs["ceiling"]), abs=0.06)
     assert 0.2 < float(both.score.attrs["ceiling"]) < 1
 
 
-def test_recordings_without_repeats_have_no_ceiling(tmp_path):
+def test_recordings_without_repeats_have_no_ceiling(tmp_path: Path) -> None:
     from cnnf_brain.brainscore.toy import assembly
 
     whole = part(load(["simulated"], ["V4"])["V4"][0])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def packages(tmp_path, monkeypatch):
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two packages as an installer leaves them: one from an index, one from a folder."""
     for name, version in (("fromindex", "1.5"), ("fromfolder", "2.0")):
         folder = tmp_path / f"{name}-{version}.dist-info"
@@ -38,14 +39,14 @@ def packages(tmp_path, monkeypatch):
         ("-r other.txt", "'-r other.txt' is not a requirement"),
     ],
 )
-def test_a_requirement(packages, line, said):
+def test_a_requirement(packages: None, line: str, said: str) -> None:
     from cnnf_brain.brainscore.vendor import unmet
 
     assert unmet(line).startswith(said)
     assert bool(unmet(line)) == bool(said)
 
 
-def test_what_brain_score_brings():
+def test_what_brain_score_brings() -> None:
     from cnnf_brain.brainscore.vendor import absent, installed_with, requirements_of
 
     there = installed_with([])
@@ -100,7 +101,7 @@ print(json.dumps([said, importable, found]))
 
 
 @pytest.fixture(scope="module")
-def closed():
+def closed() -> Any:
     """What a process finds that was closed as a rehearsal's is: that holds for good."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", CLOSED], env=environment, capture_output=True, text=True)
@@ -109,14 +110,14 @@ def closed():
 
 
 @pytest.mark.slow
-def test_what_brain_score_lacks_cannot_be_imported(closed):
+def test_what_brain_score_lacks_cannot_be_imported(closed: Any) -> None:
     _, importable, found = closed
     assert importable == ["torch", "safetensors"]
     assert found == ["torch"]
 
 
 @pytest.mark.slow
-def test_a_connection_in_a_rehearsal_is_refused(closed):
+def test_a_connection_in_a_rehearsal_is_refused(closed: Any) -> None:
     said = closed[0]
     assert set(said) == {"connection", "look-up", "connect_ex", "gethostbyname", "udp", "http"}
     assert all("the rehearsal is offline" in words for words in said.values()), said

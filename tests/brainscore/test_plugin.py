@@ -8,10 +8,12 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from toy_networks import REGIONS
+from brainscore.toy_networks import REGIONS
 
 from cnnf_brain import io
 from cnnf_brain.model.zoo import shipped_weights
@@ -20,27 +22,27 @@ STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 
 
 @pytest.fixture(scope="module")
-def plugin():
+def plugin() -> Any:
     from cnnf_brain.brainscore import plugin
 
     return plugin
 
 
 @pytest.fixture(scope="module")
-def commitment():
+def commitment() -> Any:
     from cnnf_brain.brainscore import commitment
 
     return commitment
 
 
 @pytest.fixture(scope="module")
-def ask(asked):
+def ask(asked: Callable[..., Any]) -> Callable[..., Any]:
     """The plugin of the shipped small CNN-F, or what is asked for in its place; each is prepared once."""
     from cnnf_brain.brainscore.plugin import identify
 
     made = {}
 
-    def ask(**given):
+    def ask(**given: Any) -> Any:
         key = repr(given)
         if key not in made:
             made[key] = identify(asked(**given))
@@ -49,20 +51,20 @@ def ask(asked):
     return ask
 
 
-def read_submission(path: Path):
+def read_submission(path: Path) -> Any:
     from cnnf_brain.brainscore.check import read_submission
 
     return read_submission(path)
 
 
-def literal(folder: Path) -> dict:
+def literal(folder: Path) -> dict[str, Any]:
     """IDENTITY of a plugin's model.py."""
     tree = ast.parse((folder / "model.py").read_text())
-    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "IDENTITY")
+    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "IDENTITY")  # type: ignore[attr-defined]
     return ast.literal_eval(found)
 
 
-def test_the_folder_and_the_zip(plugin, ask, tmp_path):
+def test_the_folder_and_the_zip(plugin: Any, ask: Callable[..., Any], tmp_path: Path) -> None:
     asked = ask(place=STORED)
     identity = asked.identity
     ((folder, archive),) = plugin.write_plugins([asked], tmp_path / "out")
@@ -88,7 +90,7 @@ def test_the_folder_and_the_zip(plugin, ask, tmp_path):
     assert read_submission(archive).identity == literal(folder)
 
 
-def test_plugins_gather_in_a_folder(plugin, ask, tmp_path):
+def test_plugins_gather_in_a_folder(plugin: Any, ask: Callable[..., Any], tmp_path: Path) -> None:
     """run.json knows the weights of all of them; what another command wrote is left alone."""
     first, second = ask(), ask(iterations=1)
     plugin.write_plugins([first], tmp_path / "out")
@@ -107,7 +109,7 @@ def test_plugins_gather_in_a_folder(plugin, ask, tmp_path):
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 
 
-def test_the_record_of_where_weights_lie(plugin, tmp_path):
+def test_the_record_of_where_weights_lie(plugin: Any, tmp_path: Path) -> None:
     assert plugin.read_record(tmp_path) == {}
     (tmp_path / "run.json").write_text('{"kind": "submit"}')
     with pytest.raises(ValueError, match=r"run.json is damaged .*name the weights"):
@@ -119,15 +121,15 @@ def test_the_record_of_where_weights_lie(plugin, tmp_path):
         plugin.read_record(tmp_path)
 
 
-def test_the_reference_is_as_given(plugin, ask, tmp_path):
+def test_the_reference_is_as_given(plugin: Any, ask: Callable[..., Any], tmp_path: Path) -> None:
     bibtex = '@article{a,\n  title = {A "quoted" {\\\'e} title \\"""},\n}'
     ((folder, _),) = plugin.write_plugins([ask(bibtex=bibtex)], tmp_path / "out")
     tree = ast.parse((folder / "model.py").read_text())
-    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "BIBTEX")
+    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "BIBTEX")  # type: ignore[attr-defined]
     assert ast.literal_eval(found) == bibtex
 
 
-def test_an_identity_is_read_and_not_run(plugin, ask, tmp_path):
+def test_an_identity_is_read_and_not_run(plugin: Any, ask: Callable[..., Any], tmp_path: Path) -> None:
     ((folder, _),) = plugin.write_plugins([ask()], tmp_path / "out")
     marker = tmp_path / "was run"
     code = f"open({str(marker)!r}, 'w')\nIDENTITY = {{'a': 1}}\n"
@@ -142,7 +144,7 @@ def test_an_identity_is_read_and_not_run(plugin, ask, tmp_path):
 
 
 @pytest.fixture
-def stored(ask, tmp_path, monkeypatch):
+def stored(ask: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An identity whose weights lie where Brain-Score's loader puts them, and that file."""
     monkeypatch.setenv("BRAINSCORE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
@@ -153,7 +155,7 @@ def stored(ask, tmp_path, monkeypatch):
     return identity, path
 
 
-def test_a_plugin_loads_its_weights(commitment, stored):
+def test_a_plugin_loads_its_weights(commitment: Any, stored: Any) -> None:
     identity, _ = stored
     model = commitment.load_plugin(json.loads(json.dumps(identity.as_dict())), identity.identifier)
     assert model.identifier == identity.identifier
@@ -162,7 +164,7 @@ def test_a_plugin_loads_its_weights(commitment, stored):
     assert model.visual_degrees() == 8
 
 
-def test_weights_with_another_hash_are_not_used(commitment, stored):
+def test_weights_with_another_hash_are_not_used(commitment: Any, stored: Any) -> None:
     identity, path = stored
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(
@@ -171,7 +173,7 @@ def test_weights_with_another_hash_are_not_used(commitment, stored):
         commitment.load_plugin(identity.as_dict(), identity.identifier)
 
 
-def test_a_network_that_is_down(commitment, stored, monkeypatch):
+def test_a_network_that_is_down(commitment: Any, stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brain-Score's storage cannot be reached: every address leads nowhere."""
     identity, path = stored
     path.unlink()
@@ -189,7 +191,7 @@ def test_a_network_that_is_down(commitment, stored, monkeypatch):
     assert not path.exists()
 
 
-def test_weights_from_a_hub(commitment, ask, hub, cache):
+def test_weights_from_a_hub(commitment: Any, ask: Callable[..., Any], hub: tuple[Path, str], cache: Path) -> None:
     folder, address = hub
     shutil.copy(shipped_weights(True), folder / "small.safetensors")
     identity = ask(place={"url": f"{address}/small.safetensors"}).identity
@@ -201,7 +203,9 @@ def test_weights_from_a_hub(commitment, ask, hub, cache):
     assert identity.weights.fetch() == kept
 
 
-def test_a_hub_that_gives_another_file_or_none(commitment, ask, hub, cache):
+def test_a_hub_that_gives_another_file_or_none(
+    commitment: Any, ask: Callable[..., Any], hub: tuple[Path, str], cache: Path
+) -> None:
     folder, address = hub
     (folder / "small.safetensors").write_bytes(b"other weights")
     identity = ask(place={"url": f"{address}/small.safetensors"}).identity
@@ -212,7 +216,7 @@ def test_a_hub_that_gives_another_file_or_none(commitment, ask, hub, cache):
         identity.weights.fetch()
 
 
-def test_a_draft_names_no_place(commitment, ask, cache):
+def test_a_draft_names_no_place(commitment: Any, ask: Callable[..., Any], cache: Path) -> None:
     identity = ask().identity
     assert identity.weights.draft
     with pytest.raises(OSError, match=r"a draft that names no place .*write the plugin anew with their place"):
@@ -227,7 +231,7 @@ def test_a_draft_names_no_place(commitment, ask, cache):
         {"regions": {**REGIONS, "IT": "pool2@2"}},
     ],
 )
-def test_a_plugin_that_would_write_into_another_versions_cache(commitment, stored, change):
+def test_a_plugin_that_would_write_into_another_versions_cache(commitment: Any, stored: Any, change: Any) -> None:
     """Its settings were changed by hand and its identifier was not."""
     identity, _ = stored
     content = {**identity.as_dict(), **change}
@@ -241,14 +245,14 @@ def test_a_plugin_that_would_write_into_another_versions_cache(commitment, store
         commitment.load_plugin(identity.as_dict(), "another")
 
 
-def test_a_plugin_of_other_software(commitment, stored):
+def test_a_plugin_of_other_software(commitment: Any, stored: Any) -> None:
     identity, _ = stored
     other = dataclasses.replace(identity, features=999)
     with pytest.raises(ValueError, match=r"written for features of version 999, and the software in it makes version \d"):
         commitment.load_plugin(other.as_dict(), other.identifier)
 
 
-def test_an_identity_that_is_not_whole(commitment, stored):
+def test_an_identity_that_is_not_whole(commitment: Any, stored: Any) -> None:
     identity, _ = stored
     content = identity.as_dict()
     del content["readout"]

@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def address(hub) -> str:
+def address(hub: tuple[Path, str]) -> str:
     """A server with the shipped CNN-F's weights."""
     folder, address = hub
     shutil.copy(shipped_weights(True), folder / "small.safetensors")
@@ -31,7 +33,7 @@ def address(hub) -> str:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, asked, address) -> tuple[str, Path]:
+def written(tmp_path_factory: pytest.TempPathFactory, asked: Callable[..., Any], address: str) -> tuple[str, Path]:
     """Identifier and ZIP of the shipped small CNN-F, whose weights are on the server."""
     from cnnf_brain.brainscore.plugin import identify, write_plugins
 
@@ -55,7 +57,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture
-def installed():
+def installed() -> Iterator[Any]:
     """What the installed brainscore-vision holds, compared when the test is done."""
     from cnnf_brain.brainscore.check import models_folder
 
@@ -68,7 +70,7 @@ def installed():
 
 
 @pytest.fixture
-def scratch(tmp_path, monkeypatch) -> Path:
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that temporary ones are made in."""
     folder = tmp_path / "scratch"
     folder.mkdir()
@@ -77,7 +79,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.slow
-def test_everything_that_can_be_checked(written, installed, scratch):
+def test_everything_that_can_be_checked(written: tuple[str, Path], installed: Any, scratch: Path) -> None:
     """Without the weights here: they are fetched."""
     from cnnf_brain.brainscore.check import STAGES, check_plugin
 
@@ -132,7 +134,9 @@ BROKEN = {  # what is written in the plugin -> the stage that fails, and what is
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp_path, monkeypatch, name):
+def test_a_plugin_that_does_not_come_to_its_end(
+    written: tuple[str, Path], installed: Any, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """The stage fails, those after it are not run, and none is passed over in silence."""
     from cnnf_brain.brainscore import check
 
@@ -151,18 +155,18 @@ def test_a_plugin_that_does_not_come_to_its_end(written, installed, scratch, tmp
 
 
 @pytest.fixture(scope="module")
-def ask_place():
+def ask_place() -> Callable[..., Any]:
     """(address, whether the weights are here) -> the finding about the place of the weights."""
     from cnnf_brain.brainscore.commitment import Weights
     from cnnf_brain.brainscore.worker import ask
 
-    def ask_place(url: str, here: bool = True):
+    def ask_place(url: str, here: bool = True) -> Any:
         return ask(Weights("small.safetensors", "0" * 64, url=url), Path(shipped_weights(True)) if here else None)
 
     return ask_place
 
 
-def test_an_address_is_asked(ask_place, address):
+def test_an_address_is_asked(ask_place: Callable[..., Any], address: str) -> None:
     there = ask_place(f"{address}/small.safetensors")
     assert there.status == "ok"
     assert "its content is compared when the weights are not on this machine" in there.detail
@@ -177,7 +181,7 @@ def test_an_address_is_asked(ask_place, address):
     assert ask_place("").status == "draft"
 
 
-def test_an_upload_is_asked_for_by_its_version(monkeypatch):
+def test_an_upload_is_asked_for_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     from cnnf_brain.brainscore.commitment import Weights
 
     stored = Weights("a.pt", "0" * 64, "1" * 40, stored="user_12/a.pt", version_id="v-1")
@@ -185,7 +189,7 @@ def test_an_upload_is_asked_for_by_its_version(monkeypatch):
     assert stored.address == f"{bucket}/user_12/a.pt?versionId=v-1"
 
 
-def test_weights_that_are_nowhere(tmp_path, monkeypatch, asked):
+def test_weights_that_are_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[..., Any]) -> None:
     """Neither here nor reached: nothing is called ok that was not run. All stages in this process, since none gets to run."""
     from cnnf_brain.brainscore import worker
     from cnnf_brain.brainscore.check import STAGES
@@ -210,7 +214,9 @@ def test_weights_that_are_nowhere(tmp_path, monkeypatch, asked):
     assert "is another file" in other[1]["detail"]
 
 
-def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch):
+def test_a_requirement_that_no_index_has(
+    written: tuple[str, Path], scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cnnf_brain.brainscore import check
 
     monkeypatch.setattr(check, "_run", lambda scratch, tell: iter(()))
@@ -220,21 +226,21 @@ def test_a_requirement_that_no_index_has(written, scratch, tmp_path, monkeypatch
     assert "no-such-package is not installed here" in found[-1].detail
 
 
-def test_a_stage_that_raises_or_exits_says_so(tmp_path):
+def test_a_stage_that_raises_or_exits_says_so(tmp_path: Path) -> None:
     from cnnf_brain.brainscore.worker import Rehearsal, perform
 
-    def load(run):
+    def load(run: Any) -> Iterator[None]:
         raise SystemExit(0)
         yield
 
-    def tests(run):
+    def tests(run: Any) -> Iterator[None]:
         yield
 
     run = Rehearsal({}, tmp_path)
     with open(tmp_path / "results", "w") as results:
-        perform(load, run, results)
+        perform(load, run, results)  # type: ignore[arg-type]
         run.blocked = "the model cannot be loaded"
-        perform(tests, run, results)
+        perform(tests, run, results)  # type: ignore[arg-type]
     events = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
     assert [event.get("begin") or event.get("end") or event["status"] for event in events] == [
         *("load", "failed", "load"),
@@ -246,7 +252,7 @@ def test_a_stage_that_raises_or_exits_says_so(tmp_path):
     ]
 
 
-def test_every_stage_is_heard_of():
+def test_every_stage_is_heard_of() -> None:
     from cnnf_brain.brainscore.check import STAGES, silent
 
     names, texts = list(STAGES), list(STAGES.values())
@@ -256,7 +262,7 @@ def test_every_stage_is_heard_of():
     assert found[0].detail == "why"
 
 
-def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
+def test_a_zip_that_cannot_be_run(written: tuple[str, Path], installed: Any, scratch: Path, tmp_path: Path) -> None:
     from cnnf_brain.brainscore.check import check_plugin
 
     identifier, archive = written
@@ -268,7 +274,7 @@ def test_a_zip_that_cannot_be_run(written, installed, scratch, tmp_path):
     assert list(scratch.iterdir()) == []
 
 
-def test_weights_that_are_not_there(written, tmp_path):
+def test_weights_that_are_not_there(written: tuple[str, Path], tmp_path: Path) -> None:
     from cnnf_brain.brainscore.check import check_plugin
 
     with pytest.raises(FileNotFoundError, match=r"weights .*none.pt: no such file"):
@@ -277,7 +283,7 @@ def test_weights_that_are_not_there(written, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing_behind(written, installed, tmp_path, word):
+def test_an_interrupt_leaves_nothing_behind(written: tuple[str, Path], installed: Any, tmp_path: Path, word: Any) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
     command = [sys.executable, "-m", "cnnf_brain.submit", "--check", str(written[1]), "--weights", shipped_weights(True)]

@@ -6,13 +6,15 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import tiny
 import torch
-from toy_networks import REGIONS
+from brainscore.toy_networks import REGIONS
 
 from cnnf_brain import io
 from cnnf_brain.images import Preprocessing
@@ -23,26 +25,26 @@ STORED = {"stored": "user_12/small.safetensors", "version_id": "v-1"}
 
 
 @pytest.fixture(scope="module")
-def plugin():
+def plugin() -> Any:
     from cnnf_brain.brainscore import plugin
 
     return plugin
 
 
 @pytest.fixture(scope="module")
-def identify(plugin):
+def identify(plugin: Any) -> Callable[..., Any]:
     """Request -> identity."""
     return lambda request: plugin.identify(request).identity
 
 
 @pytest.fixture(scope="module")
-def ask(asked):
+def ask(asked: Callable[..., Any]) -> Any:
     """A request for a plugin of the shipped small pair."""
     return asked
 
 
 @pytest.fixture(scope="module")
-def headless(tmp_path_factory) -> Path:
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AlexNet's convolutions alone, of random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("headless") / "alexnet.safetensors"
@@ -51,7 +53,7 @@ def headless(tmp_path_factory) -> Path:
     return path
 
 
-def test_identifiers_carry_the_weights_and_the_iterations(plugin, identify, ask):
+def test_identifiers_carry_the_weights_and_the_iterations(plugin: Any, identify: Callable[..., Any], ask: Any) -> None:
     sha = io.sha256(Path(shipped_weights(True)))
     cnnf = identify(ask())
     cnn = identify(plugin.control_of(ask()))
@@ -66,7 +68,7 @@ def test_identifiers_carry_the_weights_and_the_iterations(plugin, identify, ask)
     assert cnnf.weights.sha256 == sha
 
 
-def test_identifiers_differ_wherever_the_model_does(plugin, identify, ask):
+def test_identifiers_differ_wherever_the_model_does(plugin: Any, identify: Callable[..., Any], ask: Any) -> None:
     identities = [
         identify(ask()),
         identify(ask(iterations=1)),
@@ -84,7 +86,7 @@ def test_identifiers_differ_wherever_the_model_does(plugin, identify, ask):
     assert moved != identities[0]
 
 
-def test_the_card_says_what_is_not_asked_for(plugin, identify, tmp_path):
+def test_the_card_says_what_is_not_asked_for(plugin: Any, identify: Callable[..., Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {k: v.contiguous() for k, v in sequential("alexnet", 10).state_dict().items() if k.startswith("features.")}
     card = {"arch": "alexnet", "image_size": 96, "feedback": {"iterations": 3, "target": "features.0", "step": 0.5}}
@@ -122,19 +124,21 @@ def test_the_card_says_what_is_not_asked_for(plugin, identify, tmp_path):
         ({"model": "vgg17"}, r"model 'vgg17' is not known; did you mean 'vgg1"),
     ],
 )
-def test_what_no_plugin_is_made_of(plugin, identify, ask, given, message):
+def test_what_no_plugin_is_made_of(plugin: Any, identify: Callable[..., Any], ask: Any, given: Any, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         identify(ask(**given))
 
 
-def test_v1_and_v2_may_be_left_out_of_neural_benchmarks_alone(plugin, identify, ask, published):
+def test_v1_and_v2_may_be_left_out_of_neural_benchmarks_alone(
+    plugin: Any, identify: Callable[..., Any], ask: Any, published: Path
+) -> None:
     assert list(identify(ask(regions={})).regions) == ["V4", "IT"]
     two = {region: SQUEEZE[region] for region in ("V4", "IT")}
     with pytest.raises(ValueError, match=r"no layer is named for V1, V2; .*V4, IT are enough with neural_only"):
         identify(plugin.Request(model="torchvision:squeezenet1_1", regions=two))
 
 
-def test_a_region_that_is_left_out_is_not_recorded_from(plugin, ask):
+def test_a_region_that_is_left_out_is_not_recorded_from(plugin: Any, ask: Any) -> None:
     from cnnf_brain.brainscore.commitment import commit
 
     identity = plugin.identify(ask(regions={})).identity
@@ -144,13 +148,15 @@ def test_a_region_that_is_left_out_is_not_recorded_from(plugin, ask):
         model.start_recording("V1", time_bins=[(70, 170)])
 
 
-def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(plugin, identify, ask, monkeypatch):
+def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(
+    plugin: Any, identify: Callable[..., Any], ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Row i is image i's in the first pass; a later one of a VGG-16 may differ by percents between batch sizes."""
     from cnnf_brain import activations
 
     features = activations.features
 
-    def rounded(network, batch, layers):  # 5 percent off wherever the batch is a smaller one
+    def rounded(network: Any, batch: Any, layers: Any) -> Any:  # 5 percent off wherever the batch is a smaller one
         off = 1.0 if len(batch) == activations.PROBED else 1.05
         return {at: rows * (off if at.iteration else 1) for at, rows in features(network, batch, layers).items()}
 
@@ -158,11 +164,11 @@ def test_feedback_that_amplifies_rounding_is_no_reason_to_refuse(plugin, identif
     assert identify(ask()).regions["IT"] == "relu3@2"
 
 
-def test_the_network_runs_on_the_device(plugin, ask, monkeypatch):
+def test_the_network_runs_on_the_device(plugin: Any, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     load = plugin.load_network
 
-    def noted(*args, **given):
+    def noted(*args: Any, **given: Any) -> Any:
         seen.append(str(given["device"]))
         return load(*args, **given)
 
@@ -174,13 +180,13 @@ def test_the_network_runs_on_the_device(plugin, ask, monkeypatch):
         plugin.identify(ask(device="gpu"))
 
 
-def test_a_headless_network_takes_no_behaviour(plugin, identify, headless):
+def test_a_headless_network_takes_no_behaviour(plugin: Any, identify: Callable[..., Any], headless: Path) -> None:
     request = plugin.Request(weights=headless, model="alexnet", iterations=2)
     with pytest.raises(ValueError, match="has no classes: Brain-Score's behavioural benchmarks read the 1000 logits"):
         identify(request)
 
 
-def test_an_identifier_that_is_taken(plugin, identify, ask):
+def test_an_identifier_that_is_taken(plugin: Any, identify: Callable[..., Any], ask: Any) -> None:
     from cnnf_brain.brainscore.check import taken
 
     assert taken("vgg_16") == "vgg_16"
@@ -189,7 +195,9 @@ def test_an_identifier_that_is_taken(plugin, identify, ask):
     assert taken(identify(ask()).identifier) == ""
 
 
-def test_an_identifier_that_a_shipped_model_has(plugin, identify, ask, tmp_path, monkeypatch):
+def test_an_identifier_that_a_shipped_model_has(
+    plugin: Any, identify: Callable[..., Any], ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if brainscore-vision shipped this very plugin, under a folder of another name; a link is the user's own."""
     from cnnf_brain.brainscore import check
 
@@ -207,7 +215,7 @@ def test_an_identifier_that_a_shipped_model_has(plugin, identify, ask, tmp_path,
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch) -> Path:
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torchvision's SqueezeNet of random weights, in torch's cache under the name of the published ones."""
     from torchvision import models
 
@@ -222,7 +230,7 @@ def published(tmp_path, monkeypatch) -> Path:
 SQUEEZE = {"V1": "features.2", "V2": "features.5", "V4": "features.8", "IT": "features.12"}
 
 
-def test_a_network_of_torchvision(plugin, published):
+def test_a_network_of_torchvision(plugin: Any, published: Path) -> None:
     """Its published weights have a place of their own, and how it was trained to see images goes into its identity."""
     model = "torchvision:squeezenet1_1"
     made = plugin.identify(plugin.Request(model=model, regions=SQUEEZE))
@@ -245,7 +253,7 @@ def test_a_network_of_torchvision(plugin, published):
     assert smaller.identifier != found.identifier
 
 
-def test_a_network_of_torchvision_with_weights_of_ones_own(plugin, published, tmp_path):
+def test_a_network_of_torchvision_with_weights_of_ones_own(plugin: Any, published: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(published.read_bytes())
     asked = plugin.Request(tmp_path / "mine.pth", model="torchvision:squeezenet1_1", regions=SQUEEZE, iterations=0)
     found = plugin.identify(asked).identity
@@ -254,7 +262,7 @@ def test_a_network_of_torchvision_with_weights_of_ones_own(plugin, published, tm
 
 
 @pytest.fixture
-def own(tmp_path) -> Path:
+def own(tmp_path: Path) -> Path:
     """A file with networks of the user's own."""
     path = tmp_path / "nets.py"
     path.write_text(tiny.FILE)
@@ -264,7 +272,7 @@ def own(tmp_path) -> Path:
 MINE = {"V1": "first", "V2": "first", "V4": "act", "IT": "second"}
 
 
-def test_a_network_of_ones_own(plugin, own):
+def test_a_network_of_ones_own(plugin: Any, own: Path) -> None:
     made = plugin.identify(plugin.Request(model=f"{own}:net", regions=MINE, neural_only=True))
     found = made.identity
     assert (found.model, found.iterations) == ("nets.py:net", 0)
@@ -282,7 +290,7 @@ def test_a_network_of_ones_own(plugin, own):
         found.load(None, own.parent)
 
 
-def test_a_cnnf_of_ones_own_and_its_control(plugin, own):
+def test_a_cnnf_of_ones_own_and_its_control(plugin: Any, own: Path) -> None:
     regions = {"V1": "0", "V2": "2", "V4": "2", "IT": "4"}
     asked = plugin.Request(model=f"{own}:feedback", regions=regions, neural_only=True)
     found = plugin.identify(asked).identity
@@ -311,7 +319,7 @@ def test_a_cnnf_of_ones_own_and_its_control(plugin, own):
         ("dropped", {"regions": dict.fromkeys(MINE, "out")}, "it is not deterministic"),
     ],
 )
-def test_what_no_plugin_is_made_of_ones_own_code(plugin, own, function, given, said):
+def test_what_no_plugin_is_made_of_ones_own_code(plugin: Any, own: Path, function: str, given: Any, said: str) -> None:
     drawn = "\ndef drawn():\n    torch.seed()\n    return Net()\n"
     nameless = "\ndef other_net():\n    made = net()\n    made.regions = {}\n    return made\n"
     own.write_text(tiny.FILE + drawn + nameless)
@@ -320,7 +328,7 @@ def test_what_no_plugin_is_made_of_ones_own_code(plugin, own, function, given, s
         plugin.identify(plugin.Request(**asked))
 
 
-def test_a_network_in_memory(plugin, asked, own):
+def test_a_network_in_memory(plugin: Any, asked: Callable[..., Any], own: Path) -> None:
     """Its plugin is that of the request which loads the same network."""
     network = load_network("small", shipped_weights(True), device="cpu")
     made = plugin.prepare(network, plugin.Options(regions=REGIONS, neural_only=True))
@@ -336,7 +344,7 @@ def test_a_network_in_memory(plugin, asked, own):
         plugin.prepare(network, plugin.Options(regions=REGIONS, neural_only=True))
 
 
-def test_the_identifier_of_a_request_stays(identify, asked):
+def test_the_identifier_of_a_request_stays(identify: Callable[..., Any], asked: Callable[..., Any]) -> None:
     """Leaderboard and caches know a model by it: a change here needs a new FEATURES_VERSION, or a word in CHANGELOG."""
     assert identify(asked()).identifier == "small_CNNF_6c729691_2it_2102af8f"
     assert identify(asked(iterations=1, feedback={"step": 0.2}, name="mine")).identifier == "mine_CNNF_6c729691_1it_db30f89d"

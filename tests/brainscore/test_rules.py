@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,14 +25,14 @@ GOOD = {
 
 
 @pytest.fixture(scope="module")
-def rules():
+def rules() -> Any:
     from cnnf_brain.brainscore import check
 
     return check
 
 
 @pytest.fixture
-def broken(rules, tmp_path):
+def broken(rules: Any, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Names of the rules that a ZIP of these entries breaks, with what is said."""
 
     def broken(entries: dict[str, str]) -> dict[str, str]:
@@ -56,7 +58,7 @@ def moved(before: str, after: str) -> dict[str, str]:
     return {name.replace(before, after): content.replace(before, after) for name, content in GOOD.items()}
 
 
-def test_a_zip_that_keeps_all_rules(broken):
+def test_a_zip_that_keeps_all_rules(broken: Callable[..., dict[str, str]]) -> None:
     assert broken(GOOD) == {}
 
 
@@ -97,19 +99,19 @@ def registers(text: str) -> dict[str, str]:
         (moved(NAME, "vgg_16"), "not_taken", "vgg_16 is in"),
     ],
 )
-def test_a_zip_that_breaks_a_rule(broken, entries, rule, said):
+def test_a_zip_that_breaks_a_rule(broken: Callable[..., dict[str, str]], entries: Any, rule: str, said: str) -> None:
     found = broken(entries)
     assert said in found[rule]
 
 
-def test_a_zip_that_is_too_large(broken, rules, monkeypatch):
+def test_a_zip_that_is_too_large(broken: Callable[..., dict[str, str]], rules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = {f"{IN}data.txt": "".join(map(str, range(4000)))}
     assert broken({**GOOD, **noise}) == {}
     monkeypatch.setattr(rules, "MAX_BYTES", 10_000)
     assert list(broken({**GOOD, **noise})) == ["size"]
 
 
-def test_what_is_no_zip(rules, tmp_path):
+def test_what_is_no_zip(rules: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.zip", GOOD)
     with pytest.raises(FileNotFoundError, match=r"b\.zip: no such file"):
         rules.read_submission(tmp_path / "b.zip")

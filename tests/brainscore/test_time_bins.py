@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import joblib
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from brainscore.toy_networks import toy_network
 from sklearn.cross_decomposition import PLSRegression
 from tiny import images
-from toy_networks import toy_network
 
 from cnnf_brain.images import batches
 from cnnf_brain.types import Images, LayerAt
@@ -20,7 +24,7 @@ REGIONS = {"V1": "conv1@0", "V2": "pool1@1", "V4": "pool1@2", "IT": "relu2@2"}
 
 
 @pytest.fixture(scope="module")
-def pieces():
+def pieces() -> SimpleNamespace:
     """What of the package and of Brain-Score is used here, imported after the homes are set."""
     from brainscore_core.supported_data_standards.brainio.assemblies import NeuronRecordingAssembly
     from brainscore_core.supported_data_standards.brainio.stimuli import StimulusSet
@@ -43,11 +47,11 @@ def pieces():
 
 
 @pytest.fixture(scope="module")
-def shown(pieces, tmp_path_factory):
+def shown(pieces: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Writes images as a StimulusSet of a name of its own."""
     folder = tmp_path_factory.mktemp("shown")
 
-    def show(stimuli: Images, name: str, **about):
+    def show(stimuli: Images, name: str, **about: Any) -> Any:
         made = pieces.StimulusSet({"stimulus_id": list(stimuli.ids), **about})
         made.stimulus_paths = {}
         for number, key in enumerate(stimuli.ids):
@@ -61,11 +65,11 @@ def shown(pieces, tmp_path_factory):
 
 
 @pytest.fixture
-def commitment(pieces, request):
+def commitment(pieces: SimpleNamespace, request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Makes a committed toy network under an identifier of its own."""
     made = []
 
-    def commit(network=None, regions=REGIONS, bins=BINS, readout="logits"):
+    def commit(network: Any = None, regions: Any = REGIONS, bins: Any = BINS, readout: str = "logits") -> Any:
         network = network or toy_network()
         made.append(network)
         wrapper = pieces.IterationWrapper(network, f"{request.node.name}_{len(made)}".replace("[", "_").replace("]", ""))
@@ -74,7 +78,7 @@ def commitment(pieces, request):
     return commit
 
 
-def direct(network, stimuli: Images, *names: str) -> list[np.ndarray]:
+def direct(network: Any, stimuli: Images, *names: str) -> list[npt.NDArray[Any]]:
     """Features (n_images, n_features) of the network itself, not through Brain-Score."""
     with torch.inference_mode():
         (batch,) = batches(stimuli, network.preprocessing, len(stimuli))
@@ -82,7 +86,7 @@ def direct(network, stimuli: Images, *names: str) -> list[np.ndarray]:
     return [found[LayerAt.parse(name)].flatten(1).numpy() for name in names]
 
 
-def rows(found, time_bin: int | None = None) -> np.ndarray:
+def rows(found: Any, time_bin: int | None = None) -> npt.NDArray[Any]:
     """(presentation, neuroid) by number of the unit, of one time bin."""
     part = found if time_bin is None else found.isel(time_bin=time_bin)
     return part.transpose("presentation", "neuroid").values[:, np.argsort(part["neuroid_num"].values, kind="stable")]
@@ -98,17 +102,19 @@ def rows(found, time_bin: int | None = None) -> np.ndarray:
         ([(100, 140), (110, 120), (115, 175)], [[0.5, 0.5, 0], [1, 0, 0], [5 / 60, 50 / 60, 5 / 60]]),
     ],
 )
-def test_shares_of_a_bin_are_its_overlap_with_each_iteration(pieces, asked, expected):
+def test_shares_of_a_bin_are_its_overlap_with_each_iteration(
+    pieces: SimpleNamespace, asked: list[Any], expected: Any
+) -> None:
     found = pieces.wrapper.shares(BINS, asked)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_a_bin_without_extent_has_no_shares(pieces):
+def test_a_bin_without_extent_has_no_shares(pieces: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="time bin 100-100 ms has no extent"):
         pieces.wrapper.shares(BINS, [(70, 100), (100, 100)])
 
 
-def test_default_bins(pieces):
+def test_default_bins(pieces: SimpleNamespace) -> None:
     assert pieces.wrapper.default_bins(2) == BINS
     assert pieces.wrapper.default_bins(0) == ((70, 120),)
 
@@ -121,12 +127,12 @@ def test_default_bins(pieces):
         (((120, 70),), 0, "120-70: expected START-END in ms"),
     ],
 )
-def test_bins_that_do_not_fit(pieces, bins, iterations, message):
+def test_bins_that_do_not_fit(pieces: SimpleNamespace, bins: Any, iterations: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pieces.wrapper.check_bins(bins, iterations)
 
 
-def test_each_time_bin_is_answered_by_its_iterations(commitment, shown):
+def test_each_time_bin_is_answered_by_its_iterations(commitment: Callable[..., Any], shown: Callable[..., Any]) -> None:
     network, stimuli = toy_network(), images(6)
     model = commitment(network)
     model.start_recording("V4", time_bins=[(70, 120), (120, 170), (145, 195)])
@@ -143,7 +149,7 @@ def test_each_time_bin_is_answered_by_its_iterations(commitment, shown):
     assert len(set(found["neuroid_id"].values)) == found.sizes["neuroid"] == zero.shape[1]
 
 
-def test_one_time_bin_is_answered_by_the_map(commitment, shown):
+def test_one_time_bin_is_answered_by_the_map(commitment: Callable[..., Any], shown: Callable[..., Any]) -> None:
     network, stimuli = toy_network(), images(6)
     model = commitment(network)
     (two,) = direct(network, stimuli, "pool1@2")
@@ -155,7 +161,9 @@ def test_one_time_bin_is_answered_by_the_map(commitment, shown):
 
 
 @pytest.mark.parametrize("disabled", ["0", "1"], ids=["cached", "uncached"])
-def test_v4_and_it_one_after_the_other(commitment, shown, monkeypatch, homes, disabled):
+def test_v4_and_it_one_after_the_other(
+    commitment: Callable[..., Any], shown: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, homes: Path, disabled: str
+) -> None:
     """Each region has its own features, in one bin and in several, the first time and when the cache answers."""
     monkeypatch.setenv("RESULTCACHING_DISABLE", disabled)
     network, stimuli = toy_network(), images(6)
@@ -175,7 +183,7 @@ def test_v4_and_it_one_after_the_other(commitment, shown, monkeypatch, homes, di
     assert len(stored) == (disabled == "0")
 
 
-def test_several_layers_of_a_region(commitment, shown):
+def test_several_layers_of_a_region(commitment: Callable[..., Any], shown: Callable[..., Any]) -> None:
     network, stimuli = toy_network(), images(4)
     regions = {**REGIONS, "IT": ["pool1@2", "relu2@2"]}
     model = commitment(network, {**REGIONS})
@@ -188,7 +196,9 @@ def test_several_layers_of_a_region(commitment, shown):
             np.testing.assert_allclose(rows(part, number), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_without_feedback_answers_every_bin_alike(commitment, shown):
+def test_a_network_without_feedback_answers_every_bin_alike(
+    commitment: Callable[..., Any], shown: Callable[..., Any]
+) -> None:
     network, stimuli = toy_network(0), images(4)
     model = commitment(network, dict.fromkeys(REGIONS, "pool1@0"), ((70, 120),))
     model.start_recording("V4", time_bins=BINS)
@@ -198,7 +208,9 @@ def test_a_network_without_feedback_answers_every_bin_alike(commitment, shown):
         np.testing.assert_allclose(rows(found, number), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_below_the_target_is_the_same_at_all_times(commitment, shown):
+def test_a_layer_below_the_target_is_the_same_at_all_times(
+    commitment: Callable[..., Any], shown: Callable[..., Any]
+) -> None:
     network, stimuli = toy_network(target="relu1"), images(4)
     model, seen = commitment(network, {**REGIONS, "V1": "conv1@0"}), shown(stimuli, "below")
     (first,) = direct(network, stimuli, "conv1@0")
@@ -211,7 +223,7 @@ def test_a_layer_below_the_target_is_the_same_at_all_times(commitment, shown):
         np.testing.assert_allclose(rows(model.look_at(seen), number), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_recording_ends_a_task(commitment, shown):
+def test_a_recording_ends_a_task(commitment: Callable[..., Any], shown: Callable[..., Any]) -> None:
     """Brain-Score's own ModelCommitment goes on answering with the task."""
     network, stimuli = toy_network(), images(4)
     model, seen = commitment(network), shown(stimuli, "task")
@@ -225,7 +237,7 @@ def test_a_recording_ends_a_task(commitment, shown):
     np.testing.assert_allclose(rows(model.look_at(seen)), direct(network, stimuli, "pool1@2")[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_of_other_classes_takes_no_task(commitment, shown):
+def test_a_network_of_other_classes_takes_no_task(commitment: Callable[..., Any], shown: Callable[..., Any]) -> None:
     model = commitment(toy_network(classes=200), readout="")
     for task in ("label", "probabilities", "odd_one_out"):
         with pytest.raises(
@@ -237,7 +249,7 @@ def test_a_network_of_other_classes_takes_no_task(commitment, shown):
     assert model.look_at(shown(images(3), "classes")).sizes["presentation"] == 3
 
 
-def test_a_layer_that_is_not_there(commitment):
+def test_a_layer_that_is_not_there(commitment: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="layer 'pool9' is not known; did you mean 'pool1'"):
         commitment(regions={**REGIONS, "IT": "pool9@2"})
     with pytest.raises(ValueError, match="pool1@3: iteration 3 is not run; the network runs 2"):
@@ -248,7 +260,7 @@ N, SITES, COMPONENTS = 96, 5, 25
 
 
 @pytest.fixture(scope="module")
-def experiment():
+def experiment() -> Any:
     """Responses (n, sites, bins) that follow another iteration in every bin, with noise."""
     network, stimuli = toy_network(), images(N, seed=3)
     rng = np.random.default_rng(0)
@@ -266,7 +278,9 @@ def experiment():
 @pytest.mark.filterwarnings(
     "ignore:unique with argument that is not not a Series:FutureWarning"
 )  # xarray 2022 with pandas 2
-def test_spantime_pls_scores_iterations_in_time(pieces, commitment, shown, experiment):
+def test_spantime_pls_scores_iterations_in_time(
+    pieces: SimpleNamespace, commitment: Callable[..., Any], shown: Callable[..., Any], experiment: Any
+) -> None:
     """The metric through NeuralBenchmark, beside scikit-learn on the network's own features stacked over time."""
     network, stimuli, features, responses = experiment
     objects = [f"object{i % 8}" for i in range(N)]
@@ -309,7 +323,7 @@ def test_spantime_pls_scores_iterations_in_time(pieces, commitment, shown, exper
     assert medians.min() > 0.3
 
 
-def stacked_over_time(features, responses, ids, objects) -> np.ndarray:
+def stacked_over_time(features: Any, responses: Any, ids: Any, objects: Any) -> npt.NDArray[Any]:
     """(split, time bin, site): one PLS on all bins as samples, r in each bin of the test images."""
     from cnnf_brain.predictivity.crossval import make_splits
 

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from brainscore.toy_networks import REGIONS
 from PIL import Image
-from toy_networks import REGIONS
 
 from cnnf_brain.model.zoo import shipped_weights
 
@@ -36,14 +37,14 @@ np.savez(sys.argv[3], **found)
 
 
 @pytest.fixture(scope="module")
-def vendor():
+def vendor() -> Any:
     from cnnf_brain.brainscore import vendor
 
     return vendor
 
 
 @pytest.mark.slow
-def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path):
+def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
     """Its features are those of the package, bit for bit."""
     from cnnf_brain import activations
     from cnnf_brain.brainscore.plugin import Request, identify, write_plugins
@@ -83,7 +84,7 @@ def test_a_plugin_runs_where_the_package_cannot_be_imported(tmp_path):
             np.testing.assert_array_equal(found[str(at)], map_.numpy())
 
 
-def test_the_copy_is_small_licensed_and_free_of_the_package(vendor):
+def test_the_copy_is_small_licensed_and_free_of_the_package(vendor: Any) -> None:
     copy = vendor.package_files()
     assert sum(map(len, copy.values())) < 1_000_000
     assert copy["cnnf_brain/LICENSE"] == (ROOT / "LICENSE").read_text()
@@ -108,7 +109,7 @@ def test_the_copy_is_small_licensed_and_free_of_the_package(vendor):
     assert "predictivity" not in copy["cnnf_brain/__init__.py"]
 
 
-def test_the_copy_imports_what_brain_score_has(vendor):
+def test_the_copy_imports_what_brain_score_has(vendor: Any) -> None:
     """All but safetensors, which requirements.txt names for such weights, and pooch, which a plugin never asks for."""
     texts = [text for name, text in vendor.package_files().items() if name.endswith(".py")]
     tops = {one.partition(".")[0] for text in texts for one in vendor.imported(text)}
@@ -128,7 +129,7 @@ def test_the_copy_imports_what_brain_score_has(vendor):
         ("from cnnf_brains import x\n", ".", "from cnnf_brains import x\n"),
     ],
 )
-def test_imports_become_relative(vendor, text, to, made):
+def test_imports_become_relative(vendor: Any, text: str, to: str, made: str) -> None:
     assert made in vendor.redirected(text, to, "a.py")
 
 
@@ -147,7 +148,7 @@ OWN = "brainscore_vision.models.mine.cnnf_brain"
         ("import helper", "import helper"),
     ],
 )
-def test_code_of_ones_own_takes_the_copy(vendor, tmp_path, line, made):
+def test_code_of_ones_own_takes_the_copy(vendor: Any, tmp_path: Path, line: str, made: str) -> None:
     (tmp_path / "net.py").write_text(f"{line}\n")
     (tmp_path / "helper.py").write_text("from parts.layers import x\n")
     (tmp_path / "parts").mkdir()
@@ -160,7 +161,7 @@ def test_code_of_ones_own_takes_the_copy(vendor, tmp_path, line, made):
     assert own.sources["net.py"] == f"{line}\n"
 
 
-def test_code_that_differs_has_another_hash(vendor, tmp_path):
+def test_code_that_differs_has_another_hash(vendor: Any, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("import helper\n")
     (tmp_path / "helper.py").write_text("x = 1\n")
     first, other = (vendor.read_own_code(f"{tmp_path / 'net.py'}:{name}").digest for name in ("net", "other"))
@@ -176,12 +177,12 @@ def test_code_that_differs_has_another_hash(vendor, tmp_path):
         ("net.py", "import os, cnnf_brain\n", "not in a line of its own"),
     ],
 )
-def test_code_that_no_plugin_takes(vendor, tmp_path, name, text, said):
+def test_code_that_no_plugin_takes(vendor: Any, tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=said):
         vendor.read_own_code(f"{tmp_path / name}:net").files("mine")
 
 
-def test_a_file_that_is_not_there(vendor, tmp_path):
+def test_a_file_that_is_not_there(vendor: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*none\.py"):
         vendor.read_own_code(f"{tmp_path / 'none.py'}:net")

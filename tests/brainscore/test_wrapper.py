@@ -6,10 +6,13 @@ import dataclasses
 import importlib
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +35,7 @@ LAYERS = ["pool1@0", "pool1@1", "pool1@2"]
 
 
 @pytest.fixture(scope="module")
-def brainscore(homes):
+def brainscore(homes: Path) -> Iterator[SimpleNamespace]:
     """The parts of brainscore-vision used here; its caches read where they lie when they are first imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CNNF_BRAIN_CACHE", str(homes / "CNNF_BRAIN_CACHE"))
@@ -71,7 +74,7 @@ def brainscore(homes):
 
 
 @pytest.fixture(scope="module")
-def make(brainscore):
+def make(brainscore: SimpleNamespace) -> Any:
     """``cnnf_brain.brainscore.iteration_wrapper``."""
     from cnnf_brain.brainscore import iteration_wrapper
 
@@ -94,7 +97,7 @@ def layers(seed: int = 0) -> nn.Sequential:
     )
 
 
-def cnnf(seed: int = 0, iterations: int = 2, step: float = 0.1, **settings) -> Network:
+def cnnf(seed: int = 0, iterations: int = 2, step: float = 0.1, **settings: Any) -> Network:
     module = CNNF(layers(seed), iterations=iterations, step=step, match_norm=True, **settings).eval()
     return Network(module, Preprocessing(SIZE), name="toy CNN-F", weights="random")
 
@@ -104,7 +107,7 @@ def plain(seed: int = 0) -> Network:
 
 
 @pytest.fixture(scope="module")
-def recordings():
+def recordings() -> Any:
     """The simulated images in another order, and sites that are driven by their colours, with noise."""
     whole = simulated("V4")
     rng = np.random.default_rng(1)
@@ -121,7 +124,7 @@ def recordings():
 
 
 @pytest.fixture(scope="module")
-def files(recordings, tmp_path_factory) -> list[Path]:
+def files(recordings: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The images of the recordings as files."""
     folder = tmp_path_factory.mktemp("images")
     paths = [folder / f"{name}.png" for name in recordings.images.ids]
@@ -130,7 +133,7 @@ def files(recordings, tmp_path_factory) -> list[Path]:
     return paths
 
 
-def stimulus_set(brainscore, recordings, files, n: int):
+def stimulus_set(brainscore: Any, recordings: Any, files: Any, n: int) -> Any:
     """The first n images as Brain-Score's StimulusSet, with an identifier, so that activations are cached."""
     ids = list(recordings.images.ids[:n])
     made = brainscore.StimulusSet({"stimulus_id": ids, "object_name": recordings.object_names[:n]})
@@ -140,13 +143,13 @@ def stimulus_set(brainscore, recordings, files, n: int):
 
 
 @pytest.fixture(scope="module")
-def few(brainscore, recordings, files):
+def few(brainscore: SimpleNamespace, recordings: Any, files: list[Path]) -> Any:
     """Twelve images."""
     return stimulus_set(brainscore, recordings, files, 12)
 
 
 @pytest.fixture(scope="module")
-def assembly(brainscore, recordings, files):
+def assembly(brainscore: SimpleNamespace, recordings: Any, files: list[Path]) -> Any:
     """The recordings' mean responses as Brain-Score's assembly."""
     made = brainscore.NeuroidAssembly(
         recordings.responses[:, :, None],
@@ -165,7 +168,7 @@ def assembly(brainscore, recordings, files):
 
 
 @pytest.fixture(scope="module")
-def benchmark(brainscore, assembly):
+def benchmark(brainscore: SimpleNamespace, assembly: Any) -> Any:
     """A NeuralBenchmark with the metric ``pls``, as ``load_metric`` gives it."""
     return brainscore.NeuralBenchmark(
         identifier="simulated.V4-pls",
@@ -181,7 +184,7 @@ def benchmark(brainscore, assembly):
 
 
 @pytest.fixture(scope="module")
-def layer_scores(brainscore, make, benchmark):
+def layer_scores(brainscore: SimpleNamespace, make: Any, benchmark: Any) -> Any:
     """Brain-Score's LayerScores for one layer at three iterations."""
     wrapper = make(cnnf())
     scores = brainscore.LayerScores(wrapper.identifier, wrapper, visual_degrees=8)
@@ -192,14 +195,14 @@ def batch_of(network: Network, paths: list[Path]) -> torch.Tensor:
     return torch.stack([network.preprocessing(Image.open(path)) for path in paths])
 
 
-def rows(assembly, layer: str) -> np.ndarray:
+def rows(assembly: Any, layer: str) -> npt.NDArray[Any]:
     """Features of one layer, by image as they come and by number of the unit."""
     part = assembly[{"neuroid": assembly["layer"].values == layer}]
     order = np.argsort(part["neuroid_num"].values)
     return part.transpose("presentation", "neuroid").values[:, order]
 
 
-def test_iterations_equal_the_direct_call_and_differ(make, files):
+def test_iterations_equal_the_direct_call_and_differ(make: Any, files: list[Path]) -> None:
     network = cnnf()
     names = ["relu2@0", "pool1", "relu2@2", "relu2@1", "pool1@2:feedback", "conv1@1", "input@2", "fc@1"]
     found = make(network, batch_size=5)(files[:11], layers=names)
@@ -213,7 +216,7 @@ def test_iterations_equal_the_direct_call_and_differ(make, files):
         assert np.abs(rows(found, one) - rows(found, other)).max() > 0.01 * np.abs(rows(found, one)).max()
 
 
-def test_units_carry_their_channel_and_place(make, files):
+def test_units_carry_their_channel_and_place(make: Any, files: list[Path]) -> None:
     network = cnnf()
     found = make(network)(files[:2], layers=["conv2@1"])
     with torch.inference_mode():
@@ -223,7 +226,7 @@ def test_units_carry_their_channel_and_place(make, files):
 
 
 @pytest.mark.parametrize("network", [cnnf(), plain()], ids=lambda network: network.name)
-def test_the_last_batch_is_filled_up_and_cut(make, files, network):
+def test_the_last_batch_is_filled_up_and_cut(make: Any, files: list[Path], network: Any) -> None:
     names = ["conv2", "logits"]
     padded = make(network, batch_size=4)(files[:6], layers=names)
     one_by_one = make(network, batch_size=1)(files[:6], layers=names)
@@ -233,7 +236,7 @@ def test_the_last_batch_is_filled_up_and_cut(make, files, network):
         np.testing.assert_allclose(rows(padded, name), rows(one_by_one, name), rtol=1e-4, atol=1e-5)
 
 
-def test_every_result_is_a_copy(make, files):
+def test_every_result_is_a_copy(make: Any, files: list[Path]) -> None:
     """A convolution before an in-place gate keeps its negative values, and no two results share memory."""
     for network in (plain(), cnnf()):
         wrapper = make(network)
@@ -255,7 +258,7 @@ def test_every_result_is_a_copy(make, files):
         np.testing.assert_array_equal(batch, before)
 
 
-def test_logits_are_the_last_iterations_unless_named(make, files):
+def test_logits_are_the_last_iterations_unless_named(make: Any, files: list[Path]) -> None:
     network = cnnf()
     found = make(network)(files[:4], layers=["logits", "fc@1", "fc@0"])
     with torch.inference_mode():
@@ -280,7 +283,7 @@ class OddOrder(nn.Module):
         return self.out(self.pool(self.stem(x)).flatten(1))
 
 
-def test_logits_of_any_network_are_its_output(make, files):
+def test_logits_of_any_network_are_its_output(make: Any, files: list[Path]) -> None:
     torch.manual_seed(0)
     network = Network(OddOrder().eval(), Preprocessing(SIZE), name="odd", weights="random")
     wrapper = make(network)
@@ -291,7 +294,7 @@ def test_logits_of_any_network_are_its_output(make, files):
     assert wrapper.get_layer("logits") is network.module
 
 
-def test_a_headless_network_has_no_logits(make, files):
+def test_a_headless_network_has_no_logits(make: Any, files: list[Path]) -> None:
     wrapper = make(dataclasses.replace(cnnf(), headless=True))
     with pytest.raises(ValueError, match="toy CNN-F has no classifier, and so no logits; load weights"):
         wrapper(files[:2], layers=["logits"])
@@ -308,7 +311,7 @@ def test_a_headless_network_has_no_logits(make, files):
         (plain(), "conv2@1", "conv2@1: Sequential runs no feedback"),
     ],
 )
-def test_layers_that_are_not_there(make, files, network, layer, message):
+def test_layers_that_are_not_there(make: Any, files: list[Path], network: Any, layer: str, message: str) -> None:
     wrapper = make(network)
     with pytest.raises(ValueError, match=message):
         wrapper(files[:2], layers=["conv2", layer])
@@ -316,7 +319,7 @@ def test_layers_that_are_not_there(make, files, network, layer, message):
         wrapper.get_layer(layer)
 
 
-def test_the_network_stays_on_its_device(make, files, monkeypatch):
+def test_the_network_stays_on_its_device(make: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """PytorchWrapper would move it to the first GPU."""
     network = cnnf()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -325,7 +328,7 @@ def test_the_network_stays_on_its_device(make, files, monkeypatch):
     assert np.isfinite(found.values).all()
 
 
-def test_features_that_overflow_are_an_error(make, files):
+def test_features_that_overflow_are_an_error(make: Any, files: list[Path]) -> None:
     network = cnnf()
     with torch.no_grad():
         network.module.fc.weight.fill_(1e38)
@@ -336,7 +339,9 @@ def test_features_that_overflow_are_an_error(make, files):
 @pytest.mark.parametrize(
     ("kind", "mode"), [("png", "RGB"), ("png", "L"), ("png", "RGBA"), ("png", "P"), ("jpeg", "RGB"), ("jpeg", "L")]
 )
-def test_preprocessing_is_brain_scores_own(brainscore, make, tmp_path, kind, mode):
+def test_preprocessing_is_brain_scores_own(
+    brainscore: SimpleNamespace, make: Any, tmp_path: Path, kind: str, mode: str
+) -> None:
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.{kind}" for i in range(3)]
     for path, shape in zip(paths, [(24, 24), (64, 64), (31, 57)], strict=True):
@@ -347,7 +352,7 @@ def test_preprocessing_is_brain_scores_own(brainscore, make, tmp_path, kind, mod
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_an_image_that_cannot_be_read_is_named(make, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(make: Any, tmp_path: Path) -> None:
     damaged, missing = tmp_path / "damaged.png", tmp_path / "missing.png"
     damaged.write_bytes(b"no image")
     for path in (damaged, missing):
@@ -355,7 +360,7 @@ def test_an_image_that_cannot_be_read_is_named(make, tmp_path):
             make(cnnf())([path], layers=["conv2"])
 
 
-def test_identifiers_differ_wherever_features_do(make):
+def test_identifiers_differ_wherever_features_do(make: Any) -> None:
     networks = [
         cnnf(),
         cnnf(seed=1),
@@ -377,12 +382,12 @@ def test_identifiers_differ_wherever_features_do(make):
 
 
 @pytest.mark.parametrize("name", ["cnn-f", "two words", "", "a/b"])
-def test_an_identifier_that_the_website_refuses(make, name):
+def test_an_identifier_that_the_website_refuses(make: Any, name: str) -> None:
     with pytest.raises(ValueError, match="may hold letters, digits and _ alone"):
         make(cnnf(), name)
 
 
-def test_cached_activations_belong_to_the_weights(brainscore, make, few):
+def test_cached_activations_belong_to_the_weights(brainscore: SimpleNamespace, make: Any, few: Any) -> None:
     """Brain-Score keys them by identifier, not by weights; a second call is served from its cache."""
     first, second = make(cnnf(seed=10)), make(cnnf(seed=11))
     names = ["pool1@1"]
@@ -395,7 +400,9 @@ def test_cached_activations_belong_to_the_weights(brainscore, make, few):
     np.testing.assert_array_equal(first(few, layers=names).values, before.values)
 
 
-def test_regions_by_iteration_in_a_model_commitment(brainscore, make, few, files):
+def test_regions_by_iteration_in_a_model_commitment(
+    brainscore: SimpleNamespace, make: Any, few: Any, files: list[Path]
+) -> None:
     network = cnnf()
     wrapper = make(network)
     regions = {"V1": "conv1", "V2": "pool1@1", "V4": "pool1@2", "IT": ["relu2@1", "relu2@2"]}
@@ -415,7 +422,7 @@ def test_regions_by_iteration_in_a_model_commitment(brainscore, make, few, files
             np.testing.assert_allclose(rows(found, name), expected, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_labels_come_from_the_last_iteration(brainscore, make, few, files):
+def test_labels_come_from_the_last_iteration(brainscore: SimpleNamespace, make: Any, few: Any, files: list[Path]) -> None:
     network = cnnf()
     wrapper = make(network)
     model = brainscore.ModelCommitment(wrapper.identifier, wrapper, layers=["fc@2"], region_layer_map={"IT": "pool1@2"})
@@ -428,7 +435,7 @@ def test_labels_come_from_the_last_iteration(brainscore, make, few, files):
 
 
 @pytest.fixture(scope="module")
-def ours(recordings):
+def ours(recordings: Any) -> Any:
     """Our scores from the streamed products of the same network on Brain-Score's splits, by layer."""
     products = layer_grams(cnnf(), recordings.images, [LayerAt.parse(name) for name in LAYERS], progress=False)
     splits = make_splits("brainscore", recordings.images.ids, object_names=recordings.object_names)
@@ -437,7 +444,7 @@ def ours(recordings):
     return {str(at): score_predictions(predicted, responses) for at, predicted in predictions.items()}
 
 
-def test_layer_scores_are_ours_at_every_iteration(layer_scores, ours):
+def test_layer_scores_are_ours_at_every_iteration(layer_scores: Any, ours: Any) -> None:
     assert layer_scores["layer"].values.tolist() == LAYERS
     expected = np.array([brainscore_r(ours[name]) for name in LAYERS])
     np.testing.assert_allclose(np.sqrt(CEILING * layer_scores.values), expected, rtol=0, atol=1e-3)
@@ -445,7 +452,9 @@ def test_layer_scores_are_ours_at_every_iteration(layer_scores, ours):
     assert 0.3 < expected.min() < expected.max() < 0.95  # neither nothing nor everything is predicted
 
 
-def test_sites_agree(brainscore, make, assembly, benchmark, layer_scores, ours):
+def test_sites_agree(
+    brainscore: SimpleNamespace, make: Any, assembly: Any, benchmark: Any, layer_scores: Any, ours: Any
+) -> None:
     """One site's r through ModelCommitment and NeuralBenchmark, and from our products.
 
     The metric ``pls`` ends scikit-learn's iterations where the square of a step is below tol=1e-6, and ours is exact; on
@@ -464,12 +473,12 @@ def test_sites_agree(brainscore, make, assembly, benchmark, layer_scores, ours):
     assert np.abs(by_site(converged) - site_r(ours[layer])).max() < 1e-4
 
 
-def by_site(score) -> np.ndarray:
+def by_site(score: Any) -> npt.NDArray[Any]:
     """r of each site, the mean over splits, in the order of the recordings."""
     return score.attrs["raw"].mean("split").sortby("neuroid_id").values
 
 
-def test_without_brainscore_vision_the_error_says_what_to_install(monkeypatch):
+def test_without_brainscore_vision_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("cnnf_brain.brainscore")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "brainscore_vision.model_helpers.activations.pytorch", None)
@@ -477,9 +486,9 @@ def test_without_brainscore_vision_the_error_says_what_to_install(monkeypatch):
         importlib.import_module("cnnf_brain.brainscore")
 
 
-def test_copies_that_fill_a_batch_up_are_not_run(brainscore, monkeypatch):
+def test_copies_that_fill_a_batch_up_are_not_run(brainscore: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brain-Score repeats the last image up to the batch size; one of the copies is enough."""
-    from toy_networks import toy_network
+    from brainscore.toy_networks import toy_network
 
     from cnnf_brain import activations
     from cnnf_brain.brainscore import IterationWrapper
@@ -487,10 +496,12 @@ def test_copies_that_fill_a_batch_up_are_not_run(brainscore, monkeypatch):
     wrapper = IterationWrapper(toy_network(), "filled_up")
     ran, extract = [], activations.extract
     monkeypatch.setattr(
-        activations, "extract", lambda model, batch, layers: ran.append(len(batch)) or extract(model, batch, layers)
+        activations,
+        "extract",
+        lambda model, batch, layers: ran.append(len(batch)) or extract(model, batch, layers),  # type: ignore[func-returns-value]
     )
     images = np.random.default_rng(0).standard_normal((8, 3, 48, 48)).astype(np.float32)
-    whole = wrapper.get_activations(images, ["pool1@1", "fc@2"])
+    whole = wrapper.get_activations(images, ["pool1@1", "fc@2"])  # type: ignore[arg-type]
     filled = wrapper.get_activations(np.concatenate([images[:3], *[images[2:3]] * 5]), ["pool1@1", "fc@2"])
     assert ran == [8, 3]
     for name, values in whole.items():

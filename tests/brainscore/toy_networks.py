@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def toy_layers(seed: int = 0, classes: int = 1000) -> nn.Sequential:
     )
 
 
-def toy_network(iterations: int = 2, seed: int = 0, classes: int = 1000, **feedback: object) -> Network:
+def toy_network(iterations: int = 2, seed: int = 0, classes: int = 1000, **feedback: Any) -> Network:
     """The CNN-F of these layers, or with 0 iterations its CNN, on images of 48 x 48."""
     settings = {"step": 0.3, "match_norm": True, **feedback} if iterations else {}
     module = CNNF(toy_layers(seed, classes), iterations=iterations, **settings).eval()

@@ -14,8 +14,10 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import tiny
@@ -55,7 +57,7 @@ class World:
     def model(self, name: str) -> str:
         return f"{self.folder}/nets.py:{name}"
 
-    def words(self, *more: object, regions: bool = True, recordings: bool = True) -> list[str]:
+    def words(self, *more: Any, regions: bool = True, recordings: bool = True) -> list[str]:
         """A command line: the CNN-F of the file, its own first pass as the baseline, unless ``more`` says otherwise."""
         words = [str(word) for word in more]
         given = {
@@ -67,44 +69,44 @@ class World:
         }
         return words + [w for flag, values in given.items() if flag not in words for w in (flag, *values)]
 
-    def run(self, *more: object) -> int:
+    def run(self, *more: Any) -> int:
         return main(self.words(*more))
 
-    def summary(self, out: str = "out") -> dict:
+    def summary(self, out: str = "out") -> dict[str, Any]:
         return json.loads((self.folder / out / "summary.json").read_text())
 
-    def entries(self, out: str = "out") -> list[dict]:
+    def entries(self, out: str = "out") -> list[dict[str, Any]]:
         return self.summary(out)["evaluations"]
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory) -> World:
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World.new(tmp_path_factory.mktemp("untouched"))
 
 
 @pytest.fixture
-def world(untouched, tmp_path, sketched) -> World:
+def world(untouched: World, tmp_path: Path, sketched: pytest.MonkeyPatch) -> World:
     """A world for one test, and figures are not drawn in it."""
     shutil.copytree(untouched.folder, tmp_path, dirs_exist_ok=True)
     return World(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> World:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world in which the command has run once; ``said`` is what it printed."""
     made = World.new(tmp_path_factory.mktemp("world"))
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert made.run() == 0
-    made.said = said.getvalue()
+    made.said = said.getvalue()  # type: ignore[attr-defined]
     return made
 
 
 @pytest.fixture
-def no_work(monkeypatch) -> None:
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the first images through a network are a failure: errors come before long work."""
     extract = activations.extract
 
-    def first_images(model, batch, layers):
+    def first_images(model: Any, batch: Any, layers: Any) -> Any:
         assert len(batch) <= activations.PROBED, "long work has started"
         return extract(model, batch, layers)
 
@@ -121,20 +123,20 @@ def rows_of(table: str) -> list[list[str]]:
 # A run that works
 
 
-def test_all_files_are_there_and_nothing_else(finished):
+def test_all_files_are_there_and_nothing_else(finished: World) -> None:
     assert sorted(os.listdir(finished.folder / "out")) == sorted(report.FILES)
 
 
-def test_the_first_line_says_what_was_taken(finished):
-    first = finished.said.splitlines()[0]
+def test_the_first_line_says_what_was_taken(finished: World) -> None:
+    first = finished.said.splitlines()[0]  # type: ignore[attr-defined]
     assert first.startswith(
         f"recordings V4={finished.v4} IT={finished.it}; model nets.py:feedback (1 iterations) [as built], "
     )
     assert "feedback untrained; baseline its own first pass (as named)" in first
-    assert "SIMULATED" not in finished.said
+    assert "SIMULATED" not in finished.said  # type: ignore[attr-defined]
 
 
-def test_rows_are_regions_baseline_first_then_iterations(finished):
+def test_rows_are_regions_baseline_first_then_iterations(finished: World) -> None:
     found = [(e["region"], e["role"], e["layer"]) for e in finished.entries()]
     assert found == [
         ("V4", "baseline", "2@0"),
@@ -144,7 +146,7 @@ def test_rows_are_regions_baseline_first_then_iterations(finished):
     ]
 
 
-def test_the_summary_is_as_documented(finished):
+def test_the_summary_is_as_documented(finished: World) -> None:
     content = finished.summary()
     documented = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
     names = set(content) | {name for e in content["evaluations"] for name in e}
@@ -168,7 +170,7 @@ def test_the_summary_is_as_documented(finished):
     assert [t["valid"] for t in v4["tests"]] == [True, True, False, False, False], "valid tests first"
 
 
-def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.ndarray:
+def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> npt.NDArray[Any]:
     """(n_splits, n_sites) r: features of one direct call, scikit-learn's PLS run to convergence, numpy's r."""
     recordings = read_assembly(path, region)
     n = len(recordings.images)
@@ -187,8 +189,8 @@ def oracle(path: Path, region: str, layer: str, model: cnnf_brain.CNNF) -> np.nd
     return np.array(r)
 
 
-def test_scores_are_those_of_scikit_learn_on_the_features_of_a_direct_call(finished):
-    scope: dict = {}
+def test_scores_are_those_of_scikit_learn_on_the_features_of_a_direct_call(finished: World) -> None:
+    scope: dict[str, Any] = {}
     exec(tiny.FILE, scope)  # the same file that the command ran
     entries = {(e["region"], e["layer"]): e for e in finished.entries()}
     scores = tiny.scores(finished.folder / "out" / "scores.nc")
@@ -203,13 +205,13 @@ def test_scores_are_those_of_scikit_learn_on_the_features_of_a_direct_call(finis
         assert entries[region, layer]["median_r"] == pytest.approx(np.median(r.mean(axis=0)), abs=1e-3)
 
 
-def test_the_sites_of_these_tests_can_be_predicted(finished):
+def test_the_sites_of_these_tests_can_be_predicted(finished: World) -> None:
     assert max(e["median_r"] for e in finished.entries()) > 0.2
 
 
-def test_the_table_shows_the_summarys_numbers(finished):
+def test_the_table_shows_the_summarys_numbers(finished: World) -> None:
     text = (finished.folder / "out" / "table.md").read_text()
-    assert text.split("\n", 2)[2].strip() in finished.said
+    assert text.split("\n", 2)[2].strip() in finished.said  # type: ignore[attr-defined]
     head, *rows = rows_of(text)
     assert len(rows) == 4
     for row, e in zip(rows, finished.entries(), strict=True):
@@ -234,7 +236,7 @@ def test_the_table_shows_the_summarys_numbers(finished):
     assert "Folds hold fewer than 20 test images" in text
 
 
-def test_differences_are_those_of_the_sites(finished):
+def test_differences_are_those_of_the_sites(finished: World) -> None:
     scores = tiny.scores(finished.folder / "out" / "scores.nc")
     for region, baseline, model in (("V4", "2@0", "2@1"), ("IT", "4@0", "4@1")):
         r = {
@@ -246,7 +248,7 @@ def test_differences_are_those_of_the_sites(finished):
         assert entry["difference"] == pytest.approx(np.median(d), abs=1e-12)
 
 
-def test_the_run_can_be_done_again_from_its_description(finished):
+def test_the_run_can_be_done_again_from_its_description(finished: World) -> None:
     run = json.loads((finished.folder / "out" / "run.json").read_text())
     assert run["options"]["model"] == [finished.model("feedback")]
     assert run["options"]["seed"] == 0
@@ -260,11 +262,13 @@ def test_the_run_can_be_done_again_from_its_description(finished):
     assert run["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run["commit"])
 
 
-def test_the_same_command_again_gives_the_same_bytes_from_the_cache(finished, monkeypatch, capsys):
+def test_the_same_command_again_gives_the_same_bytes_from_the_cache(
+    finished: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {name: (finished.folder / "out" / name).read_bytes() for name in report.FILES}
     monkeypatch.setattr(gram, "_stream", lambda *a: pytest.fail("computed again"))
     assert finished.run() == 0
-    assert capsys.readouterr().out == finished.said
+    assert capsys.readouterr().out == finished.said  # type: ignore[attr-defined]
     for name in ("summary.json", "table.md", "figure.svg"):
         assert (finished.folder / "out" / name).read_bytes() == before[name], name
 
@@ -276,7 +280,7 @@ def layers_of(world: World) -> list[tuple[str, str, str]]:
     return [(e["region"], e["role"], e["layer"]) for e in world.entries()]
 
 
-def test_explicit_layers_and_iterations(world):
+def test_explicit_layers_and_iterations(world: World) -> None:
     assert world.run("--layers", "V4=0", "V4=2@1", "IT=1@0:feedback", "--iterations", 0, 1) == 0
     assert layers_of(world) == [
         ("V4", "baseline", "0@0"),
@@ -291,7 +295,7 @@ def test_explicit_layers_and_iterations(world):
     assert feedback[4:6] == ["1 feedback", "0"]
 
 
-def test_nested_choice(world):
+def test_nested_choice(world: World) -> None:
     words = ["--layers", "V4=0", "V4=2", "--recordings", world.v4, "--iterations", 0, 1]
     assert world.run(*words, "--select", "nested") == 0
     assert layers_of(world) == [("V4", "baseline", "nested"), ("V4", "model", "nested")]
@@ -310,7 +314,7 @@ def test_nested_choice(world):
         assert np.allclose(scores.r.values[rows, split], nested[:, split], atol=1e-9)
 
 
-def test_several_sources_are_scored_apart_and_pooled(world, capsys):
+def test_several_sources_are_scored_apart_and_pooled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     second = tiny.recordings(world.folder / "second", "V4", n_sites=5, seed=7, image_seed=7, constant=2)
     assert world.run("--layers", "V4", "--recordings", f"V4={world.v4}", f"V4={second}") == 0
     entries = world.entries()
@@ -337,7 +341,7 @@ def test_several_sources_are_scored_apart_and_pooled(world, capsys):
 
 
 @pytest.mark.parametrize("more", [["--per-site"], ["--splits", "brainscore"], ["--pca", "6"]])
-def test_other_ways_to_score_give_other_numbers(world, finished, more):
+def test_other_ways_to_score_give_other_numbers(world: World, finished: World, more: list[str]) -> None:
     assert world.run(*more) == 0
     for mine, usual in zip(world.entries(), finished.entries(), strict=True):
         assert mine["layer"] == usual["layer"]
@@ -346,13 +350,13 @@ def test_other_ways_to_score_give_other_numbers(world, finished, more):
     assert {"--per-site": "one PLS model per site", "--splits": "shuffle splits", "--pca": "6 principal"}[more[0]] in notes
 
 
-def test_pca_that_keeps_everything_changes_nothing(world, finished):
+def test_pca_that_keeps_everything_changes_nothing(world: World, finished: World) -> None:
     assert world.run("--pca", "1000") == 0
     found = [e["median_r"] for e in world.entries()]
     assert found == pytest.approx([e["median_r"] for e in finished.entries()], abs=1e-6)
 
 
-def test_a_baseline_of_another_architecture(world, capsys):
+def test_a_baseline_of_another_architecture(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = ["--baseline", world.model("net")]
     assert world.run(*baseline) == 0, "its own layers for the regions"
     assert [(e["layer"], e.get("baseline_layer")) for e in world.entries()] == [
@@ -369,7 +373,7 @@ def test_a_baseline_of_another_architecture(world, capsys):
     assert "layer 'conv' is not known in Net" in capsys.readouterr().err
 
 
-def test_a_baseline_without_a_layer_of_that_name_must_be_told(world, capsys):
+def test_a_baseline_without_a_layer_of_that_name_must_be_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     resnet = world.folder / "resnet.pth"
     torch.save({}, resnet)
     plain = world.folder / "plain.py"
@@ -378,13 +382,13 @@ def test_a_baseline_without_a_layer_of_that_name_must_be_told(world, capsys):
     assert "has no layer '2'; name the one to compare with for region V4 (baseline layers)" in capsys.readouterr().err
 
 
-def test_several_layers_of_the_baseline_are_all_compared_with(world):
+def test_several_layers_of_the_baseline_are_all_compared_with(world: World) -> None:
     second = tiny.recordings(world.folder / "second", "V4", n_sites=5, seed=7, image_seed=7)
     words = ["--layers", "V4=2@1", "--recordings", world.v4, second, "--baseline-layers", "V4=0", "V4=1"]
     assert world.run(*words) == 0
     scores = tiny.scores(world.folder / "out" / "scores.nc")
 
-    def r(source: str, layer: str) -> np.ndarray:
+    def r(source: str, layer: str) -> npt.NDArray[Any]:
         return scores.r[((scores.source == source) & (scores.layer == layer)).values].values
 
     models = [e for e in world.entries() if e["role"] == "model"]
@@ -397,7 +401,7 @@ def test_several_layers_of_the_baseline_are_all_compared_with(world):
     assert all(a["difference"] != b["difference"] for a, b in zip(models[::2], models[1::2], strict=True))
 
 
-def test_identical_networks_differ_by_nothing(world):
+def test_identical_networks_differ_by_nothing(world: World) -> None:
     words = ["--model", world.model("net"), "--baseline", world.model("same")]
     assert world.run(*words) == 0
     models = [e for e in world.entries() if e["role"] == "model"]
@@ -409,7 +413,7 @@ def test_identical_networks_differ_by_nothing(world):
         assert e["difference_interval_over_sites"] == [0, 0]
 
 
-def test_the_paper_s_baseline_is_what_training_started_from(world, sketched):
+def test_the_paper_s_baseline_is_what_training_started_from(world: World, sketched: pytest.MonkeyPatch) -> None:
     """The card names it; the trained weights' own first pass stands beside as a control."""
     sketched.undo()
     words = ["--model", "small", "--layers", "V4", "--recordings", world.v4]
@@ -438,7 +442,7 @@ def validation_images(root: Path, classes: int) -> Path:
     return root
 
 
-def test_top_1_is_measured_on_validation_images(world):
+def test_top_1_is_measured_on_validation_images(world: World) -> None:
     root = validation_images(world.folder / "images", 12)
     assert world.run("--layers", "V4", "--recordings", world.v4, "--validation", root) == 0
     network = networks.load_network(world.model("feedback"), device="cpu")
@@ -451,14 +455,16 @@ def test_top_1_is_measured_on_validation_images(world):
     assert [a["top1"] for a in world.summary()["accuracy"]] == pytest.approx(expected, abs=1e-6)
 
 
-def test_validation_images_of_other_classes_are_found_before_long_work(world, no_work, capsys):
+def test_validation_images_of_other_classes_are_found_before_long_work(
+    world: World, no_work: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = validation_images(world.folder / "images", 3)
     assert world.run("--layers", "V4", "--recordings", world.v4, "--validation", root) == 1
     assert re.search(r"error: .*12 .*3 classes", capsys.readouterr().err)
     assert not (world.folder / "out").exists()
 
 
-def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
+def test_a_network_alone_is_scored_without_a_baseline(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["--model", world.model("net")], ["--baseline", "none"]):
         assert world.run(*more, "--output", world.folder / more[0]) == 0
         assert not any("difference" in e for e in world.entries(more[0]))
@@ -468,7 +474,9 @@ def test_a_network_alone_is_scored_without_a_baseline(world, capsys):
 
 
 @pytest.mark.parametrize("words", [["--iterations", 0], ["--layers", "V4=pool2@0"], ["--weights", "CNN"]])
-def test_the_first_line_names_no_baseline_where_none_is_used(world, capsys, words):
+def test_the_first_line_names_no_baseline_where_none_is_used(
+    world: World, capsys: pytest.CaptureFixture[str], words: Any
+) -> None:
     words = [zoo.shipped_weights(False) if word == "CNN" else word for word in words]
     more = [] if "--layers" in words else ["--layers", "V4"]
     assert world.run("--model", "small", *words, *more, "--recordings", world.v4) == 0
@@ -480,7 +488,7 @@ def test_the_first_line_names_no_baseline_where_none_is_used(world, capsys, word
         assert not any("difference" in e for e in world.entries())
 
 
-def test_several_models_against_one_baseline(world):
+def test_several_models_against_one_baseline(world: World) -> None:
     words = ["--model", world.model("net"), world.model("louder"), "--baseline", world.model("other"), "--layers", "V4"]
     assert world.run(*words, "--recordings", world.v4) == 0
     assert [(e["role"], e["network"], "difference" in e) for e in world.entries()] == [
@@ -491,7 +499,7 @@ def test_several_models_against_one_baseline(world):
     assert set(world.summary()["family_size"].values()) == {2}
 
 
-def test_random_weights_are_the_control_for_trained_ones(world):
+def test_random_weights_are_the_control_for_trained_ones(world: World) -> None:
     words = ["--model", "small", "small", "--weights", zoo.shipped_weights(True), "none", "--layers", "V4=pool2@0"]
     assert world.run(*words, "--recordings", world.v4) == 0
     assert [(e["role"], e["weights"]) for e in world.entries()][1:] == [
@@ -500,7 +508,9 @@ def test_random_weights_are_the_control_for_trained_ones(world):
     ]
 
 
-def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(world, capsys):
+def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = world.folder / "plain.safetensors"
     torch.manual_seed(0)
     safetensors.torch.save_file(cnnf_brain.small_net().state_dict(), weights)
@@ -513,7 +523,7 @@ def test_untrained_feedback_says_so_in_the_first_line_each_row_and_the_page(worl
     assert "FEEDBACK UNTRAINED" in (world.folder / "out" / "report.html").read_text()
 
 
-def test_more_iterations_than_were_trained_say_so(world, capsys):
+def test_more_iterations_than_were_trained_say_so(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "small", "--iterations", 0, 4, "--layers", "V4", "--recordings", world.v4]
     assert world.run(*words) == 0
     said = capsys.readouterr().out
@@ -522,7 +532,7 @@ def test_more_iterations_than_were_trained_say_so(world, capsys):
     assert "small CNN-F (feedback trained for 2 iterations)" in {e["network"] for e in world.entries()}
 
 
-def test_maps_that_grow_are_said(world, capsys):
+def test_maps_that_grow_are_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "small", "--no-match-norm", "--step-size", 1e6, "--layers", "V4=input@1", "--recordings", world.v4]
     assert world.run(*words) == 0
     assert re.search(
@@ -530,7 +540,7 @@ def test_maps_that_grow_are_said(world, capsys):
     )
 
 
-def test_two_questions_do_not_share_a_folder(world, capsys):
+def test_two_questions_do_not_share_a_folder(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert world.run("--seed", 0) == 0
     before = {path.name: path.read_bytes() for path in (world.folder / "out").iterdir()}
     assert world.run("--seed", 1) == 1
@@ -541,7 +551,9 @@ def test_two_questions_do_not_share_a_folder(world, capsys):
     assert "another question (recordings" in capsys.readouterr().err
 
 
-def test_without_output_the_folder_is_under_results(world, monkeypatch, capsys):
+def test_without_output_the_folder_is_under_results(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(world.folder)
     words = world.words("--layers", "V4", "--recordings", world.v4)
     words = words[: words.index("--output")]
@@ -553,7 +565,7 @@ def test_without_output_the_folder_is_under_results(world, monkeypatch, capsys):
     assert list((world.folder / "results").iterdir()) == [folder], "the same question, the same folder"
 
 
-def test_the_headless_network_says_so(world, capsys):
+def test_the_headless_network_says_so(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     from torchvision import models
 
     torch.manual_seed(0)
@@ -570,17 +582,17 @@ def test_the_headless_network_says_so(world, capsys):
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory) -> World:
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World.new(tmp_path_factory.mktemp("simulated"))
     words = ["--layers", "V4", "--recordings", "simulated", "--model", made.model("net")]
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert made.run(*words, "--baseline", made.model("other")) == 0
-    made.said = said.getvalue()
+    made.said = said.getvalue()  # type: ignore[attr-defined]
     return made
 
 
-def test_simulated_results_are_labelled_everywhere(simulated):
-    first, *rest = simulated.said.splitlines()
+def test_simulated_results_are_labelled_everywhere(simulated: World) -> None:
+    first, *rest = simulated.said.splitlines()  # type: ignore[attr-defined]
     assert first.startswith("SIMULATED recordings simulated; model")
     assert any("SIMULATED recordings: the sites are computed, not measured" in line for line in rest)
     assert simulated.summary()["simulated"] is True
@@ -595,7 +607,7 @@ def test_simulated_results_are_labelled_everywhere(simulated):
     assert (scores.simulated == 1).all()
 
 
-def test_simulated_sites_have_ceilings(simulated):
+def test_simulated_sites_have_ceilings(simulated: World) -> None:
     text = (simulated.folder / "out" / "table.md").read_text()
     assert {"ceiling", "r²/c", "(r/c)²"} <= set(rows_of(text)[0])
     for e in simulated.entries():
@@ -617,18 +629,18 @@ def hanging() -> Iterator[str]:
 
 
 @pytest.fixture(params=["closed", "hanging"])
-def offline(request, monkeypatch, tmp_path) -> None:
+def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither recordings nor weights are in a cache, and no host answers."""
     address = "http://127.0.0.1:9" if request.param == "closed" else request.getfixturevalue("hanging")
     monkeypatch.setattr(majaj, "BASE_URL", address)
     monkeypatch.setattr(majaj, "majaj_cached", lambda: False)
-    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: object())  # type: ignore[attr-defined]
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     entry = type("Entry", (), {"url": f"{address}/vgg16-397923af.pth", "meta": {}})
-    monkeypatch.setattr(networks.weight_files, "published_entry", lambda arch, name: entry)
+    monkeypatch.setattr(networks.weight_files, "published_entry", lambda arch, name: entry)  # type: ignore[attr-defined]
 
 
-def test_auto_decides_offline_within_five_seconds(offline):
+def test_auto_decides_offline_within_five_seconds(offline: None) -> None:
     start = time.monotonic()
     options, why = decide(Options())
     assert time.monotonic() - start < 5
@@ -642,7 +654,7 @@ def test_auto_decides_offline_within_five_seconds(offline):
     )
 
 
-def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
+def test_auto_without_weights_falls_back_as_well(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "public_available", lambda: (True, "MajajHong2015.public is in the cache"))
     start = time.monotonic()
     options, why = decide(Options())
@@ -652,7 +664,9 @@ def test_auto_without_weights_falls_back_as_well(offline, monkeypatch):
 
 
 @pytest.mark.parametrize("more", [{"model": ("alexnet",)}, {"weights": ("mine.safetensors",)}])
-def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeypatch, more):
+def test_auto_needs_no_published_weights_where_others_are_named(
+    offline: None, monkeypatch: pytest.MonkeyPatch, more: Any
+) -> None:
     monkeypatch.setattr(command, "public_available", lambda: (True, "MajajHong2015.public can be downloaded (237 MB)"))
     options, why = decide(Options(**more))
     assert options.recordings == ("MajajHong2015.public",)
@@ -660,13 +674,13 @@ def test_auto_needs_no_published_weights_where_others_are_named(offline, monkeyp
     assert why == "auto: MajajHong2015.public can be downloaded (237 MB)"
 
 
-def test_the_card_names_the_architecture(monkeypatch):
+def test_the_card_names_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     for recordings, expected in (("simulated", "small"), ("mine.nc", "small")):
         options = Options(weights=(zoo.shipped_weights(True),), recordings=(recordings,))
         assert decide(options)[0].model == (expected,)
 
 
-def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
+def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "public_available", lambda: (True, "recordings here"))
     monkeypatch.setattr(command, "published_available", lambda arch, name: (True, f"{arch} {name} there"))
     options, why = decide(Options(iterations=(0, 1)))
@@ -675,7 +689,7 @@ def test_auto_takes_the_public_recordings_where_both_can_be_had(monkeypatch):
 
 
 @pytest.mark.parametrize("recordings", [("MajajHong2015.public",), ("IT=x.nc",), ("V4=simulated", "IT=x.nc")])
-def test_a_source_that_is_named_never_falls_back(monkeypatch, recordings):
+def test_a_source_that_is_named_never_falls_back(monkeypatch: pytest.MonkeyPatch, recordings: Any) -> None:
     monkeypatch.setattr(command, "public_available", lambda: pytest.fail("asked"))
     options, why = decide(Options(recordings=recordings))
     assert options.recordings == recordings
@@ -687,18 +701,18 @@ def test_a_source_that_is_named_never_falls_back(monkeypatch, recordings):
 # Bad input: one line on stderr, exit code 1, before long work, and nothing written
 
 
-def spoiled_image(world: World) -> list[object]:
+def spoiled_image(world: World) -> list[Any]:
     path = world.folder / "v4" / "picture007.png"
     path.write_bytes(path.read_bytes()[:60])
     return []
 
 
-def few_images(world: World) -> list[object]:
+def few_images(world: World) -> list[Any]:
     path = tiny.recordings(world.folder / "few", n_images=11)
     return ["--layers", "V4", "--recordings", path]
 
 
-def all_constant(world: World) -> list[object]:
+def all_constant(world: World) -> list[Any]:
     path = tiny.recordings(world.folder / "none", n_sites=3)
     with xr.open_dataset(path) as file:
         data = file.load()
@@ -707,9 +721,9 @@ def all_constant(world: World) -> list[object]:
     return ["--layers", "V4", "--recordings", path]
 
 
-def malicious(world: World) -> list[object]:
+def malicious(world: World) -> list[Any]:
     class Trap:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return os.mkdir, (str(world.folder / "trap"),)
 
     path = world.folder / "weights.pth"
@@ -717,13 +731,13 @@ def malicious(world: World) -> list[object]:
     return ["--weights", path, "--baseline", "none", "--model", "alexnet"]
 
 
-def other_weights(world: World) -> list[object]:
+def other_weights(world: World) -> list[Any]:
     path = world.folder / "weights.pth"
     torch.save(tiny.layers().state_dict(), path)
     return ["--weights", path, "--baseline", "none", "--model", "alexnet"]
 
 
-def v4_folder(world: World) -> list[object]:
+def v4_folder(world: World) -> list[Any]:
     for name in ("images", "responses_repeat_averaged"):
         (world.folder / "sessions" / name).mkdir(parents=True)
     (world.folder / "sessions" / "images" / "images_201025.zip").write_bytes(b"")
@@ -731,12 +745,12 @@ def v4_folder(world: World) -> list[object]:
     return ["--layers", "V4", "--recordings", world.folder / "sessions", "--session", "201026"]
 
 
-def file_in_the_way(world: World) -> list[object]:
+def file_in_the_way(world: World) -> list[Any]:
     (world.folder / "file").write_text("")
     return ["--output", world.folder / "file" / "out"]
 
 
-def eleven_images(world: World) -> list[object]:
+def eleven_images(world: World) -> list[Any]:
     """Ten folds of one image and one of two: r would be 1 or -1 there, and nowhere else."""
     path = tiny.recordings(world.folder / "eleven", n_images=11)
     return ["--layers", "V4", "--recordings", path, "--components", 2]
@@ -804,9 +818,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input(world, no_work, capsys, kind):
+def test_bad_input(world: World, no_work: None, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     more, message = BAD[kind]
-    words = more(world) if callable(more) else [str(w).replace("V4=V4", f"V4={world.v4}") for w in more]
+    words = more(world) if callable(more) else [str(w).replace("V4=V4", f"V4={world.v4}") for w in more]  # type: ignore[attr-defined]
     words = [str(w).replace("MODEL:", world.model("")) for w in words]
     words = [str(w).replace("IT=V4", f"IT={world.v4}").replace("V5=V4", f"V5={world.v4}") for w in words]
     assert world.run(*words) == 1
@@ -818,13 +832,13 @@ def test_bad_input(world, no_work, capsys, kind):
 
 
 @pytest.mark.parametrize("words", [["--iterations", "two"], ["--splits", "none"], ["--nonsense"], ["--select", "best"]])
-def test_flags_that_are_not_understood_are_exit_code_2(words):
+def test_flags_that_are_not_understood_are_exit_code_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
 
 
-def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
+def test_a_layer_that_cannot_be_scored_is_written_and_fails(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", world.model("dead"), "--baseline", world.model("net")]
     assert world.run(*words) == 1
     said = capsys.readouterr()
@@ -848,15 +862,17 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world, capsys):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("table.md", "figure.svg", "summary.json")),
     ],
 )
-def test_a_disk_that_fills_up_leaves_the_results_as_they_were(world, monkeypatch, capsys, name):
+def test_a_disk_that_fills_up_leaves_the_results_as_they_were(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: Any
+) -> None:
     replace = Path.replace
 
-    def full(temporary, path):
+    def full(temporary: Any, path: Any) -> Any:
         if Path(path).name == name:
             raise OSError(28, "No space left on device")
         return replace(temporary, path)
 
-    for before in ({}, None):
+    for before in ({}, None):  # type: ignore[var-annotated]
         if before is None:
             assert world.run() == 0
             before = {path.name: path.read_bytes() for path in (world.folder / "out").iterdir()}
@@ -869,18 +885,22 @@ def test_a_disk_that_fills_up_leaves_the_results_as_they_were(world, monkeypatch
         assert not list(world.folder.glob(".out*"))
 
 
-def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(world, monkeypatch, capsys):
-    def refuses(path):
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(path: Any) -> None:
         raise OSError(30, f"cannot write {path}: Read-only file system")
 
-    monkeypatch.setattr(command.results, "check_writable", refuses)
+    monkeypatch.setattr(command.results, "check_writable", refuses)  # type: ignore[attr-defined]
     monkeypatch.setattr(command, "load", lambda *a: pytest.fail("recordings were read"))
     assert world.run() == 1
     assert "Read-only file system" in capsys.readouterr().err
 
 
-def test_recordings_and_layers_are_checked_before_weights_are_downloaded(world, monkeypatch, capsys):
-    monkeypatch.setattr(networks.weight_files, "published", lambda *a: pytest.fail("downloaded"))
+def test_recordings_and_layers_are_checked_before_weights_are_downloaded(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(networks.weight_files, "published", lambda *a: pytest.fail("downloaded"))  # type: ignore[attr-defined]
     for more, message in (
         (["--layers", "V4=features.99", "--recordings", world.v4], "layer 'features.99' is not known"),
         (["--recordings", "nowhere.nc"], "nowhere.nc"),
@@ -891,11 +911,13 @@ def test_recordings_and_layers_are_checked_before_weights_are_downloaded(world, 
             assert message in capsys.readouterr().err or model != "vgg16"
 
 
-def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on(
+    world: World, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--batch-size", 5]
     extract, seen = activations.extract, []
 
-    def interrupted(model, batch, layers):
+    def interrupted(model: Any, batch: Any, layers: Any) -> Any:
         seen.append(len(batch))
         if sum(seen) > 70:
             raise KeyboardInterrupt
@@ -908,7 +930,7 @@ def test_an_interrupted_run_goes_on(world, cache, monkeypatch, capsys):
     assert not (world.folder / "out").exists()
     done = sum(seen[:-1])
     seen.clear()
-    monkeypatch.setattr(activations, "extract", lambda m, b, layers: (seen.append(len(b)), extract(m, b, layers))[1])
+    monkeypatch.setattr(activations, "extract", lambda m, b, layers: (seen.append(len(b)), extract(m, b, layers))[1])  # type: ignore[func-returns-value]
     assert world.run(*words) == 0
     first = world.summary()
     # In all: 40 images of V4 and 60 of IT once for the model (the baseline's first pass is in the cache or once more), and
@@ -929,7 +951,7 @@ def rows(asked: RegionAsked) -> list[tuple[str, str, str]]:
     return [(row.role, str(row.at), str(row.against)) for one in asked.networks for row in one.rows]
 
 
-def test_without_a_number_all_iterations_that_the_model_runs():
+def test_without_a_number_all_iterations_that_the_model_runs() -> None:
     model, baseline = tiny.network(iterations=3), tiny.network(seed=1, iterations=0)
     (asked,) = asked_layers({"V4": [""]}, [model], baseline)
     assert rows(asked) == [
@@ -939,12 +961,12 @@ def test_without_a_number_all_iterations_that_the_model_runs():
     ]
 
 
-def test_the_first_pass_stands_beside_an_iteration_that_is_asked_for():
+def test_the_first_pass_stands_beside_an_iteration_that_is_asked_for() -> None:
     (asked,) = asked_layers({"V4": ["pool2@2"]}, [tiny.network()], tiny.network(seed=1, iterations=0))
     assert rows(asked)[1:] == [("control", "pool2@0", "pool2@0"), ("model", "pool2@2", "pool2@0")]
 
 
-def test_a_network_is_never_compared_with_itself():
+def test_a_network_is_never_compared_with_itself() -> None:
     model = tiny.network()
     for itself in (model, tiny.network(iterations=0)):  # the same weights
         (asked,) = asked_layers({"V4": ["@0", "@1"]}, [model], itself)
@@ -963,13 +985,13 @@ def test_a_network_is_never_compared_with_itself():
         (["V4=features.16@1:feedback", "IT"], (0, 3), 3),
     ],
 )
-def test_the_network_runs_as_many_iterations_as_are_asked_for(words, iterations, most):
+def test_the_network_runs_as_many_iterations_as_are_asked_for(words: list[str], iterations: Any, most: int) -> None:
     choice = command.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
     (model,), baseline = choice.skeletons
     assert (model.iterations, baseline.iterations) == (most, 0)
 
 
-def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifier(tmp_path):
+def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifier(tmp_path: Path) -> None:
     from torchvision import models
 
     torch.manual_seed(0)
@@ -985,7 +1007,7 @@ def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifi
         assert (asked.baseline is None) == alone
 
 
-def test_a_baseline_of_the_same_architecture_sees_images_of_the_model_s_size(tmp_path):
+def test_a_baseline_of_the_same_architecture_sees_images_of_the_model_s_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"
     with_card = cnnf_brain.alexnet(iterations=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +27,13 @@ OPTIONS = {"splits": "kfold", "per_site": False, "components": 25, "pca": None, 
 ORDER = (RESAMPLED, PERMUTATION, WELCH, PAIRED, WILCOXON)  # valid ones first
 
 
-def run(**more: object) -> dict:
+def run(**more: Any) -> dict[str, Any]:
     common = {"options": OPTIONS, "accuracy": [], "notes": [], "command": "python -m cnnf_brain.compare"}
     common |= {"networks": [], "recordings": [], "configuration": {}}
     return {**common, **more}
 
 
-def written_to(folder: Path, rows: Sequence[Evaluation], **more: object) -> str:
+def written_to(folder: Path, rows: Sequence[Evaluation], **more: Any) -> str:
     """The files of a comparison of ``rows``; returns its printed table."""
     made = Comparison(tuple(rows), run(**more))
     made.write(folder)
@@ -54,7 +55,7 @@ def comparison(p: float, difference: float = 0.01) -> Difference:
     return Difference(difference, difference - 0.02, difference + 0.03, tests)
 
 
-def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "here", **more: object) -> Evaluation:
+def evaluation(role: str = "baseline", layer: str = "pool@0", source: str = "here", **more: Any) -> Evaluation:
     values = {"scores": scores(), "comparison": comparison(0.04) if role == "model" else None, **more}
     n = values["scores"].r.shape[1]
     return Evaluation(
@@ -79,14 +80,14 @@ def cells(table: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
-def table(*evaluations: Evaluation, **more: object) -> str:
+def table(*evaluations: Evaluation, **more: Any) -> str:
     return Comparison(evaluations, run(**more)).markdown()
 
 
 # Numbers
 
 
-def test_medians_by_hand():
+def test_medians_by_hand() -> None:
     # Site means 0.2, 0.5, 0.3: their median is 0.3. Split medians 0.2 and 0.4: Brain-Score's r is 0.3 as well, so a third
     # split pulls them apart: site means 0.3, 0.4, 0.5 (median 0.4); split medians 0.2, 0.4, 0.5 (mean 0.3667).
     r = np.array([[0.1, 0.4, 0.2], [0.3, 0.6, 0.4], [0.5, 0.2, 0.9]])
@@ -104,7 +105,7 @@ def test_medians_by_hand():
     assert (row["pooled r"], row["ceiling"], row["r²/c"], row["(r/c)²"]) == ("0.700", "0.650", "0.207", "0.318")
 
 
-def test_the_interval_is_that_of_the_median():
+def test_the_interval_is_that_of_the_median() -> None:
     # With many sites the bootstrap interval of a median agrees with the exact one from order statistics.
     values = np.random.default_rng(1).standard_normal(1001)
     low, high = report.median_interval(values)
@@ -115,7 +116,7 @@ def test_the_interval_is_that_of_the_median():
     assert np.isnan(report.median_interval(np.array([0.3, np.nan]))).all()
 
 
-def test_nan_and_infinity_become_null(tmp_path):
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
     tests = (TestResult(WELCH, math.inf, 0.0, 10, df=math.nan, interval=(math.nan, 0.1)),)
     nothing = Scores(np.full((10, 3), np.nan), np.full(3, np.nan), np.full(3, np.nan))
     evaluations = [
@@ -143,7 +144,7 @@ def test_nan_and_infinity_become_null(tmp_path):
     assert "Up to 3 sites have no r in a row" in printed
 
 
-def test_a_ceiling_of_zero_gives_no_ceiled_score():
+def test_a_ceiling_of_zero_gives_no_ceiled_score() -> None:
     one = evaluation(scores=Scores(np.full((10, 2), 0.3), None, np.zeros(2)))
     (entry,) = Comparison((one,), run()).rows
     assert entry["ceiling"] == 0
@@ -153,7 +154,7 @@ def test_a_ceiling_of_zero_gives_no_ceiled_score():
 # Holm
 
 
-def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
+def test_p_values_are_adjusted_over_all_rows_for_each_test_apart() -> None:
     ps = [0.04, 0.001, 0.3, 0.02]
     rows = [evaluation("model", f"pool@{t}", comparison=comparison(p), region=f"R{t % 2}") for t, p in enumerate(ps)]
     made = Comparison((evaluation(), *rows[:2], evaluation(region="R1"), *rows[2:]), run())
@@ -169,7 +170,7 @@ def test_p_values_are_adjusted_over_all_rows_for_each_test_apart():
     assert [row["resampled t p"] for row in shown if row["resampled t p"]] == ["0.08", "0.004", "0.3", "0.06"]
 
 
-def test_a_test_that_a_row_lacks_is_not_in_its_family():
+def test_a_test_that_a_row_lacks_is_not_in_its_family() -> None:
     short = Difference(0.1, 0.0, 0.2, comparison(0.5).tests[:2])
     made = Comparison((evaluation("model", comparison=short), evaluation("model", "pool@1")), run())
     assert made.summary["family_size"] == {RESAMPLED: 2, PERMUTATION: 2, WELCH: 1, PAIRED: 1, WILCOXON: 1}
@@ -179,7 +180,7 @@ def test_a_test_that_a_row_lacks_is_not_in_its_family():
 # The table
 
 
-def test_heads_are_short_and_explained():
+def test_heads_are_short_and_explained() -> None:
     text = table(evaluation(), evaluation("model", "features.23@2"))
     assert list(cells(text)[0]) == [
         *("region", "recordings", "network", "weights", "layer", "it", "median r [95%]", "difference [95%]"),
@@ -196,7 +197,7 @@ def test_heads_are_short_and_explained():
     assert "No ceiling: these recordings hold no single repeats." in text
 
 
-def test_untrained_feedback_is_said_in_the_row_and_below():
+def test_untrained_feedback_is_said_in_the_row_and_below() -> None:
     name = "net CNN-F (feedback untrained)"
     rows = evaluation(), evaluation("model", "pool@1", network=name, feedback="feedback untrained")
     text = table(*rows)
@@ -208,7 +209,7 @@ def test_untrained_feedback_is_said_in_the_row_and_below():
     assert "other settings than it was trained with: net CNN-F [w.safetensors]" in table(evaluation(), changed)
 
 
-def test_the_interval_of_a_difference_is_that_of_new_images():
+def test_the_interval_of_a_difference_is_that_of_new_images() -> None:
     found = Difference(0.1, 0.02, 0.18, comparison(0.04).tests, 0.09, 0.11)
     (entry,) = Comparison((evaluation("model", comparison=found),), run()).rows
     assert entry["difference_interval"] == [0.02, 0.18]
@@ -217,7 +218,7 @@ def test_the_interval_of_a_difference_is_that_of_new_images():
     assert row["difference [95%]"] == "+0.100 [+0.020, +0.180]"
 
 
-def test_sites_that_are_constant_in_some_folds_are_counted():
+def test_sites_that_are_constant_in_some_folds_are_counted() -> None:
     r = scores().r
     r[0, :2] = np.nan
     text = table(evaluation(scores=Scores(r, None, None)))
@@ -225,7 +226,7 @@ def test_sites_that_are_constant_in_some_folds_are_counted():
     assert "in some folds" not in table(evaluation())
 
 
-def test_top1_stands_beside_predictivity():
+def test_top1_stands_beside_predictivity() -> None:
     accuracy = [
         {
             "network": "net CNN-F",
@@ -242,12 +243,12 @@ def test_top1_stands_beside_predictivity():
     assert "top-1: card of w.safetensors: 50000 validation images." in text
 
 
-def test_layers_in_the_table():
+def test_layers_in_the_table() -> None:
     rows = cells(table(evaluation("model", "a.b@1:feedback"), evaluation("model", "nested")))
     assert [(row["layer"], row["it"]) for row in rows] == [("a.b feedback", "1"), ("nested", "")]
 
 
-def test_names_are_shortened_as_far_as_they_stay_apart():
+def test_names_are_shortened_as_far_as_they_stay_apart() -> None:
     long = "/very/long/path/of/some/lab/V4_compact_models:190923"
     assert short_names([long, "simulated"]) == {long: "V4_compact_models:190923", "simulated": "simulated"}
     assert short_names(["/a/b/x.nc", "/a/c/x.nc"]) == {"/a/b/x.nc": "b/x.nc", "/a/c/x.nc": "c/x.nc"}
@@ -260,12 +261,12 @@ def test_names_are_shortened_as_far_as_they_stay_apart():
     assert short_names(["x.nc", "./x.nc"]) == {"x.nc": "x.nc", "./x.nc": "./x.nc"}
 
 
-def test_the_whole_name_is_in_the_summary():
+def test_the_whole_name_is_in_the_summary() -> None:
     long = "/a/b/" + "n" * 80
     assert Comparison((evaluation(source=long),), run()).rows[0]["source"] == long
 
 
-def test_notes_say_how_it_was_scored():
+def test_notes_say_how_it_was_scored() -> None:
     options = {**OPTIONS, "splits": "brainscore", "per_site": True, "components": 7, "pca": 50, "select": "nested"}
     text = table(evaluation(scores=scores(pooled=True), excluded=("a (constant)", "b (constant)")), options=options)
     for words in (
@@ -278,15 +279,15 @@ def test_notes_say_how_it_was_scored():
         assert words in text
 
 
-def test_excluded_sites_are_counted_once_for_all_rows_and_the_pool():
+def test_excluded_sites_are_counted_once_for_all_rows_and_the_pool() -> None:
     both = {"excluded": ("a (constant)",)}
-    rows = [evaluation(source=s, **both) for s in ("one", "two")] + [
+    rows = [evaluation(source=s, **both) for s in ("one", "two")] + [  # type: ignore[arg-type]
         evaluation(source="pooled", excluded=("a (constant)",) * 2)
     ]
     assert "- 2 sites were excluded: V4 of one: a (constant); V4 of two: a (constant)." in table(*rows)
 
 
-def test_simulated_rows_are_labelled():
+def test_simulated_rows_are_labelled() -> None:
     rows = evaluation(simulated=True, source="simulated"), evaluation(simulated=True, source="pooled"), evaluation()
     text = table(*rows)
     assert [row["recordings"] for row in cells(text)] == ["simulated", "pooled (simulated)", "here"]
@@ -298,7 +299,7 @@ def test_simulated_rows_are_labelled():
 
 
 @pytest.fixture
-def written(tmp_path) -> Path:
+def written(tmp_path: Path) -> Path:
     rows = [
         evaluation(scores=scores(1, ceiling=True)),
         evaluation("model", "pool@1", scores=scores(2, pooled=True, ceiling=True)),
@@ -309,7 +310,7 @@ def written(tmp_path) -> Path:
     return tmp_path
 
 
-def test_site_wise_scores_agree_with_the_summary(written):
+def test_site_wise_scores_agree_with_the_summary(written: Path) -> None:
     entries = json.loads((written / "summary.json").read_text())["evaluations"]
     data = tiny.scores(written / "scores.nc")
     assert data.sizes == {"row": 5 + 5 + 8 + 8, "split": 10}
@@ -327,11 +328,11 @@ def test_site_wise_scores_agree_with_the_summary(written):
         assert (np.isnan(ceiling).all() and e["ceiling"] is None) or np.median(ceiling) == pytest.approx(e["ceiling"])
     assert np.array_equal(data.r.values[:5], scores(1).r.T)
     assert np.isnan(data.r.values[10:, 7:]).all(), "where there were seven splits"
-    assert np.array_equal(data.pooled_r.values[5:10], scores(2, pooled=True).pooled)
+    assert np.array_equal(data.pooled_r.values[5:10], scores(2, pooled=True).pooled)  # type: ignore[arg-type]
     assert np.isnan(data.pooled_r.values[:5]).all()
 
 
-def test_the_figure_is_there_with_its_words(written):
+def test_the_figure_is_there_with_its_words(written: Path) -> None:
     with Image.open(written / "figure.png") as image:
         assert image.width > 400
         assert image.height > 400
@@ -342,33 +343,33 @@ def test_the_figure_is_there_with_its_words(written):
     assert "SIMULATED" not in text
 
 
-def test_the_figure_of_simulated_recordings_says_so(tmp_path):
+def test_the_figure_of_simulated_recordings_says_so(tmp_path: Path) -> None:
     written_to(tmp_path, [evaluation(source="mine", simulated=True)])
     text = (tmp_path / "figure.svg").read_text()
     assert ">SIMULATED recordings</text>" in text
     assert "mine (simulated)" in text
 
 
-def test_bars_stand_at_the_medians(monkeypatch):
+def test_bars_stand_at_the_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     axis = Figure().subplots()
     both = (evaluation(scores=scores(1, ceiling=True)), evaluation("model", "pool@2", scores=scores(2)))
     entries = Comparison(both, run()).rows
     _bars(axis, entries)
-    assert [bar.get_height() for bar in axis.patches] == pytest.approx([e["median_r"] for e in entries])
+    assert [bar.get_height() for bar in axis.patches] == pytest.approx([e["median_r"] for e in entries])  # type: ignore[attr-defined]
     colours = [tuple(bar.get_facecolor()) for bar in axis.patches]
     assert colours[0] != colours[1]
     assert [label.get_text() for label in axis.get_xticklabels()] == [
         "net CNN\nw.safetensors pool@0",
         "net CNN-F\nw.safetensors pool@2",
     ]
-    lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]
+    lines = [segment for drawn in axis.collections for segment in drawn.get_segments()]  # type: ignore[attr-defined]
     level = [segment[0][1] for segment in lines if segment[0][1] == segment[1][1]]
     assert level == pytest.approx([math.sqrt(entries[0]["ceiling"])]), "the bound of r, where there is a ceiling"
 
 
-def test_all_files_are_as_named_and_the_same_the_next_time(written, tmp_path_factory):
+def test_all_files_are_as_named_and_the_same_the_next_time(written: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert sorted(path.name for path in written.iterdir()) == sorted(report.FILES)
     before = {name: (written / name).read_bytes() for name in report.FILES}
     rows = [
@@ -384,8 +385,8 @@ def test_all_files_are_as_named_and_the_same_the_next_time(written, tmp_path_fac
     assert (again / "table.md").read_text() == f"# Neural predictivity\n\n{printed}\n"
 
 
-def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path, monkeypatch):
-    def full(*args: object, **options: object) -> None:
+def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise RuntimeError("NetCDF: HDF error")
 
     monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
@@ -394,7 +395,7 @@ def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_saved_comparison_is_loaded_as_it_was(written):
+def test_a_saved_comparison_is_loaded_as_it_was(written: Path) -> None:
     again = Comparison.load(written)
     content = json.loads((written / "summary.json").read_text())
     assert again.summary == content
@@ -417,13 +418,13 @@ def test_a_saved_comparison_is_loaded_as_it_was(written):
         ),
     ],
 )
-def test_a_folder_that_is_no_comparison_is_refused(written, change, message):
+def test_a_folder_that_is_no_comparison_is_refused(written: Path, change: Callable[..., Any], message: str) -> None:
     change(written)
     with pytest.raises(ValueError, match=message):
         Comparison.load(written)
 
 
-def test_no_folder(tmp_path):
+def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         Comparison.load(tmp_path / "none")
 
@@ -431,7 +432,7 @@ def test_no_folder(tmp_path):
 # The record in Python
 
 
-def test_the_data_frame_has_the_summary_s_numbers():
+def test_the_data_frame_has_the_summary_s_numbers() -> None:
     made = Comparison((evaluation(), evaluation("model", "pool@2", comparison=comparison(0.001))), run())
     base, model = made.table().to_dict("records")
     entry = made.rows[1]
@@ -444,7 +445,7 @@ def test_the_data_frame_has_the_summary_s_numbers():
     assert math.isnan(base["difference"])
 
 
-def test_a_notebook_shows_the_table_and_the_answer():
+def test_a_notebook_shows_the_table_and_the_answer() -> None:
     made = Comparison((evaluation(network="<b>"), evaluation("model", comparison=comparison(0.001))), run())
     assert "Yes: of 1 difference to the baseline" in made.answer
     html = made._repr_html_()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import tiny
 import torch
@@ -22,11 +23,11 @@ N, SITES = 40, 5
 FEW = cb.Scoring(components=3)
 
 
-def pixels(seed: int = 0) -> np.ndarray:
+def pixels(seed: int = 0) -> npt.NDArray[Any]:
     return tiny.pictures(N, seed, size=16)
 
 
-def responses(images: np.ndarray, seed: int = 0) -> np.ndarray:
+def responses(images: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[Any]:
     """(N, SITES): linear in the colours of the images, with noise."""
     rng = np.random.default_rng(seed)
     colours = images.mean(axis=(1, 2))
@@ -51,7 +52,7 @@ def recurrent() -> cb.Network:
 
 
 @pytest.fixture
-def empty_cache(tmp_path, monkeypatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
 
 
@@ -59,7 +60,7 @@ def scored(*args: Any, **more: Any) -> cb.Comparison:
     return cb.compare(*args, **{"scoring": FEW, "progress": False, **more})
 
 
-def test_a_module_in_memory_against_another():
+def test_a_module_in_memory_against_another() -> None:
     result = scored(recurrent(), plain(), recordings(), {"V4": ["pool2@0", "pool2@1"]}, baseline_layers={"V4": "1"})
     rows = result.table()
     assert list(rows["role"]) == ["baseline", "control", "model"]
@@ -70,7 +71,7 @@ def test_a_module_in_memory_against_another():
     assert result.answer in repr(result)
 
 
-def test_the_command_gives_the_same_numbers(tmp_path):
+def test_the_command_gives_the_same_numbers(tmp_path: Path) -> None:
     path = tiny.recordings(tmp_path / "v4", "V4", n_repeats=4)
     (tmp_path / "nets.py").write_text(tiny.FILE)
     model = cb.load_network(f"{tmp_path}/nets.py:feedback")
@@ -83,7 +84,7 @@ def test_the_command_gives_the_same_numbers(tmp_path):
     assert mine.answer == theirs.answer
 
 
-def test_saved_and_loaded(tmp_path):
+def test_saved_and_loaded(tmp_path: Path) -> None:
     result = scored(recurrent(), plain(), recordings(), "pool2", baseline_layers="1")
     assert result.save(tmp_path / "mine") == tmp_path / "mine"
     again = cb.Comparison.load(tmp_path / "mine")
@@ -95,7 +96,7 @@ def test_saved_and_loaded(tmp_path):
         other.save(tmp_path / "mine")
 
 
-def test_the_figure_is_matplotlib_s():
+def test_the_figure_is_matplotlib_s() -> None:
     from matplotlib.figure import Figure
 
     figure = scored(plain(), None, recordings(), "1").plot()
@@ -103,7 +104,7 @@ def test_the_figure_is_matplotlib_s():
     assert "median Pearson's r" in figure.axes[0].get_ylabel()
 
 
-def test_one_network_alone():
+def test_one_network_alone() -> None:
     result = scored(plain(), None, recordings(), layers="1")
     (row,) = result.rows
     assert (row["role"], row["layer"]) == ("model", "1@0")
@@ -111,13 +112,13 @@ def test_one_network_alone():
     assert result.answer == "No row has a difference to a baseline: the table stands alone."
 
 
-def test_a_model_against_its_own_first_pass():
+def test_a_model_against_its_own_first_pass() -> None:
     model = recurrent()
     rows = scored(model, model, recordings(), "pool2").table()
     assert list(zip(rows["role"], rows["iteration"], strict=True)) == [("baseline", 0), ("model", 1), ("model", 2)]
 
 
-def test_several_models_and_regions_and_recordings():
+def test_several_models_and_regions_and_recordings() -> None:
     of = [recordings(), recordings("IT", 1), recordings("IT", 2, "other")]
     result = scored([plain(1), plain(2)], plain(), of, {"V4": "1", "IT": ["1", "2"]})
     rows = result.table()
@@ -134,14 +135,14 @@ def test_several_models_and_regions_and_recordings():
     assert adjusted.notna().all(axis=None)
 
 
-def test_layers_of_the_network_where_none_are_named():
+def test_layers_of_the_network_where_none_are_named() -> None:
     named = cb.Network(plain().module, cb.Preprocessing(16), layers={"V4": "1"})
     assert scored(named, None, recordings()).rows[0]["layer"] == "1@0"
     with pytest.raises(ValueError, match="plain0: no layer is known for region 'V4'; name one"):
         scored(plain(), None, recordings())
 
 
-def test_images_as_paths_pil_images_and_arrays_are_the_same(tmp_path):
+def test_images_as_paths_pil_images_and_arrays_are_the_same(tmp_path: Path) -> None:
     array = pixels()
     pictures = [Image.fromarray(one) for one in array]
     for number, picture in enumerate(pictures):
@@ -155,14 +156,14 @@ def test_images_as_paths_pil_images_and_arrays_are_the_same(tmp_path):
     assert len(set(found)) == 1
 
 
-def test_progress_is_reported(empty_cache):
+def test_progress_is_reported(empty_cache: None) -> None:
     seen: list[tuple[str, int, int]] = []
     scored(plain(), None, recordings(), "1", progress=lambda *now: seen.append(now))
     assert [done for _, done, _ in seen] == list(range(8, N + 1, 8))
     assert {(what, total) for what, _, total in seen} == {("plain0: 1@0", N)}
 
 
-def test_an_interrupted_comparison_goes_on(empty_cache):
+def test_an_interrupted_comparison_goes_on(empty_cache: None) -> None:
     def stop(what: str, done: int, total: int) -> None:
         if done == 16:
             raise KeyboardInterrupt
@@ -175,19 +176,19 @@ def test_an_interrupted_comparison_goes_on(empty_cache):
     assert scored(plain(), None, recordings(), "1").rows == first.rows
 
 
-def test_nothing_is_computed_twice(monkeypatch):
+def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     first = scored(plain(), None, recordings(), "1")
     monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("computed again"))
     assert scored(plain(), None, recordings(), "1").rows == first.rows
 
 
-def test_the_module_of_a_network_is_in_evaluation_mode():
+def test_the_module_of_a_network_is_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5), nn.ReLU())
     assert cb.Network(module, cb.Preprocessing(16)).module.training is False
     assert scored(cb.Network(module, cb.Preprocessing(16)), None, recordings(), "2").rows[0]["median_r"] is not None
 
 
-def test_a_card_decides_and_arguments_override():
+def test_a_card_decides_and_arguments_override() -> None:
     small = cb.load_network("small")
     assert (small.iterations, small.feedback) == (small.card.iterations, networks.TRAINED)
     assert cb.load_network("small", iterations=1).iterations == 1
@@ -269,16 +270,16 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "a forward that fails": (lambda: scored(failing(), None, recordings(), "0"), "cannot be run on images .*KeyError"),
     "a broken image": (lambda: scored(plain(), None, broken(), "1"), "image 'image39' cannot be decoded"),
-    "half a component": (lambda: cb.Scoring(components=2.5), "components is 2.5, expected a whole number"),
-    "a word for a switch": (lambda: cb.Scoring(per_site="no"), "per_site is 'no', expected True or False"),
+    "half a component": (lambda: cb.Scoring(components=2.5), "components is 2.5, expected a whole number"),  # type: ignore[arg-type]
+    "a word for a switch": (lambda: cb.Scoring(per_site="no"), "per_site is 'no', expected True or False"),  # type: ignore[arg-type]
     "unknown splits": (lambda: cb.Scoring(splits="foo"), "splits is 'foo', expected 'kfold' or 'brainscore'"),
-    "a single mean": (lambda: cb.Preprocessing(16, mean=0.5), "mean is 0.5, expected three numbers"),
+    "a single mean": (lambda: cb.Preprocessing(16, mean=0.5), "mean is 0.5, expected three numbers"),  # type: ignore[arg-type]
     "an unknown choice": (lambda: cb.Scoring(select="best"), "select is 'best', expected None or 'nested'"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_arguments_are_told_before_long_work_and_without_flags(kind, monkeypatch):
+def test_bad_arguments_are_told_before_long_work_and_without_flags(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
     call, message = BAD[kind]
     with pytest.raises(ValueError, match=message) as told:
@@ -297,7 +298,7 @@ def test_bad_arguments_are_told_before_long_work_and_without_flags(kind, monkeyp
         ((plain(), None, recordings(), {"V4": None}), "layers are None, expected a name"),
     ],
 )
-def test_arguments_of_other_types(arguments, message):
+def test_arguments_of_other_types(arguments: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         scored(*arguments)
 
@@ -306,7 +307,7 @@ def test_arguments_of_other_types(arguments, message):
     ("more", "message"),
     [({"scoring": {}}, "scoring is a dict"), ({"progress": "yes"}, "progress is 'yes', expected True, False")],
 )
-def test_settings_of_other_types(more, message):
+def test_settings_of_other_types(more: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         scored(plain(), None, recordings(), "1", **more)
 
@@ -328,7 +329,7 @@ def labelled(**labels: Any) -> cb.Recordings:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_folder_belongs_to_all_that_decides_the_numbers(change, tmp_path):
+def test_a_folder_belongs_to_all_that_decides_the_numbers(change: str, tmp_path: Path) -> None:
     scored(plain(), plain(1), recordings(), "1").save(tmp_path / "mine")
     scored(plain(), plain(1), recordings(), "1").save(tmp_path / "mine")
     with pytest.raises(ValueError, match="holds the results of another question"):
@@ -339,12 +340,12 @@ def test_a_folder_belongs_to_all_that_decides_the_numbers(change, tmp_path):
     ("arguments", "message"),
     [((lambda x: x, cb.Preprocessing(16)), "the module is a function"), ((nn.ReLU(), 16), "preprocessing is a int")],
 )
-def test_a_network_of_other_things(arguments, message):
+def test_a_network_of_other_things(arguments: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         cb.Network(*arguments)
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels()[0]).save(buffer, "PNG")
     paths = [tmp_path / f"{number}.png" for number in range(N)]
@@ -355,7 +356,7 @@ def test_a_broken_image_is_named(tmp_path):
         scored(plain(), None, cb.Recordings.from_arrays(responses(pixels()), paths, region="V4"), "1")
 
 
-def test_the_readme_s_example_runs(tmp_path, monkeypatch):
+def test_the_readme_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[2] / "README.md").read_text()
     block = text.split("## In Python")[1].split("```python")[1].split("```")[0]
@@ -373,9 +374,9 @@ def test_the_readme_s_example_runs(tmp_path, monkeypatch):
     scope = {"my_module": module, "images": images, "responses": responses(images)}
     few = "recordings, scoring=cb.Scoring(components=3), progress=False, layers"
     exec(block.replace("recordings, layers", few), scope)
-    assert cb.Comparison.load(tmp_path / "results" / "mine").summary == scope["result"].summary
+    assert cb.Comparison.load(tmp_path / "results" / "mine").summary == scope["result"].summary  # type: ignore[attr-defined]
 
 
-def test_the_name_of_a_network_in_memory_says_nothing_about_its_accuracy():
+def test_the_name_of_a_network_in_memory_says_nothing_about_its_accuracy() -> None:
     named = cb.Network(plain().module, cb.Preprocessing(16), name="vgg16 CNN", weights="IMAGENET1K_V1")
     assert scored(named, None, recordings(), "1").run["accuracy"] == []

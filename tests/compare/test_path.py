@@ -30,13 +30,13 @@ def imported(module: str) -> set[str]:
     return found
 
 
-def test_at_most_seven_modules():
+def test_at_most_seven_modules() -> None:
     assert 3 <= len(path()) <= 7
     for module in path():
         assert (ROOT / "cnnf_brain" / f"{module}.py").is_file()
 
 
-def test_no_module_of_the_way_imports_a_later_stage():
+def test_no_module_of_the_way_imports_a_later_stage() -> None:
     way = path()  # crossval stands beside: it makes the splits, and chooses layers by scores within them
     stages = {module: number for number, module in enumerate(way) if not module.endswith("crossval")}
     for module in stages:
@@ -44,7 +44,7 @@ def test_no_module_of_the_way_imports_a_later_stage():
         assert not later, f"{module} imports {later}"
 
 
-def test_the_conductor_fits_a_screen():
+def test_the_conductor_fits_a_screen() -> None:
     source = inspect.getsource(cnnf_brain.compare)
     doc = cnnf_brain.compare.__doc__
     assert doc is not None

@@ -1,3 +1,5 @@
 """Fixtures of the data sets' tests."""
 
-from idx_files import make_folder  # noqa: F401
+from __future__ import annotations
+
+from trainer.idx_files import make_folder  # noqa: F401

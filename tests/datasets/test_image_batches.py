@@ -11,10 +11,12 @@ import subprocess
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -118,7 +120,7 @@ def file_name(path: str) -> str:
     return path.replace(":", "/").rpartition("/")[2]
 
 
-def take(loader, n: int) -> list:
+def take(loader: Any, n: int) -> list[Any]:
     return [batch for batch, _ in zip(loader, range(n), strict=False)]
 
 
@@ -128,7 +130,9 @@ def take(loader, n: int) -> list:
 @pytest.mark.parametrize(
     ("form", "world_size", "workers"), [("folders", 1, 0), ("folders", 2, 2), ("shards", 3, 0), ("shards", 2, 1)]
 )
-def test_every_training_image_comes_exactly_once_an_epoch(roots, form, world_size, workers):
+def test_every_training_image_comes_exactly_once_an_epoch(
+    roots: dict[str, Path], form: str, world_size: int, workers: int
+) -> None:
     index, _ = index_images(roots[form])
     ranks = [
         take(
@@ -152,7 +156,9 @@ def test_every_training_image_comes_exactly_once_an_epoch(roots, form, world_siz
 
 
 @pytest.mark.parametrize(("form", "world_size", "workers"), [("folders", 1, 2), ("folders", 3, 0), ("shards", 2, 0)])
-def test_every_validation_image_comes_exactly_once_in_each_pass(roots, form, world_size, workers):
+def test_every_validation_image_comes_exactly_once_in_each_pass(
+    roots: dict[str, Path], form: str, world_size: int, workers: int
+) -> None:
     _, index = index_images(roots[form])
     loaders = [
         DiskBatches(index=index, size=8, batch_size=3, rank=rank, world_size=world_size, workers=workers).once()
@@ -171,7 +177,7 @@ def test_every_validation_image_comes_exactly_once_in_each_pass(roots, form, wor
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 7, 25])  # 25: more than two epochs of 11 images at once
-def test_the_batch_of_all_ranks_does_not_depend_on_their_number(batch_size):
+def test_the_batch_of_all_ranks_does_not_depend_on_their_number(batch_size: int) -> None:
     for step in range(12):
         alone = TrainingOrder(11, batch_size, seed=5).keys(step)
         for world_size in (2, 3):
@@ -181,7 +187,7 @@ def test_the_batch_of_all_ranks_does_not_depend_on_their_number(batch_size):
             assert max(len(k[0]) for k in keys) - min(len(k[0]) for k in keys) <= 1
 
 
-def test_a_pass_over_fewer_images_than_ranks_leaves_some_without():
+def test_a_pass_over_fewer_images_than_ranks_leaves_some_without() -> None:
     parts = [list(ValidationOrder(2, 8, rank, 4)) for rank in range(4)]
     assert [[k for numbers, _ in part for k in numbers] for part in parts] == [[0], [1], [], []]
     assert [len(ValidationOrder(2, 8, rank, 4)) for rank in range(4)] == [1, 1, 0, 0]
@@ -190,7 +196,7 @@ def test_a_pass_over_fewer_images_than_ranks_leaves_some_without():
 # ---------------------------------------------------------------- the same again
 
 
-def test_folders_and_shards_of_the_same_files_are_the_same_data(roots):
+def test_folders_and_shards_of_the_same_files_are_the_same_data(roots: dict[str, Path]) -> None:
     for a, b in zip(index_images(roots["folders"]), index_images(roots["shards"]), strict=True):
         assert a.digest() == b.digest()
         assert a.classes == b.classes == WNIDS
@@ -199,7 +205,7 @@ def test_folders_and_shards_of_the_same_files_are_the_same_data(roots):
         assert [a.read(i) for i in range(len(a))] == [b.read(i) for i in range(len(b))] == expected
 
 
-def test_other_data_have_another_digest(tmp_path):
+def test_other_data_have_another_digest(tmp_path: Path) -> None:
     content = files("train")
     first = next(iter(content))
     other = [content, content | {first: content[first] + b"\0"}, content | {"n01/new.png": b"x"}]
@@ -213,7 +219,7 @@ def test_other_data_have_another_digest(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumed_at_any_step_sees_the_rest_bit_for_bit(train, workers):
+def test_a_run_resumed_at_any_step_sees_the_rest_bit_for_bit(train: ImageIndex, workers: int) -> None:
     whole = take(DiskBatches(index=train, size=8, batch_size=4, seed=1).batches(), 9)
     for start in (0, 2, 7) if workers == 0 else (5,):
         rest = take(DiskBatches(index=train, size=8, batch_size=4, seed=1, workers=workers).batches(start), 9 - start)
@@ -223,14 +229,14 @@ def test_a_run_resumed_at_any_step_sees_the_rest_bit_for_bit(train, workers):
             assert torch.equal(a.numbers, b.numbers)
 
 
-def test_half_of_the_images_are_mirrored_anew_in_each_epoch_and_seed(train):
+def test_half_of_the_images_are_mirrored_anew_in_each_epoch_and_seed(train: ImageIndex) -> None:
     shown = ShownImages(train, 8)
     numbers = np.arange(len(train))
     plain, mirrored = (shown[numbers, np.full(len(train), flag)].images for flag in (False, True))
     assert torch.equal(mirrored, plain.flip(3))
     assert not any(is_mirrored(plain))
 
-    def flags(seed: int, step: int) -> np.ndarray:
+    def flags(seed: int, step: int) -> npt.NDArray[Any]:
         numbers, mirrored = TrainingOrder(4000, 4000, seed).keys(step)
         return mirrored[np.argsort(numbers)]
 
@@ -243,7 +249,7 @@ def test_half_of_the_images_are_mirrored_anew_in_each_epoch_and_seed(train):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_draws_nothing_from_the_generator_of_dropout(train, workers):
+def test_loading_draws_nothing_from_the_generator_of_dropout(train: ImageIndex, workers: int) -> None:
     before = torch.get_rng_state()
     take(DiskBatches(index=train, size=8, batch_size=4, seed=1, workers=workers).batches(), 2)
     assert torch.equal(torch.get_rng_state(), before)
@@ -253,7 +259,7 @@ def test_loading_draws_nothing_from_the_generator_of_dropout(train, workers):
 
 
 @pytest.mark.parametrize("size", [8, 20, 33])
-def test_a_square_image_is_shown_as_compare_shows_it(size):
+def test_a_square_image_is_shown_as_compare_shows_it(size: int) -> None:
     image = noise(20)
     content = encoded(image, "PNG")
     batch = torch.from_numpy(decode(content, size).copy()).permute(2, 0, 1)[None]
@@ -261,14 +267,14 @@ def test_a_square_image_is_shown_as_compare_shows_it(size):
 
 
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
-def test_the_middle_of_a_long_image_is_kept(shape):
+def test_the_middle_of_a_long_image_is_kept(shape: Any) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
     expected = transforms.CenterCrop(20)(transforms.Resize(20)(image))
     assert np.array_equal(decode(encoded(image, "PNG"), 20), np.asarray(expected))
 
 
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (50, 50)])
-def test_a_resized_image_is_shown_as_its_preprocessing_shows_it(shape):
+def test_a_resized_image_is_shown_as_its_preprocessing_shows_it(shape: Any) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
     shown = decode(encoded(image, "PNG"), 14, 16)
     batch = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None]
@@ -276,7 +282,7 @@ def test_a_resized_image_is_shown_as_its_preprocessing_shows_it(shape):
     assert not np.array_equal(shown, decode(encoded(image, "PNG"), 14))
 
 
-def test_a_resized_image_looks_as_torchvision_shows_it():
+def test_a_resized_image_looks_as_torchvision_shows_it() -> None:
     """500 x 375 pixels, as most of ImageNet. torchvision rounds the crop's margin to a whole pixel, here by half of one, which
     for these waves is at most 8 grey levels (100 / 9 a pixel of the original, 1.46 of which are a pixel that is shown)."""
     waves = np.sin(np.arange(375) / 9)[:, None] * np.cos(np.arange(500) / 13)
@@ -287,7 +293,7 @@ def test_a_resized_image_looks_as_torchvision_shows_it():
     assert 5 * gaps[256].mean() < gaps[None].mean()
 
 
-def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
+def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same() -> None:
     waves = np.sin(np.arange(400) / 9)[:, None] * np.cos(np.arange(320) / 13)
     image = Image.fromarray((127 + 100 * waves).astype(np.uint8)).convert("RGB")
     whole = Image.open(io.BytesIO(encoded(image))).resize((32, 32), Image.Resampling.BILINEAR, (0, 40, 320, 360))
@@ -297,7 +303,7 @@ def test_a_large_jpeg_decoded_at_reduced_size_looks_the_same():
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_every_kind_of_image_becomes_rgb(mode):
+def test_every_kind_of_image_becomes_rgb(mode: str) -> None:
     grey = Image.new("RGB", (9, 9), (255, 255, 255) if mode == "1" else (128, 128, 128))
     kind = "JPEG" if mode in ("L", "CMYK") else "PNG"  # whatever the suffix says
     found = decode(encoded(grey.convert(mode), kind), 6)
@@ -305,7 +311,7 @@ def test_every_kind_of_image_becomes_rgb(mode):
     assert np.abs(found.astype(int) - np.asarray(grey)[0, 0]).max() <= 2
 
 
-def test_batches_are_uint8_in_channels_last_memory(train):
+def test_batches_are_uint8_in_channels_last_memory(train: ImageIndex) -> None:
     (batch,) = take(DiskBatches(index=train, size=8, batch_size=4, seed=0, workers=1).batches(), 1)
     assert batch.images.shape == (4, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
@@ -316,7 +322,7 @@ def test_batches_are_uint8_in_channels_last_memory(train):
 
 @pytest.mark.parametrize("form", ["folders", "shards"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damaged_images_are_left_out_and_named(tmp_path, form, workers):
+def test_damaged_images_are_left_out_and_named(tmp_path: Path, form: str, workers: int) -> None:
     deep = encoded(Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)), "PNG")
     good = {f"n01/{k}.JPEG": drawn(k) for k in range(3)}
     png = {"n01/3.JPEG": encoded(Image.open(io.BytesIO(drawn(3))), "PNG")}  # as one in ILSVRC-12
@@ -347,7 +353,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path, form, workers):
     assert len(nothing.bad) == 4
 
 
-def test_an_image_that_vanished_is_named_too(tmp_path):
+def test_an_image_that_vanished_is_named_too(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_folder(tmp_path, part, files(part))
     index, _ = index_images(tmp_path)
@@ -359,8 +365,8 @@ def test_an_image_that_vanished_is_named_too(tmp_path):
     assert "No such file" in batch.bad[str(gone)]
 
 
-def test_the_wait_for_data_is_measured(train):
-    def slow():
+def test_the_wait_for_data_is_measured(train: ImageIndex) -> None:
+    def slow() -> Iterator[Any]:
         for _ in range(2):
             time.sleep(0.05)
             yield ShownImages(train, 8)[np.array([0]), np.array([False])]
@@ -374,7 +380,7 @@ def test_the_wait_for_data_is_measured(train):
         next(feed)
 
 
-def test_workers_outlive_the_signals_that_stop_the_trainer(train):
+def test_workers_outlive_the_signals_that_stop_the_trainer(train: ImageIndex) -> None:
     batches = iter(DiskBatches(index=train, size=8, batch_size=4, seed=0, workers=2).batches())
     for _ in range(2):  # one of each: both workers are past their start
         next(batches)
@@ -402,7 +408,7 @@ def test_workers_outlive_the_signals_that_stop_the_trainer(train):
         ({"seed": -1}, "must not be negative"),
     ],
 )
-def test_an_impossible_order_is_refused(change, message):
+def test_an_impossible_order_is_refused(change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingOrder(**{"n_images": 9, "batch_size": 3, "seed": 0} | change)
 
@@ -426,7 +432,7 @@ def flat(root: Path) -> Path:
     return root
 
 
-def test_a_flat_validation_folder_is_labelled_by_the_devkit(tmp_path):
+def test_a_flat_validation_folder_is_labelled_by_the_devkit(tmp_path: Path) -> None:
     write_devkit(flat(tmp_path), "3\n1\n1\n2\n")
     _, index = index_images(tmp_path)
     (batch,) = DiskBatches(index=index, size=8, batch_size=8).once()
@@ -449,13 +455,13 @@ def test_a_flat_validation_folder_is_labelled_by_the_devkit(tmp_path):
         ("3\n1\n4\n2\n", "validation has classes that training lacks: n00"),
     ],
 )
-def test_a_devkit_that_does_not_fit_is_refused(tmp_path, truth, message):
+def test_a_devkit_that_does_not_fit_is_refused(tmp_path: Path, truth: str, message: str) -> None:
     write_devkit(flat(tmp_path), truth)
     with pytest.raises(ValueError, match=message):
         index_images(tmp_path)
 
 
-def test_a_damaged_or_absent_devkit_is_named(tmp_path):
+def test_a_damaged_or_absent_devkit_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"no class folders, and .*ground_truth.txt is not there: unpack .*\.tar\.gz"
     ):
@@ -490,7 +496,7 @@ def add(path: str, content: bytes = b"x") -> Callable[[Path], None]:
         (add("val/n08/a.png"), ValueError, r"classes that training lacks: n08 \(1 beside the 3 of training\)"),
     ],
 )
-def test_wrong_folders_are_refused(tmp_path, change, error, message):
+def test_wrong_folders_are_refused(tmp_path: Path, change: Any, error: Any, message: str) -> None:
     root = tmp_path / "data"
     for part in ("train", "val"):
         write_folder(root, part, files(part))
@@ -499,7 +505,7 @@ def test_wrong_folders_are_refused(tmp_path, change, error, message):
         index_images(root)
 
 
-def test_folders_with_nothing_to_learn_from_are_refused(tmp_path):
+def test_folders_with_nothing_to_learn_from_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
     with pytest.raises(ValueError, match=r"train has no folders; expected train/<wnid>/ .*ILSVRC2012_img_train\.tar"):
@@ -510,7 +516,7 @@ def test_folders_with_nothing_to_learn_from_are_refused(tmp_path):
         index_images(tmp_path)
 
 
-def test_what_is_not_an_image_is_passed_over(tmp_path):
+def test_what_is_not_an_image_is_passed_over(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_folder(tmp_path, part, files(part))
     before = [index.digest() for index in index_images(tmp_path)]
@@ -519,7 +525,7 @@ def test_what_is_not_an_image_is_passed_over(tmp_path):
     assert [index.digest() for index in index_images(tmp_path)] == before
 
 
-def test_class_folders_may_be_links(tmp_path):
+def test_class_folders_may_be_links(tmp_path: Path) -> None:
     write_folder(tmp_path, "all", files("train"))
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
@@ -550,13 +556,13 @@ def shards(tmp_path: Path) -> Path:
         ("n02/train_10.JPEG", r"n02/train_10\.JPEG occurs more than once, in .*train-00009\.tar"),
     ],
 )
-def test_a_member_of_another_form_is_refused(shards, name, message):
+def test_a_member_of_another_form_is_refused(shards: Path, name: str, message: str) -> None:
     write_tar(shards / "train-00009.tar", {name: b"x"})
     with pytest.raises(ValueError, match=message):
         index_images(shards)
 
 
-def test_a_link_in_a_shard_is_refused(shards):
+def test_a_link_in_a_shard_is_refused(shards: Path) -> None:
     with tarfile.open(shards / "train-00009.tar", "w") as tar:
         member = tarfile.TarInfo("n01/link.JPEG")
         member.type, member.linkname = tarfile.SYMTYPE, "elsewhere.JPEG"
@@ -565,7 +571,7 @@ def test_a_link_in_a_shard_is_refused(shards):
         index_images(shards)
 
 
-def test_folders_and_other_members_of_a_shard_are_passed_over(shards):
+def test_folders_and_other_members_of_a_shard_are_passed_over(shards: Path) -> None:
     before = index_images(shards)[0].digest()
     with tarfile.open(shards / "train-00009.tar", "w") as tar:
         folder = tarfile.TarInfo("./n01")
@@ -576,7 +582,7 @@ def test_folders_and_other_members_of_a_shard_are_passed_over(shards):
     assert index_images(shards)[0].digest() == before
 
 
-def test_names_may_begin_with_a_dot_and_a_slash_and_be_long(tmp_path):
+def test_names_may_begin_with_a_dot_and_a_slash_and_be_long(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_tar(tmp_path / f"{part}-0.tar", {"./n01/" + "é" * 90 + ".JPEG": drawn(1), "./n02/b.JPEG": drawn(2)})
     index, _ = index_images(tmp_path)
@@ -596,7 +602,7 @@ def test_names_may_begin_with_a_dot_and_a_slash_and_be_long(tmp_path):
     ],
     ids=["empty", "compressed", "in data", "between", "in header", "damaged header"],
 )
-def test_a_shard_that_is_not_whole_is_refused(shards, damage):
+def test_a_shard_that_is_not_whole_is_refused(shards: Path, damage: Callable[..., Any]) -> None:
     path = shards / "train-00001.tar"
     raw = path.read_bytes()
     assert raw[1536 + 257 : 1536 + 262] == b"ustar"  # a header lies there
@@ -605,17 +611,17 @@ def test_a_shard_that_is_not_whole_is_refused(shards, damage):
         index_images(shards)
 
 
-def test_shards_are_listed_once_until_they_change(shards, cache, monkeypatch):
+def test_shards_are_listed_once_until_they_change(shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = [index.digest() for index in index_images(shards)]
     real = tarfile.open
     with monkeypatch.context() as patch:
-        patch.setattr(image_index.tarfile, "open", lambda *a, **k: pytest.fail("a shard was listed again"))
+        patch.setattr(image_index.tarfile, "open", lambda *a, **k: pytest.fail("a shard was listed again"))  # type: ignore[attr-defined]
         again = index_images(shards)
     assert [index.digest() for index in again] == first
     assert [again[0].read(i) for i in range(len(again[0]))] == [data for _, data in sorted(files("train").items())]
     for path in (cache / "image-index").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    assert image_index.tarfile.open is real
+    assert image_index.tarfile.open is real  # type: ignore[attr-defined]
     assert [index.digest() for index in index_images(shards)] == first  # a damaged cache is made again
     write_tar(shards / "train-00002.tar", {"n01/new.JPEG": drawn(0)})
     assert index_images(shards)[0].digest() != first[0]
@@ -631,7 +637,7 @@ def same_size(n: int = 3) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_shard_of_the_same_size_and_time_is_listed_again(tmp_path, in_place):
+def test_a_shard_of_the_same_size_and_time_is_listed_again(tmp_path: Path, in_place: bool) -> None:
     write_tar(tmp_path / "val-0.tar", same_size())
     path = tmp_path / "train-0.tar"
     write_tar(path, same_size())
@@ -654,7 +660,7 @@ def shown_as_labels(index: ImageIndex) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_changes_under_a_run_stops_it(tmp_path, workers):
+def test_a_shard_that_changes_under_a_run_stops_it(tmp_path: Path, workers: int) -> None:
     for part in ("train", "val"):
         write_tar(tmp_path / f"{part}-0.tar", same_size())
     index, _ = index_images(tmp_path)
@@ -669,7 +675,7 @@ def test_a_shard_that_changes_under_a_run_stops_it(tmp_path, workers):
 
 
 @pytest.mark.parametrize("form", ["folders", "shards"])
-def test_the_validation_part_alone_is_indexed(roots, tmp_path, form):
+def test_the_validation_part_alone_is_indexed(roots: dict[str, Path], tmp_path: Path, form: str) -> None:
     whole = index_images(roots[form])[1]
     assert image_index.index_validation(roots[form]).digest() == whole.digest()
     {"folders": write_folder, "shards": write_shards}[form](tmp_path, "val", files("val"))
@@ -684,7 +690,7 @@ def test_the_validation_part_alone_is_indexed(roots, tmp_path, form):
         image_index.index_validation(tmp_path / "nothing")
 
 
-def test_images_are_taken_evenly_spaced(train):
+def test_images_are_taken_evenly_spaced(train: ImageIndex) -> None:
     assert train.spaced(4).names.tolist() == train.names[[0, 2, 5, 8]].tolist()
     assert train.spaced(4).read(3) == train.read(8)
     assert train.spaced(None) is train.spaced(11) is train.spaced(99) is train
@@ -692,7 +698,7 @@ def test_images_are_taken_evenly_spaced(train):
     assert train.spaced(4).digest() != train.digest()
 
 
-def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
+def test_few_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "MAX_OPEN", 2)
     for part in ("train", "val"):
         write_shards(tmp_path, part, files(part), n_shards=5)
@@ -702,7 +708,7 @@ def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
         assert len(index._open) == 2
 
 
-def test_an_index_goes_to_a_spawned_worker_without_open_files(roots):
+def test_an_index_goes_to_a_spawned_worker_without_open_files(roots: dict[str, Path]) -> None:
     index, _ = index_images(roots["shards"])
     content = index.read(0)
     other = pickle.loads(pickle.dumps(index))
@@ -715,7 +721,7 @@ def test_an_index_goes_to_a_spawned_worker_without_open_files(roots):
 # ---------------------------------------------------------------- real images
 
 
-def test_tiny_imagenet(shared):
+def test_tiny_imagenet(shared: Path) -> None:
     root = shared / "data" / "tiny-imagenet"
     train, validation = index_images(root)
     wnids = [line.split("\t")[0] for line in (root / "classes.tsv").read_text().splitlines()[1:]]

@@ -6,24 +6,25 @@ import gzip
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from idx_files import NAMES, drawn, idx
+from trainer.idx_files import NAMES, drawn, idx
 
 from cnnf_brain.datasets import mnist
 
 TRAIN_IMAGES, TRAIN_LABELS = NAMES["train"]
 
 
-def test_reads_the_values_of_a_file_written_by_hand(tmp_path):
+def test_reads_the_values_of_a_file_written_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "three"
     path.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255]))
     assert mnist.read_idx(path, 3).tolist() == [[[1, 2, 3]], [[4, 5, 255]]]
 
 
-def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder):
+def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder: Any) -> None:
     plain, zipped = make_folder("plain"), make_folder("zipped")
     for number, name in enumerate(name for names in NAMES.values() for name in names):
         target = zipped / (name if number == 0 else f"{name}.gz")
@@ -40,7 +41,7 @@ def test_gzipped_and_plain_are_the_same_whatever_the_name(make_folder):
     assert np.array_equal(a.read("train").labels.numpy(), labels)
 
 
-def test_the_data_hash_is_that_of_the_uncompressed_files(make_folder):
+def test_the_data_hash_is_that_of_the_uncompressed_files(make_folder: Any) -> None:
     folder = make_folder()
     digests = [hashlib.sha256((folder / name).read_bytes()).digest() for names in NAMES.values() for name in names]
     assert mnist.find("mnist", folder).check() == hashlib.sha256(b"".join(digests)).hexdigest()
@@ -69,7 +70,7 @@ def _flip_a_byte_in_gzip(content: bytes) -> bytes:
         (TRAIN_IMAGES, lambda c: idx(np.zeros((0, 28, 28))), "has 0 images"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong(make_folder, name, damage, message):
+def test_a_damaged_file_is_named_with_what_is_wrong(make_folder: Any, name: Any, damage: Any, message: str) -> None:
     folder = make_folder()
     path = folder / name
     path.write_bytes(damage(path.read_bytes()))
@@ -79,7 +80,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(make_folder, name, damage, m
     assert name in str(caught.value)
 
 
-def test_damaged_test_images_are_found_by_the_check_too(make_folder):
+def test_damaged_test_images_are_found_by_the_check_too(make_folder: Any) -> None:
     folder = make_folder()
     path = folder / NAMES["test"][0]
     path.write_bytes(path.read_bytes()[:-1])
@@ -89,7 +90,7 @@ def test_damaged_test_images_are_found_by_the_check_too(make_folder):
         source.check()
 
 
-def test_one_data_set_is_not_taken_for_the_other(make_folder, monkeypatch):
+def test_one_data_set_is_not_taken_for_the_other(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder()
     digest = hashlib.sha256((folder / TRAIN_IMAGES).read_bytes()).hexdigest()
     monkeypatch.setitem(mnist.PUBLISHED, "mnist", digest)
@@ -99,12 +100,14 @@ def test_one_data_set_is_not_taken_for_the_other(make_folder, monkeypatch):
 
 
 @pytest.mark.parametrize("inside", [".", "MNIST/raw"])
-def test_data_is_found_in_the_folder_named_and_in_torchvisions_place_below(make_folder, tmp_path, inside):
+def test_data_is_found_in_the_folder_named_and_in_torchvisions_place_below(
+    make_folder: Any, tmp_path: Path, inside: str
+) -> None:
     folder = make_folder(f"given/{inside}")
     assert mnist.find("mnist", tmp_path / "given").folder == folder
 
 
-def test_a_folder_named_never_falls_back(make_folder, tmp_path, monkeypatch):
+def test_a_folder_named_never_falls_back(make_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "DEBIAN", make_folder("debian"))
     monkeypatch.setattr(mnist, "download", lambda *_: pytest.fail("downloaded"))
     given = make_folder("given")
@@ -115,7 +118,9 @@ def test_a_folder_named_never_falls_back(make_folder, tmp_path, monkeypatch):
     assert f"{given / 'FashionMNIST' / 'raw'} (no such folder)" in str(caught.value)
 
 
-def test_without_a_folder_the_cache_then_debian_then_the_download(make_folder, tmp_path, monkeypatch):
+def test_without_a_folder_the_cache_then_debian_then_the_download(
+    make_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(mnist, "DEBIAN", tmp_path / "debian")
     asked = []
@@ -131,8 +136,8 @@ def test_without_a_folder_the_cache_then_debian_then_the_download(make_folder, t
     assert len(asked) == 2
 
 
-def test_a_failed_download_says_where_it_looked_and_what_to_do(tmp_path, monkeypatch):
-    def fail(*_):
+def test_a_failed_download_says_where_it_looked_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
         raise OSError("no network")
 
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path))
@@ -144,36 +149,36 @@ def test_a_failed_download_says_where_it_looked_and_what_to_do(tmp_path, monkeyp
         assert part in str(caught.value)
 
 
-def test_an_unknown_data_set_names_the_near_one():
+def test_an_unknown_data_set_names_the_near_one() -> None:
     with pytest.raises(ValueError, match="did you mean 'fashion'"):
         mnist.find("fashon")
 
 
-def test_the_validation_images_are_a_stratified_twelfth_and_always_the_same(make_folder):
+def test_the_validation_images_are_a_stratified_twelfth_and_always_the_same(make_folder: Any) -> None:
     whole = mnist.find("mnist", make_folder()).read("train")
     train, validation = mnist.split(whole)
     assert (len(train), len(validation)) == (220, 20)
     assert validation.labels.bincount().tolist() == [2] * 10
     rows = lambda images: {bytes(image.numpy().tobytes()) for image in images.images}  # noqa: E731
-    assert rows(train) | rows(validation) == rows(whole)
-    assert not rows(train) & rows(validation)
+    assert rows(train) | rows(validation) == rows(whole)  # type: ignore[no-untyped-call]
+    assert not rows(train) & rows(validation)  # type: ignore[no-untyped-call]
     assert torch.equal(mnist.split(whole)[1].images, validation.images)
     assert not torch.equal(mnist.split(whole, seed=1)[1].images, validation.images)
 
 
-def test_too_few_images_for_a_validation_split():
+def test_too_few_images_for_a_validation_split() -> None:
     images = mnist.ImageSet(torch.zeros(100, 28, 28, dtype=torch.uint8), torch.arange(100) % 10)
     with pytest.raises(ValueError, match="100 training images are too few"):
         mnist.split(images)
 
 
-def test_images_are_scaled_to_minus_one_and_one():
+def test_images_are_scaled_to_minus_one_and_one() -> None:
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)
     assert mnist.scale(pixels).shape == (3, 1, 1, 1)
     assert mnist.scale(pixels).flatten().tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-6)
 
 
-def test_the_real_mnist(shared: Path):
+def test_the_real_mnist(shared: Path) -> None:
     source = mnist.find("mnist", shared / "data" / "mnist")
     train, test = source.read("train"), source.read("test")
     assert train.labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +28,22 @@ def draw_conv(r: random.Random, channels: int) -> nn.Conv2d:
     kernel = (r.choice([1, 2, 3]), r.choice([1, 2, 3]))
     padding = r.choice(["valid", 0, 1, 2, (0, 1), (2, 0)])
     stride, dilation = (r.choice([1, 1, 2, 3]), r.choice([1, 1, 2])), r.choice([1, 1, 2])
-    return nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias)
+    return nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups, bias)  # type: ignore[arg-type]
 
 
 def draw_max_pool(r: random.Random) -> nn.MaxPool2d:
     """Overlapping, apart and with gaps; padding, dilation, ceil mode."""
     kernel = r.choice([2, 3, (2, 3)])
     stride = r.choice([None, 1, 2, 3, (1, 2)])
-    return nn.MaxPool2d(kernel, stride, r.choice([0, 1]), r.choice([1, 1, 2]), ceil_mode=r.random() < 0.5)
+    return nn.MaxPool2d(kernel, stride, r.choice([0, 1]), r.choice([1, 1, 2]), ceil_mode=r.random() < 0.5)  # type: ignore[arg-type]
 
 
 def draw_average(r: random.Random) -> nn.Module:
     """Average pooling in all its forms, or adaptive."""
     if r.random() < 0.4:
-        return nn.AdaptiveAvgPool2d(r.choice([1, 2, 3, (3, 2), (None, 2)]))
+        return nn.AdaptiveAvgPool2d(r.choice([1, 2, 3, (3, 2), (None, 2)]))  # type: ignore[arg-type]
     return nn.AvgPool2d(
-        r.choice([2, 3, (3, 2)]),
+        r.choice([2, 3, (3, 2)]),  # type: ignore[arg-type]
         r.choice([None, 1, 2, 3]),
         r.choice([0, 1]),
         r.random() < 0.5,
@@ -66,7 +67,7 @@ class Builder:
     """Layers one upon the other, with the map that they make of a random image."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.x, self.layers = torch.rand(1, *shape), []
+        self.x, self.layers = torch.rand(1, *shape), []  # type: ignore[var-annotated]
 
     @property
     def channels(self) -> int:
@@ -130,7 +131,7 @@ def draw_network(seed: int, *, normalised: bool = False) -> tuple[nn.Sequential,
     return network, shape
 
 
-def draw_model(seed: int, *, normalised: bool = False, **settings: object) -> tuple[CNNF, Tensor]:
+def draw_model(seed: int, *, normalised: bool = False, **settings: Any) -> tuple[CNNF, Tensor]:
     """A model with settings drawn too (those given stand), and a batch of two images.
 
     Nets in which no feedback reaches the target of some image (all units of a layer off) are drawn again.
@@ -150,14 +151,14 @@ def draw_model(seed: int, *, normalised: bool = False, **settings: object) -> tu
         x = torch.randn(2, *shape, dtype=torch.float64)
         torch.manual_seed(attempt)  # the masks of dropout are then those of the caller's first call
         with torch.no_grad():
-            made = torch.stack([state.generated for state in model.unroll(x, iterations=3, return_states=True).states])
+            made = torch.stack([state.generated for state in model.unroll(x, iterations=3, return_states=True).states])  # type: ignore[misc]
         torch.manual_seed(attempt)
         if bool((made.abs().flatten(2).amax(2) > 1e-3).all()):
             return model, x
     raise AssertionError("no network that passes feedback down was drawn")
 
 
-def masks_of(model: CNNF, state: State, image: int) -> dict[str, object]:
+def masks_of(model: CNNF, state: State, image: int) -> dict[str, Any]:
     """By path, the flattened dropout mask that one image got."""
     return {
         model.feedback_layers[i].name: z[image].flatten().numpy()
@@ -178,7 +179,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def literal_latents(model: CNNF, state: State, image: int) -> dict[int, object]:
+def literal_latents(model: CNNF, state: State, image: int) -> dict[int, Any]:
     """z of one image as the oracle has it: numbered from the target, pooling positions counted over the whole map."""
     found = {}
     for i in (i for i, layer in enumerate(model.feedback_layers) if layer.is_gate and i in state.latents):

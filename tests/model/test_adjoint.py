@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from drawn import draw_model, draw_network, inner
+from model.drawn import draw_model, draw_network, inner
 from oracles.feedback import Pool, conv_matrix, max_windows, routes
 from torch import nn
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def trained_batch_norm(channels, affine=True):
+def trained_batch_norm(channels: Any, affine: bool = True) -> Any:
     layer = nn.BatchNorm2d(channels, affine=affine)
     layer.running_mean, layer.running_var = torch.randn(channels), torch.rand(channels) + 0.5
     if affine:
@@ -66,10 +67,10 @@ AFFINE = {
 
 
 @pytest.mark.parametrize("name", AFFINE)
-def test_feedback_of_an_affine_layer_is_its_vector_jacobian_product(name):
+def test_feedback_of_an_affine_layer_is_its_vector_jacobian_product(name: str) -> None:
     torch.manual_seed(0)
     make, shape = AFFINE[name]
-    module = make().double()
+    module = make().double()  # type: ignore[no-untyped-call]
     (layer,) = plan(nn.Sequential(module))
     x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
     expected = module(x)
@@ -78,14 +79,14 @@ def test_feedback_of_an_affine_layer_is_its_vector_jacobian_product(name):
     assert torch.equal(out, expected)
     g = torch.randn_like(out)
     (vjp,) = torch.autograd.grad(expected, x, g)
-    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp, **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp, **EXACT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", AFFINE)
-def test_the_bias_of_an_affine_layer_is_its_output_for_zeros(name):
+def test_the_bias_of_an_affine_layer_is_its_output_for_zeros(name: str) -> None:
     torch.manual_seed(0)
     make, shape = AFFINE[name]
-    module = make().double()
+    module = make().double()  # type: ignore[no-untyped-call]
     (layer,) = plan(nn.Sequential(module))
     x, below = torch.randn(2, *shape, dtype=torch.float64), torch.randn(1, *shape, dtype=torch.float64)
     torch.testing.assert_close(
@@ -93,7 +94,7 @@ def test_the_bias_of_an_affine_layer_is_its_output_for_zeros(name):
     )
 
 
-def test_dropout_in_training_holds_one_mask_over_iterations_and_both_directions():
+def test_dropout_in_training_holds_one_mask_over_iterations_and_both_directions() -> None:
     torch.manual_seed(0)
     module = nn.Dropout(0.3)
     (layer,) = plan(nn.Sequential(module))
@@ -101,17 +102,17 @@ def test_dropout_in_training_holds_one_mask_over_iterations_and_both_directions(
     out, mask = layer.forward(x, None)
     assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7])
     again, held = layer.forward(2 * x, mask)
-    assert torch.equal(held, mask)
+    assert torch.equal(held, mask)  # type: ignore[arg-type]
     torch.testing.assert_close(again, 2 * out)
     g = torch.randn_like(out)
     (vjp,) = torch.autograd.grad(out, x, g)
-    torch.testing.assert_close(layer.feedback(g, x.shape, mask, None), vjp, **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, mask, None), vjp, **EXACT)  # type: ignore[arg-type]
     other = layer.forward(x, None)[1]
-    assert not torch.equal(other, mask)
+    assert not torch.equal(other, mask)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["rms", "l2"])
-def test_feedback_of_the_normalisation_is_the_product_with_its_size_held_times_the_ratio(kind):
+def test_feedback_of_the_normalisation_is_the_product_with_its_size_held_times_the_ratio(kind: str) -> None:
     """VJP with F = size(f) held is g/F; feedback is g/G, with G the size of the map at the gate above."""
     torch.manual_seed(0)
     norm = FeatureNorm(3, kind).double()
@@ -119,18 +120,18 @@ def test_feedback_of_the_normalisation_is_the_product_with_its_size_held_times_t
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     g, above = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)
     size = lambda a: (a.square().sum((1, 2, 3)) / (1 if kind == "l2" else a[0].numel())).sqrt().view(-1, 1, 1, 1)  # noqa: E731
-    held = size(x).detach()
+    held = size(x).detach()  # type: ignore[no-untyped-call]
     (vjp,) = torch.autograd.grad(x / held + norm.bias.view(-1, 1, 1), x, g)
-    torch.testing.assert_close(layer.feedback(g, x.shape, None, above), vjp * held / size(above), **EXACT)
-    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp * held / size(g), **EXACT)
-    torch.testing.assert_close(layer.forward(x, None)[0], x / held + norm.bias.view(-1, 1, 1), **EXACT)
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, above), vjp * held / size(above), **EXACT)  # type: ignore[arg-type, no-untyped-call]
+    torch.testing.assert_close(layer.feedback(g, x.shape, None, None), vjp * held / size(g), **EXACT)  # type: ignore[arg-type, no-untyped-call]
+    torch.testing.assert_close(layer.forward(x, None)[0], x / held + norm.bias.view(-1, 1, 1), **EXACT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_feedback_of_a_whole_random_network_is_its_vector_jacobian_product_at_every_iteration(seed):
+def test_feedback_of_a_whole_random_network_is_its_vector_jacobian_product_at_every_iteration(seed: int) -> None:
     model, x = draw_model(seed, iterations=2)
     clean, _ = model.below_target(x)
-    h, given = clean, {}
+    h, given = clean, {}  # type: ignore[var-annotated]
     for _ in range(3):
         h = h.detach().requires_grad_()
         state = model.sweep(h, given)
@@ -139,11 +140,11 @@ def test_feedback_of_a_whole_random_network_is_its_vector_jacobian_product_at_ev
         state.output = y
         with torch.no_grad():
             model.generate(state, clean)
-            torch.testing.assert_close(state.generated, vjp, **EXACT)
-            h, given = following(state, model.step_towards(h, state.reconstruction), None)
+            torch.testing.assert_close(state.generated, vjp, **EXACT)  # type: ignore[arg-type]
+            h, given = following(state, model.step_towards(h, state.reconstruction), None)  # type: ignore[arg-type]
 
 
-def test_feedback_at_iteration_0_is_the_jacobian_of_the_plain_network():
+def test_feedback_at_iteration_0_is_the_jacobian_of_the_plain_network() -> None:
     for seed in range(6):
         network, shape = draw_network(seed)
         network.eval()
@@ -151,10 +152,10 @@ def test_feedback_at_iteration_0_is_the_jacobian_of_the_plain_network():
         logits = network(x)
         (vjp,) = torch.autograd.grad(logits, x, logits.detach())
         result = CNNF(network, iterations=1).unroll(x.detach(), return_reconstruction=True)
-        torch.testing.assert_close(result.reconstruction[1], vjp, **EXACT)
+        torch.testing.assert_close(result.reconstruction[1], vjp, **EXACT)  # type: ignore[arg-type]
 
 
-def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_are_negative():
+def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_are_negative() -> None:
     torch.manual_seed(0)
     signed, printed = (plan(nn.Sequential(nn.ReLU()), printed=p)[0] for p in (False, True))
     f = torch.tensor([2.0, -2.0, 2.0, -2.0], requires_grad=True)
@@ -164,23 +165,23 @@ def test_the_printed_adarelu_is_not_the_vector_jacobian_product_where_f_and_g_ar
         (printed, [2.0, 0.0, 0.0, 2.0], [3.0, 0.0, 0.0, 3.0]),
     ):
         a, z = layer.forward(f, g)
-        assert layer.bits(z).tolist() == [True, False, False, True]
+        assert layer.bits(z).tolist() == [True, False, False, True]  # type: ignore[arg-type]
         assert a.tolist() == out
         assert torch.autograd.grad(a, f, g)[0].tolist() == vjp
         assert layer.feedback(g, f.shape, z, None).tolist() == [3.0, 0.0, 0.0, -3.0]
 
 
-def test_a_tie_at_g_0_opens_the_gate_for_positive_f():
+def test_a_tie_at_g_0_opens_the_gate_for_positive_f() -> None:
     (layer,) = plan(nn.Sequential(nn.ReLU()))
     f = torch.tensor([1.0, -1.0, 0.0, 0.0, -0.0, -0.0])
     g = torch.tensor([0.0, 0.0, 1.0, -1.0, 1.0, -1.0])
     out, z = layer.forward(f, g)
-    assert layer.bits(z).tolist() == [True, False, False, False, False, False]
+    assert layer.bits(z).tolist() == [True, False, False, False, False, False]  # type: ignore[arg-type]
     assert out.tolist() == [1, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_feedback_maps_hold_no_negative_zeros(normalised):
+def test_feedback_maps_hold_no_negative_zeros(normalised: bool) -> None:
     """Gates read the sign bit of g; -0.0 would count as negative, which it must not."""
     torch.manual_seed(0)
     zeros = 0
@@ -193,7 +194,7 @@ def test_feedback_maps_hold_no_negative_zeros(normalised):
     assert zeros > 100
 
 
-def test_a_negative_gain_makes_no_negative_zeros():
+def test_a_negative_gain_makes_no_negative_zeros() -> None:
     norm = nn.BatchNorm2d(1).eval()
     nn.init.constant_(norm.weight, -2.0)
     (layer,) = plan(nn.Sequential(norm))
@@ -219,7 +220,7 @@ POOLS = [
 
 @pytest.mark.parametrize("module", POOLS, ids=str)
 @pytest.mark.parametrize("values", ["distinct", "ties", "negative"])
-def test_adapool_against_brute_force(module, values):
+def test_adapool_against_brute_force(module: Any, values: str) -> None:
     """Chosen values and positions by loops over windows; the scattered feedback by loops over outputs."""
     torch.manual_seed(0)
     (layer,) = plan(nn.Sequential(module))
@@ -240,10 +241,10 @@ def test_adapool_against_brute_force(module, values):
                 expected = np.zeros_like(flat)
                 for j, position in enumerate(at):
                     expected[position] += float(g[image].flatten()[j])
-                np.testing.assert_allclose(back[image].flatten(), expected, **EXACT)
+                np.testing.assert_allclose(back[image].flatten(), expected, **EXACT)  # type: ignore[call-overload]
 
 
-def test_adapool_chooses_by_the_sign_of_g_in_a_window_computed_by_hand():
+def test_adapool_chooses_by_the_sign_of_g_in_a_window_computed_by_hand() -> None:
     (layer,) = plan(nn.Sequential(nn.MaxPool2d(2)))
     x = torch.tensor([[[[1.0, 4.0, -1.0, -4.0], [4.0, 2.0, -4.0, -2.0]]]])
     for g, out, positions in (
@@ -257,7 +258,7 @@ def test_adapool_chooses_by_the_sign_of_g_in_a_window_computed_by_hand():
     assert isinstance(layer, MaxPool)
 
 
-def test_output_padding_over_many_convolutions():
+def test_output_padding_over_many_convolutions() -> None:
     """The feedback map has the input's size and is the adjoint, for every kernel, stride, padding and dilation."""
     torch.manual_seed(0)
     tried = 0
@@ -271,12 +272,12 @@ def test_output_padding_over_many_convolutions():
         g = torch.randn_like(out)
         back = layer.feedback(g, x.shape, None, None)
         assert back.shape == x.shape
-        torch.testing.assert_close(inner(back, x), inner(g, out), **EXACT)
+        torch.testing.assert_close(inner(back, x), inner(g, out), **EXACT)  # type: ignore[arg-type]
         tried += 1
     assert tried > 300
 
 
-def test_the_literal_convolution_is_torchs():
+def test_the_literal_convolution_is_torchs() -> None:
     """The oracle itself, against torch's convolution (it shares no code with it)."""
     torch.manual_seed(0)
     module = nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 2), (1, 2), 2).double()
@@ -285,11 +286,11 @@ def test_the_literal_convolution_is_torchs():
     matrix, offset, shape = conv_matrix(weight, bias, (4, 7, 8), (2, 1), ((1, 1), (2, 2)), (1, 2), 2)
     expected = module(x).detach()
     assert shape == tuple(expected.shape[1:])
-    np.testing.assert_allclose(matrix @ x.flatten().numpy() + offset, expected.flatten(), **EXACT)
+    np.testing.assert_allclose(matrix @ x.flatten().numpy() + offset, expected.flatten(), **EXACT)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(("size", "bins"), [(7, 3), (3, 7), (8, 4), (5, 5), (1, 4), (9, 2)])
-def test_the_averaging_matrix_is_torchs_adaptive_pooling(size, bins):
+def test_the_averaging_matrix_is_torchs_adaptive_pooling(size: int, bins: int) -> None:
     x = torch.randn(1, 1, size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = nn.functional.adaptive_avg_pool2d(x, (bins, 1)).flatten()
-    torch.testing.assert_close(averaging(size, bins, x) @ x.flatten(), expected, **EXACT)
+    torch.testing.assert_close(averaging(size, bins, x) @ x.flatten(), expected, **EXACT)  # type: ignore[arg-type]

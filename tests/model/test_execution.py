@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from cnnf_brain.model.state import feedback_losses
 OPTIONS = {"iterations": 2, "step": 0.5, "match_norm": True}
 
 
-def network(**options) -> CNNF:
+def network(**options: Any) -> CNNF:
     torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -31,7 +33,7 @@ def network(**options) -> CNNF:
     return CNNF(layers, **{**OPTIONS, **options})
 
 
-def test_autocast_bfloat16_is_close_to_float32():
+def test_autocast_bfloat16_is_close_to_float32() -> None:
     model, x = network(), torch.randn(4, 3, 12, 12)
     exact = model.unroll(x).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -45,7 +47,7 @@ def test_autocast_bfloat16_is_close_to_float32():
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_channels_last_gives_the_same_numbers_and_keeps_the_format():
+def test_channels_last_gives_the_same_numbers_and_keeps_the_format() -> None:
     model, x = network().double(), torch.randn(4, 3, 12, 12, dtype=torch.float64)
     expected = model.unroll(x, return_layers=["3@2"])
     moved = model.to(memory_format=torch.channels_last)
@@ -60,7 +62,7 @@ def test_channels_last_gives_the_same_numbers_and_keeps_the_format():
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
 )
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_as_one_graph_it_gives_the_same_values_and_gradients():
+def test_compiled_as_one_graph_it_gives_the_same_values_and_gradients() -> None:
     model, x = network(), torch.randn(4, 3, 12, 12)
     expected = model(x)
     expected.square().sum().backward()
@@ -71,26 +73,26 @@ def test_compiled_as_one_graph_it_gives_the_same_values_and_gradients():
     assert torch.allclose(out, expected, rtol=1e-4, atol=1e-6)
     out.square().sum().backward()
     for p, gradient in zip(model.parameters(), gradients, strict=True):
-        assert torch.allclose(p.grad, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())
+        assert torch.allclose(p.grad, gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("match_layers", [False, True])
-def test_gradients_of_gradients_through_the_whole_loop(match_layers):
+def test_gradients_of_gradients_through_the_whole_loop(match_layers: bool) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)).double()
-    model = CNNF(layers, **OPTIONS, match_layers=match_layers)
+    model = CNNF(layers, **OPTIONS, match_layers=match_layers)  # type: ignore[arg-type]
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in model.named_parameters()]
     values = tuple(p.detach().clone().requires_grad_() for p in model.parameters())
 
-    def run(image, *parameters):
+    def run(image: Any, *parameters: Any) -> Any:
         return torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (image,))
 
     assert torch.autograd.gradcheck(run, (x, *values))
     assert torch.autograd.gradgradcheck(run, (x, *values))
 
 
-def test_batch_of_one_and_the_small_net():
+def test_batch_of_one_and_the_small_net() -> None:
     model = small_net(iterations=2).eval()
     assert sum(p.numel() for p in model.parameters()) == 1_199_648 + 234  # weights and biases as counted by hand
     x = torch.randn(3, 1, 28, 28)
@@ -122,16 +124,16 @@ class Total(nn.Module):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         result = self.model.unroll(x, return_reconstruction=True, return_states=True)
-        return sum(values.sum() for values in feedback_losses(self.model, result, labels).values())
+        return sum(values.sum() for values in feedback_losses(self.model, result, labels).values())  # type: ignore[return-value]
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradient_of_one(tmp_path, monkeypatch):
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     total = Total(network().double())
     total(*_batch()).backward()
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for found, p in zip(gradients, total.parameters(), strict=True):
-        assert torch.allclose(found, p.grad, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(found, p.grad, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from drawn import draw_model, generated_from, inner, literal_latents, masks_of
+from model.drawn import draw_model, generated_from, inner, literal_latents, masks_of
 from oracles.feedback import Pool, Rectifier, feedforward, literal
 from torch import nn
 
@@ -15,12 +18,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 
 @pytest.fixture(autouse=True)
-def _without_gradients():
+def _without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
-def sweep_with(model, h, y, state):
+def sweep_with(model: Any, h: Any, y: Any, state: Any) -> Any:
     """One feedforward sweep of x and y held: gates follow the feedback that y generates with the old z."""
     made = generated_from(model, state, y)
     masks = {i: z for i, z in state.latents.items() if i not in made.guides}
@@ -28,7 +31,7 @@ def sweep_with(model, h, y, state):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_one_sweep_never_lowers_y_times_v(seed):
+def test_one_sweep_never_lowers_y_times_v(seed: int) -> None:
     model, x = draw_model(seed)
     h, _ = model.below_target(x)
     state = model.sweep(h)
@@ -43,7 +46,7 @@ def test_one_sweep_never_lowers_y_times_v(seed):
     assert torch.stack(rises)[-3:].abs().max() < 1e-12  # settled
 
 
-def test_sweeps_do_raise_y_times_v_somewhere():
+def test_sweeps_do_raise_y_times_v_somewhere() -> None:
     """Without this the test above would also pass for gates that never move."""
     rises = []
     for seed in range(10):
@@ -56,7 +59,7 @@ def test_sweeps_do_raise_y_times_v_somewhere():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_single_bit_flip_or_reroute_beats_the_map(seed):
+def test_no_single_bit_flip_or_reroute_beats_the_map(seed: int) -> None:
     """After the sweeps settle, every other value of every single latent is tried by the literal oracle."""
     torch.manual_seed(seed)
     network = nn.Sequential(
@@ -95,7 +98,7 @@ def test_no_single_bit_flip_or_reroute_beats_the_map(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed):
+def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed: int) -> None:
     model, x = draw_model(seed)
     for state in model.unroll(x, return_states=True).states:
         y1, y2 = torch.randn_like(state.output), torch.randn_like(state.output)
@@ -108,7 +111,7 @@ def test_gates_depend_on_the_sign_of_g_alone_and_feedback_is_linear_in_y(seed):
         assert torch.equal(a.output, b.output)
 
 
-def test_feedback_confirms_itself():
+def test_feedback_confirms_itself() -> None:
     """x fixed and y = v_t: v_t·v_{t+1} >= ||v_t||² (the corollary of coordinate ascent)."""
     for seed in range(10):
         model, x = draw_model(seed)
@@ -121,7 +124,7 @@ def test_feedback_confirms_itself():
             state = after
 
 
-def test_without_biases_the_network_is_homogeneous():
+def test_without_biases_the_network_is_homogeneous() -> None:
     """v(cx) = c v(x) with the gates held, for c > 0."""
     torch.manual_seed(0)
     network = nn.Sequential(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from drawn import draw_model, generated_from, inner, literal_latents, masks_of
+from model.drawn import draw_model, generated_from, inner, literal_latents, masks_of
 from oracles.feedback import eta as literal_eta
 from oracles.feedback import feedback as literal_feedback
 from oracles.feedback import feedforward, lemma, literal, recur
@@ -21,12 +24,12 @@ EXACT = 1e-10
 
 
 @pytest.fixture(autouse=True)
-def _without_gradients():
+def _without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
-def close(left, right, scale=None):
+def close(left: Any, right: Any, scale: Any = None) -> None:
     """Equal to 1e-10 of the size of the terms (``scale``: where they cancel)."""
     left, right = torch.as_tensor(left), torch.as_tensor(right)
     size = torch.maximum(left.abs(), right.abs()) if scale is None else torch.as_tensor(scale).abs()
@@ -34,20 +37,20 @@ def close(left, right, scale=None):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_lemma_a1_at_every_iteration_for_its_own_y_and_for_any_y(seed):
+def test_lemma_a1_at_every_iteration_for_its_own_y_and_for_any_y(seed: int) -> None:
     model, x = draw_model(seed)
     states = model.unroll(x, return_states=True).states
-    assert len(states) == model.iterations + 1
+    assert len(states) == model.iterations + 1  # type: ignore[arg-type]
     for state in states:
         v = state.output
         for y in (v, torch.randn_like(v) * v.abs().max()):
             made = generated_from(model, state, y)
-            close(inner(y, v), inner(made.generated, state.target) + eta(model, made))
-        assert torch.equal(generated_from(model, state, v).generated, state.generated)
+            close(inner(y, v), inner(made.generated, state.target) + eta(model, made))  # type: ignore[arg-type]
+        assert torch.equal(generated_from(model, state, v).generated, state.generated)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
+def test_lemma_a1_with_eta_from_the_literal_oracle(seed: int) -> None:
     model, x = draw_model(seed)
     for state in model.unroll(x, return_states=True).states:
         package = eta(model, state)
@@ -61,7 +64,7 @@ def test_lemma_a1_with_eta_from_the_literal_oracle(seed):
             assert float(package[image]) == pytest.approx(literal_eta(layers, g), rel=EXACT, abs=EXACT)
 
 
-def literal_options(model: CNNF) -> dict[str, object]:
+def literal_options(model: CNNF) -> dict[str, Any]:
     """The model's settings as the oracle takes them."""
     modules = [layer.module for layer in model.feedback_layers[model.start :]]
     matched = [i for i, m in enumerate(modules) if isinstance(m, nn.Conv2d | nn.Linear)] if model.match_layers else ()
@@ -74,7 +77,7 @@ def literal_options(model: CNNF) -> dict[str, object]:
     + [(seed, {"ada_relu": "printed"}) for seed in range(6)]
     + [(seed, {"match_layers": True}) for seed in range(12)],
 )
-def test_algorithm_1_equals_the_literal_loop(seed, settings):
+def test_algorithm_1_equals_the_literal_loop(seed: Any, settings: Any) -> None:
     """Every logit, reconstruction, feedback map and latent of every iteration, gates chosen by the oracle itself."""
     model, x = draw_model(seed, **settings)
     everything = [f"{name}@{t}" for t in range(model.iterations + 1) for name in model.layer_names[model.start :]]
@@ -101,13 +104,13 @@ def test_algorithm_1_equals_the_literal_loop(seed, settings):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_corollary_a11_at_every_layer(seed):
+def test_corollary_a11_at_every_layer(seed: int) -> None:
     """y·v = <g(l), a(l)> + <b, z g> of the gates above, for every layer l from the target on and every iteration."""
     model, x = draw_model(seed, iterations=2)
     names = ["input", *model.layer_names][model.start :]
     at = [f"{name}@{t}{kind}" for name in names for t in range(3) for kind in ("", ":feedback")]
     result = model.unroll(x, return_layers=at, return_states=True)
-    for t, state in enumerate(result.states):
+    for t, state in enumerate(result.states):  # type: ignore[arg-type]
         left = inner(state.output, state.output)
         for name in names:
             index = model.index(name)
@@ -117,7 +120,7 @@ def test_corollary_a11_at_every_layer(seed):
             close(left, right, scale=left.abs() + above.abs())
 
 
-def eta_above(model, state, index):
+def eta_above(model: Any, state: Any, index: Any) -> Any:
     """eta of the part of the network above layer ``index``: biases seen at its gates when zeros enter there."""
     if index + 1 == len(model.feedback_layers):
         return torch.zeros(len(state.output), dtype=state.output.dtype)
@@ -135,7 +138,7 @@ def eta_above(model, state, index):
 
 
 @pytest.mark.parametrize("kind", ["rms", "l2"])
-def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
+def test_lemma_a2_with_the_ratios_of_two_normalisations(kind: str) -> None:
     """y·v = rho2 rho1 <g(0), x> + rho2 eta1 + eta2 with rho(l) = size of g(l) / size of f(l), at every iteration."""
     torch.manual_seed(0)
     model = CNNF(
@@ -154,17 +157,17 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
         iterations=3,
     )
     for norm in (model.get_submodule(name) for name in ("1", "4")):
-        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.bias)  # type: ignore[arg-type]
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     convs = [f"{name}@{t}" for name in ("0", "3") for t in range(4)]
     result = model.unroll(x, return_layers=convs, return_states=True)
     maps = {str(at): value for at, value in result.layers.items()}
 
-    def size(a):
+    def size(a: Any) -> Any:
         root = a.flatten(1).square().sum(1).sqrt()
         return root if kind == "l2" else root / a[0].numel() ** 0.5
 
-    for t, state in enumerate(result.states):
+    for t, state in enumerate(result.states):  # type: ignore[arg-type]
         for y in (state.output, torch.randn_like(state.output)):
             made = generated_from(model, state, y)
             b1, b2 = (model.get_submodule(name).bias.view(1, -1, 1, 1) for name in ("1", "4"))
@@ -178,12 +181,12 @@ def test_lemma_a2_with_the_ratios_of_two_normalisations(kind):
             )
             rho1 = size(made.feedback[2]) / size(maps[f"0@{t}"])
             rho2 = size(made.feedback[5]) / size(maps[f"3@{t}"])
-            right = rho2 * rho1 * inner(made.generated, x if t == 0 else state.target) + rho2 * eta1 + eta2
+            right = rho2 * rho1 * inner(made.generated, x if t == 0 else state.target) + rho2 * eta1 + eta2  # type: ignore[arg-type]
             close(inner(y, state.output), right)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_lemma_a2_with_the_literal_oracle_on_random_normalised_nets(seed):
+def test_lemma_a2_with_the_literal_oracle_on_random_normalised_nets(seed: int) -> None:
     model, x = draw_model(seed, normalised=True)
     for state in model.unroll(x, return_states=True).states:
         for image in range(len(x)):
@@ -195,7 +198,7 @@ def test_lemma_a2_with_the_literal_oracle_on_random_normalised_nets(seed):
             assert step.v @ step.v == pytest.approx(lemma(layers, step, step.v), rel=EXACT, abs=EXACT)
 
 
-def test_the_printed_adarelu_breaks_lemma_a1_and_the_signed_one_does_not():
+def test_the_printed_adarelu_breaks_lemma_a1_and_the_signed_one_does_not() -> None:
     """Where f, g < 0 the printed one passes |f| on: the two sides then differ by sum of 2 |f| |g| over those units."""
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).double()
@@ -205,7 +208,7 @@ def test_the_printed_adarelu_breaks_lemma_a1_and_the_signed_one_does_not():
         state = model.unroll(x, return_states=True).states[1]
         y = model(x, iterations=0)  # the y that the gates were set by
         made = generated_from(model, state, y)
-        gap = (inner(y, state.output) - inner(made.generated, state.target) - eta(model, made)).abs()
+        gap = (inner(y, state.output) - inner(made.generated, state.target) - eta(model, made)).abs()  # type: ignore[arg-type]
         f, g = state.gate_inputs[1], made.feedback[1]
         both_negative = (f < 0) & (g < 0)
         assert 0.05 < both_negative.double().mean() < 0.5
@@ -217,7 +220,7 @@ def test_the_printed_adarelu_breaks_lemma_a1_and_the_signed_one_does_not():
             assert gap.min() > 0.02 > 1e6 * EXACT
 
 
-def test_eta_of_the_small_net_has_its_biases_where_they_are():
+def test_eta_of_the_small_net_has_its_biases_where_they_are() -> None:
     """Of the small net's biases only those of FeatureNorm and of the fully connected layers are seen (its convolutions
     carry none): with all of them zero eta is zero, and with the top bias alone it is y·b."""
     torch.manual_seed(2)
@@ -233,4 +236,4 @@ def test_eta_of_the_small_net_has_its_biases_where_they_are():
         close(eta(model, state), state.output @ model.get_submodule("fc2").bias)
         biases, top = gate_biases(model, state)
     assert [model.feedback_layers[i].name for i in biases] == ["relu1", "pool2", "relu3"]
-    assert torch.equal(top[0], model.get_submodule("fc2").bias)
+    assert torch.equal(top[0], model.get_submodule("fc2").bias)  # type: ignore[arg-type]

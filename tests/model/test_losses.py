@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,12 @@ def x() -> torch.Tensor:
     return torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def found(model, x, **options):
+def found(model: Any, x: Any, **options: Any) -> Any:
     result = model.unroll(x, return_reconstruction=True, return_states=True)
     return result, feedback_losses(model, result, LABELS, **options)
 
 
-def test_cross_entropy_and_reconstruction(model, x):
+def test_cross_entropy_and_reconstruction(model: CNNF, x: torch.Tensor) -> None:
     result, terms = found(model, x)
     for t in range(3):
         log_p = result.logits[t] - result.logits[t].logsumexp(1, keepdim=True)
@@ -46,7 +47,7 @@ def test_cross_entropy_and_reconstruction(model, x):
     assert terms["reconstruction"][0] == 0
 
 
-def test_the_reconstruction_as_printed_is_the_sum_over_elements(model, x):
+def test_the_reconstruction_as_printed_is_the_sum_over_elements(model: CNNF, x: torch.Tensor) -> None:
     result, terms = found(model, x, reduction="sum")
     for t in range(3):
         images = [sum(gap**2 for gap in (result.reconstruction[t, i] - x[i]).flatten().tolist()) for i in range(3)]
@@ -55,14 +56,14 @@ def test_the_reconstruction_as_printed_is_the_sum_over_elements(model, x):
         found(model, x, reduction="total")
 
 
-def test_reconstruction_towards_other_images(model, x):
+def test_reconstruction_towards_other_images(model: CNNF, x: torch.Tensor) -> None:
     clean = torch.randn_like(x)
     result, terms = found(model, x, clean=clean)
     assert torch.isclose(terms["reconstruction"][0], ((x - clean) ** 2).mean(), rtol=1e-12)
     assert torch.isclose(terms["reconstruction"][2], ((result.reconstruction[2] - clean) ** 2).mean(), rtol=1e-12)
 
 
-def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_window(model, x):
+def test_latent_likelihood_is_bernoulli_at_relu_and_one_hot_in_each_pooling_window(model: CNNF, x: torch.Tensor) -> None:
     result, terms = found(model, x)
     b_pool, b_relu = model.get_parameter("0.bias"), model.get_parameter("2.bias")
     for t, state in enumerate(result.states):
@@ -112,7 +113,7 @@ def plain_net(kind: str) -> nn.Sequential:  # the pooling straight after ReLU ha
         (plain_net, "", {0: 1, 3: 4}),
     ],
 )
-def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(make, kind, pairs):
+def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(make: Any, kind: str, pairs: Any) -> None:
     """B.1 and A.6: f(l) is what the convolution or matrix gives; behind FeatureNorm its norm would be constant."""
     torch.manual_seed(0)
     network, x = make(kind).double(), torch.randn(2, 1, 10, 10, dtype=torch.float64)
@@ -128,7 +129,7 @@ def test_the_norm_loss_takes_the_output_of_each_layer_before_its_normalisation(m
     assert norm.detach().numpy() == pytest.approx(expected, rel=1e-10)
 
 
-def test_matched_norms_are_a_normalisation_too():
+def test_matched_norms_are_a_normalisation_too() -> None:
     """With match_layers ||f(l)|| would be constant over iterations; the loss takes it before it is matched."""
     torch.manual_seed(0)
     model = CNNF(plain_net("").double(), iterations=1, match_layers=True)
@@ -146,12 +147,12 @@ def test_matched_norms_are_a_normalisation_too():
     assert torch.isclose(norm[1], torch.stack(gaps).sum(), rtol=1e-10)
 
 
-def test_gradients_reach_every_parameter_but_not_the_target(model, x):
+def test_gradients_reach_every_parameter_but_not_the_target(model: CNNF, x: torch.Tensor) -> None:
     x.requires_grad_()
     _, terms = found(model, x, terms=("reconstruction",))
     assert set(terms) == {"reconstruction"}
     terms["reconstruction"][0].backward(retain_graph=True)  # h - h: the copy that is the target is held
-    assert torch.equal(x.grad, torch.zeros_like(x))
+    assert torch.equal(x.grad, torch.zeros_like(x))  # type: ignore[arg-type]
     terms["reconstruction"][2].backward()
     assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if name.endswith("weight"))
 
@@ -159,6 +160,6 @@ def test_gradients_reach_every_parameter_but_not_the_target(model, x):
 @pytest.mark.parametrize(
     ("term", "needs"), [("latent", "states=True"), ("norm", "states=True"), ("reconstruction", "reconstruction=True")]
 )
-def test_a_result_without_what_a_loss_needs(model, x, term, needs):
+def test_a_result_without_what_a_loss_needs(model: CNNF, x: torch.Tensor, term: str, needs: str) -> None:
     with pytest.raises(ValueError, match=needs):
         feedback_losses(model, model.unroll(x), LABELS, terms=(term,))

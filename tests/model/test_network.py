@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 from copy import deepcopy
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import cnnf_brain
 from cnnf_brain import CNNF, LayerAt
 
 
-def small(seed: int = 0, **options) -> CNNF:
+def small(seed: int = 0, **options: Any) -> CNNF:
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
@@ -33,7 +34,7 @@ def images(n: int = 4, size: tuple[int, int] = (12, 14), seed: int = 1) -> torch
     return torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_two_batches_in_a_row_equal_two_fresh_models():
+def test_two_batches_in_a_row_equal_two_fresh_models() -> None:
     one, x, y = small(), images(seed=1), images(seed=2)
     first, second = deepcopy(one)(x), deepcopy(one)(y)
     assert torch.equal(one(x), first)
@@ -41,14 +42,14 @@ def test_two_batches_in_a_row_equal_two_fresh_models():
 
 
 @pytest.mark.parametrize("size", [(12, 14), (9, 9), (31, 8)])
-def test_results_do_not_depend_on_the_batch(size):
+def test_results_do_not_depend_on_the_batch(size: Any) -> None:
     model, x = small(), images(5, size)
     whole = model(x)
     for rows in ([0], [4, 1], [2, 3, 0]):
         assert torch.allclose(model(x[rows]), whole[rows], rtol=1e-10, atol=1e-12)
 
 
-def test_parameters_are_the_cnns_and_weight_decay_acts_once():
+def test_parameters_are_the_cnns_and_weight_decay_acts_once() -> None:
     model = small()
     assert list(model.state_dict()) == [
         *("0.weight", "0.bias", "3.0.weight", "3.0.bias", "6.weight", "6.bias"),
@@ -66,7 +67,7 @@ def test_parameters_are_the_cnns_and_weight_decay_acts_once():
 @pytest.mark.parametrize(
     "arch", ["alexnet", *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("vgg11", "vgg11_bn", "vgg16"))]
 )
-def test_with_0_iterations_it_is_torchvisions(arch):
+def test_with_0_iterations_it_is_torchvisions(arch: Any) -> None:
     torch.manual_seed(0)
     theirs = models.get_model(arch, weights=None, num_classes=7).eval()
     ours = cnnf_brain.from_torchvision(arch, iterations=0, num_classes=7).eval()
@@ -77,7 +78,7 @@ def test_with_0_iterations_it_is_torchvisions(arch):
         assert (ours(x) - theirs(x)).abs().max() <= 1e-5
 
 
-def test_0_iterations_are_the_sequential_itself_in_training_too():
+def test_0_iterations_are_the_sequential_itself_in_training_too() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3))
     model, x = CNNF(network, iterations=0), torch.randn(2, 1, 6, 6)
     torch.manual_seed(3)
@@ -86,7 +87,7 @@ def test_0_iterations_are_the_sequential_itself_in_training_too():
     assert torch.equal(model(x), expected)
 
 
-def test_a_call_overrides_the_number_of_iterations():
+def test_a_call_overrides_the_number_of_iterations() -> None:
     model, x = small(), images()
     logits = model.unroll(x).logits
     assert logits.shape == (4, 4, 5)
@@ -96,7 +97,7 @@ def test_a_call_overrides_the_number_of_iterations():
         model(x, iterations=-1)
 
 
-def test_only_what_is_asked_for_is_kept():
+def test_only_what_is_asked_for_is_kept() -> None:
     model, x = small(), images()
     plain = model.unroll(x)
     assert (plain.layers, plain.reconstruction, plain.consistency, plain.states) == ({}, None, None, None)
@@ -109,7 +110,7 @@ def test_only_what_is_asked_for_is_kept():
     assert torch.equal(result.layers[LayerAt("input", 1)], moved)
 
 
-def test_a_matched_reconstruction_has_the_norm_of_the_clean_target():
+def test_a_matched_reconstruction_has_the_norm_of_the_clean_target() -> None:
     x = images()
     made = small().unroll(x, return_reconstruction=True).reconstruction
     assert torch.allclose(made.flatten(2).norm(dim=2), x.flatten(1).norm(dim=1).expand(4, -1), rtol=1e-12)
@@ -124,7 +125,7 @@ def test_a_matched_reconstruction_has_the_norm_of_the_clean_target():
         ({"target": "2"}, "1@0:feedback", r"feedback goes down to the target"),
     ],
 )
-def test_layers_that_cannot_be_kept(options, at, message):
+def test_layers_that_cannot_be_kept(options: Any, at: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options).unroll(images(), return_layers=[at])
 
@@ -140,7 +141,7 @@ def test_layers_that_cannot_be_kept(options, at, message):
         ({"iterations": 1.5}, r"iterations is 1.5"),
     ],
 )
-def test_settings_that_make_no_sense(options, message):
+def test_settings_that_make_no_sense(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
 
@@ -159,24 +160,24 @@ class Gated(nn.Conv2d):
         (nn.BatchNorm2d(3, track_running_stats=False), r"0.1: BatchNorm2d without running statistics"),
     ],
 )
-def test_layers_without_a_rule_are_named(layer, message):
+def test_layers_without_a_rule_are_named(layer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CNNF(nn.Sequential(nn.Sequential(nn.ReLU(), layer)))
 
 
-def test_batch_normalisation_in_training_mode_and_other_modules_are_errors():
+def test_batch_normalisation_in_training_mode_and_other_modules_are_errors() -> None:
     model = CNNF(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)))
     with pytest.raises(ValueError, match=r"1: BatchNorm2d is in training mode"):
         model.train()(torch.randn(2, 3, 6, 6))
     with pytest.raises(TypeError, match=r"CNNF takes an nn.Sequential, not a Linear"):
-        CNNF(nn.Linear(2, 2))
+        CNNF(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
     """The three residuals of every iteration written out from the states, (3, N+1, B): y, z, h."""
     result = model.unroll(x, return_states=True, return_reconstruction=True)
     rows = []
-    for t, state in enumerate(result.states):
+    for t, state in enumerate(result.states):  # type: ignore[arg-type]
         made = state.generated.flatten(1)
         made = made * (x.flatten(1).norm(dim=1) / made.norm(dim=1))[:, None]  # norms are matched here
         h = (state.target.flatten(1) - made).norm(dim=1) / made.norm(dim=1)
@@ -197,7 +198,7 @@ def literal_consistency(model: CNNF, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows, dim=1)
 
 
-def test_self_consistency_is_that_of_definition_2_1():
+def test_self_consistency_is_that_of_definition_2_1() -> None:
     model, x = small(), images()
     found = model.unroll(x, return_consistency=True).consistency
     expected = literal_consistency(model, x)
@@ -207,7 +208,7 @@ def test_self_consistency_is_that_of_definition_2_1():
     assert found.h[-1].max() < found.h[0].min()
 
 
-def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it():
+def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it() -> None:
     x = images(6)
     free = small(iterations=12, step=1.0)
     worst = free.unroll(x, return_consistency=True).consistency.worst()
@@ -216,18 +217,18 @@ def test_an_image_stops_once_it_is_self_consistent_whatever_stands_beside_it():
     assert expected.float().std() > 0  # some stop earlier than others
     model = small(iterations=12, step=1.0, tolerance=tolerance)
     result = model.unroll(x, return_layers=["3.0@12"])
-    assert torch.equal(result.iterations_run, expected)
+    assert torch.equal(result.iterations_run, expected)  # type: ignore[arg-type]
     for i, t in enumerate(expected.tolist()):
         alone = free.unroll(x[i : i + 1], iterations=t, return_layers=[f"3.0@{t}"])
         assert torch.allclose(result.logits[-1, i], alone.logits[-1, 0], rtol=1e-9)
         assert torch.allclose(
             result.layers[LayerAt("3.0", 12)][i], alone.layers[LayerAt("3.0", t)][0], rtol=1e-9, atol=1e-12
         )
-    assert torch.equal(model.unroll(x[2:3]).iterations_run, expected[2:3])
+    assert torch.equal(model.unroll(x[2:3]).iterations_run, expected[2:3])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", ["cnnf", "layers", "settings", "state", "zoo"])
-def test_examples_in_docstrings(module):
+def test_examples_in_docstrings(module: str) -> None:
     found = doctest.testmod(import_module(f"cnnf_brain.model.{module}"))
     assert found.attempted
     assert not found.failed

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from drawn import draw_model, draw_network
+from model.drawn import draw_model, draw_network
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, from_torchvision
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_memory_overwritten_without_gradients_changes_no_number(seed):
+def test_memory_overwritten_without_gradients_changes_no_number(seed: int) -> None:
     """Without gradients gates overwrite maps that nobody keeps; with gradients, or where states are kept, none is."""
     model, x = draw_model(seed, iterations=3, normalised=seed % 4 == 3)
     model.eval()
@@ -35,12 +35,12 @@ def test_memory_overwritten_without_gradients_changes_no_number(seed):
     assert torch.equal(logits, with_gradients.logits[-1])
     for run in runs:
         assert torch.equal(run.logits, with_gradients.logits)
-        assert torch.equal(run.reconstruction, with_gradients.reconstruction)
+        assert torch.equal(run.reconstruction, with_gradients.reconstruction)  # type: ignore[arg-type]
         for key, values in run.layers.items():
             assert torch.equal(values, with_gradients.layers[key]), key
 
 
-def test_a_layer_that_stands_at_two_places_acts_at_both():
+def test_a_layer_that_stands_at_two_places_acts_at_both() -> None:
     """One nn.ReLU (or one convolution) used twice, as many networks do."""
     torch.manual_seed(0)
     relu, conv = nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)
@@ -56,7 +56,7 @@ def test_a_layer_that_stands_at_two_places_acts_at_both():
     torch.testing.assert_close(model.unroll(x, return_reconstruction=True).reconstruction[1], vjp)
 
 
-def test_a_layer_that_is_replaced_counts_at_once():
+def test_a_layer_that_is_replaced_counts_at_once() -> None:
     """As in fine-tuning: a new classifier on an old network, at the top level and in a nested Sequential."""
     torch.manual_seed(0)
     model = from_torchvision("alexnet", num_classes=3, iterations=1).eval()
@@ -74,14 +74,14 @@ def test_a_layer_that_is_replaced_counts_at_once():
 
 
 @pytest.mark.parametrize("name", ["input", "step", "feedback_layers", "target", "start", "sweep"])
-def test_a_layer_cannot_take_a_name_of_cnnf(name):
+def test_a_layer_cannot_take_a_name_of_cnnf(name: str) -> None:
     network = nn.Sequential(OrderedDict([(name, nn.Linear(3, 2))]))
     with pytest.raises(ValueError, match=f"layer '{name}': CNNF itself uses that name"):
         CNNF(network)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_losses_have_finite_gradients_on_random_networks(seed):
+def test_all_losses_have_finite_gradients_on_random_networks(seed: int) -> None:
     """With padded and overlapping pooling, dropout in training and batch normalisation among the layers."""
     network, shape = draw_network(seed)
     for i, module in enumerate(network.modules()):
@@ -99,7 +99,7 @@ def test_all_losses_have_finite_gradients_on_random_networks(seed):
         assert gradient is None or gradient.isfinite().all(), term
 
 
-def test_the_latent_loss_of_a_padded_pooling_has_a_gradient():
+def test_the_latent_loss_of_a_padded_pooling_has_a_gradient() -> None:
     """Windows at the border hold fewer elements: -log softmax over those alone, by hand, and a finite gradient."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2, 2, 1), nn.Flatten(), nn.Linear(4, 2)).double()
@@ -110,7 +110,7 @@ def test_the_latent_loss_of_a_padded_pooling_has_a_gradient():
     assert loss.tolist() == [0.0, 0.0]  # each of the four windows holds one element of the map: a certain choice
     wide = nn.Sequential(FeatureNorm(1), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(4, 2)).double()
     model = CNNF(wide, iterations=1)
-    nn.init.constant_(model.get_submodule("0").bias, 0.7)
+    nn.init.constant_(model.get_submodule("0").bias, 0.7)  # type: ignore[arg-type]
     x = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     result = model.unroll(x, return_reconstruction=True, return_states=True)
     (loss,) = feedback_losses(model, result, torch.tensor([0]), terms=("latent",)).values()

@@ -6,8 +6,9 @@ import functools
 import hashlib
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ def state() -> dict[str, torch.Tensor]:
     return dict(models.alexnet(weights=None, num_classes=CLASSES).state_dict())
 
 
-def load(path: Path | str):
+def load(path: Path | str) -> Any:
     return cnnf_brain.alexnet(path, num_classes=CLASSES, iterations=1)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
-def test_every_kind_of_file_gives_the_same_parameters(state, tmp_path, suffix):
+def test_every_kind_of_file_gives_the_same_parameters(state: dict[str, torch.Tensor], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"alexnet{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     model = load(path)
@@ -41,13 +42,13 @@ def test_every_kind_of_file_gives_the_same_parameters(state, tmp_path, suffix):
     assert read_card(path) == Card()
 
 
-def test_half_precision_is_read_as_float32(state, tmp_path):
+def test_half_precision_is_read_as_float32(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.safetensors")
     read = read_weights(tmp_path / "half.safetensors")
     assert all(torch.equal(tensor, state[name].half().float()) for name, tensor in read.items())
 
 
-def test_convolutions_alone_feed_back_from_the_top_feature_map(state, tmp_path):
+def test_convolutions_alone_feed_back_from_the_top_feature_map(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in state.items() if name.startswith("features.")}, tmp_path / "f.safetensors")
     with pytest.warns(HeadlessNetworkWarning, match="holds the convolutions of alexnet alone"):
         model = load(tmp_path / "f.safetensors")
@@ -74,7 +75,9 @@ def test_convolutions_alone_feed_back_from_the_top_feature_map(state, tmp_path):
         (lambda s: {"a": torch.zeros(1)}, r"weights of another architecture"),
     ],
 )
-def test_what_does_not_fit_is_listed_with_the_likely_cause(state, tmp_path, change, message):
+def test_what_does_not_fit_is_listed_with_the_likely_cause(
+    state: dict[str, torch.Tensor], tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     save_file(change(state), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "w.safetensors")
@@ -84,11 +87,11 @@ class Touch:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Path.touch, (Path(self.path),)
 
 
-def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     bad, sign = tmp_path / "bad.pt", tmp_path / "it-ran"
     torch.save({"w": Touch(str(sign))}, bad)
     with pytest.raises(ValueError, match="holds more than tensors, or is damaged, and was not loaded"):
@@ -97,7 +100,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_truncated_file_is_an_error(state, tmp_path, suffix):
+def test_a_truncated_file_is_an_error(state: dict[str, torch.Tensor], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     path.write_bytes(path.read_bytes()[:100_000])
@@ -105,7 +108,7 @@ def test_a_truncated_file_is_an_error(state, tmp_path, suffix):
         load(path)
 
 
-def test_files_of_another_kind(tmp_path):
+def test_files_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a file that ends in .safetensors, .pt, .pth"):
         read_weights(tmp_path / "weights.h5")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
@@ -121,12 +124,12 @@ class Entry:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_: Any) -> None:
         """Quiet."""
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch) -> Iterator[tuple[Path, str]]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """A folder that a local server shows, and its address; torch's cache is in another folder."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -138,7 +141,7 @@ def served(tmp_path, monkeypatch) -> Iterator[tuple[Path, str]]:
     server.server_close()
 
 
-def publish(state, served, monkeypatch, cut: int | None = None) -> Path:
+def publish(state: Any, served: Any, monkeypatch: pytest.MonkeyPatch, cut: int | None = None) -> Path:
     """Serve ``state`` as torchvision would, its hash in its name; the path where the download is to lie."""
     folder, address = served
     torch.save(state, folder / "w.pth")
@@ -149,7 +152,12 @@ def publish(state, served, monkeypatch, cut: int | None = None) -> Path:
     return Path(torch.hub.get_dir(), "checkpoints", name)
 
 
-def test_published_weights_are_fetched_once_and_checked(state, served, monkeypatch, capfd):
+def test_published_weights_are_fetched_once_and_checked(
+    state: dict[str, torch.Tensor],
+    served: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     target = publish(state, served, monkeypatch)
     available, why = published_available("alexnet", "IMAGENET1K_V1")
     assert available
@@ -164,7 +172,9 @@ def test_published_weights_are_fetched_once_and_checked(state, served, monkeypat
     assert target.is_file()
 
 
-def test_a_truncated_download_is_an_error_and_leaves_nothing(state, served, monkeypatch):
+def test_a_truncated_download_is_an_error_and_leaves_nothing(
+    state: dict[str, torch.Tensor], served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = publish(state, served, monkeypatch, cut=50_000)
     with pytest.raises(OSError, match=r"cannot be had .*invalid hash"):
         load("IMAGENET1K_V1")
@@ -172,7 +182,9 @@ def test_a_truncated_download_is_an_error_and_leaves_nothing(state, served, monk
     assert list(target.parent.iterdir()) == []
 
 
-def test_weights_that_are_not_published_and_a_host_that_is_down(state, monkeypatch):
+def test_weights_that_are_not_published_and_a_host_that_is_down(
+    state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"torchvision publishes IMAGENET1K_V1, DEFAULT; or give a path"):
         load("IMAGENET1K_V7")
     monkeypatch.setattr(weights, "published_entry", lambda arch, which: Entry("http://127.0.0.1:9/alexnet-00000000.pth"))

@@ -7,10 +7,13 @@ definitions, never a library call. Notation as in the paper: f input of a gate, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 
@@ -18,8 +21,8 @@ from torch import nn
 class Affine:
     """out = matrix @ x + bias, on flattened maps."""
 
-    matrix: np.ndarray
-    bias: np.ndarray
+    matrix: npt.NDArray[Any]
+    bias: npt.NDArray[Any]
 
 
 @dataclass
@@ -40,9 +43,9 @@ class Normalise:
     """x / size(x) + bias, with the size over the whole map."""
 
     kind: str
-    bias: np.ndarray
+    bias: npt.NDArray[Any]
 
-    def size(self, x: np.ndarray) -> float:
+    def size(self, x: npt.NDArray[Any]) -> float:
         total = math.sqrt(sum(float(value) ** 2 for value in x))
         return total if self.kind == "l2" else total / math.sqrt(len(x))
 
@@ -51,21 +54,21 @@ class Normalise:
 class Step:
     """One iteration. ``f``, ``z``: by number of the gate; ``g[i]``: the map at the output of layer i; ``generated`` g(k)."""
 
-    h: np.ndarray
-    v: np.ndarray
-    f: dict[int, np.ndarray]
-    z: dict[int, np.ndarray]
-    a: dict[int, np.ndarray]  # the output of every layer
-    g: dict[int, np.ndarray] = field(default_factory=dict)
-    generated: np.ndarray | None = None
-    reconstruction: np.ndarray | None = None
+    h: npt.NDArray[Any]
+    v: npt.NDArray[Any]
+    f: dict[int, npt.NDArray[Any]]
+    z: dict[int, npt.NDArray[Any]]
+    a: dict[int, npt.NDArray[Any]]  # the output of every layer
+    g: dict[int, npt.NDArray[Any]] = field(default_factory=dict)
+    generated: npt.NDArray[Any] | None = None
+    reconstruction: npt.NDArray[Any] | None = None
 
 
-def pair(value):
+def pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def conv_matrix(weight, bias, shape, stride, padding, dilation, groups):
+def conv_matrix(weight: Any, bias: Any, shape: Any, stride: Any, padding: Any, dilation: Any, groups: Any) -> Any:
     """``padding``: ((top, bottom), (left, right))."""
     channels, height, width = shape
     out_channels, per_group, kh, kw = weight.shape
@@ -83,14 +86,14 @@ def conv_matrix(weight, bias, shape, stride, padding, dilation, groups):
     return matrix, np.repeat(bias, rows * columns), (out_channels, rows, columns)
 
 
-def pooled_length(size, kernel, stride, padding, dilation, ceil_mode):
+def pooled_length(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Any:
     """Windows along one axis; in ceil mode a last one counts if it starts inside the map or its left padding."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     length = (math.ceil(span / stride) if ceil_mode else math.floor(span / stride)) + 1
     return length - 1 if ceil_mode and (length - 1) * stride >= size + padding else length
 
 
-def max_windows(module, shape):
+def max_windows(module: Any, shape: Any) -> Any:
     """Flat positions of every window of a MaxPool2d, row-major, and the output's shape."""
     channels, height, width = shape
     (kh, kw), (ph, pw), (dh, dw) = pair(module.kernel_size), pair(module.padding), pair(module.dilation)
@@ -104,7 +107,7 @@ def max_windows(module, shape):
     return windows, (channels, rows, columns)
 
 
-def avg_matrix(module, shape):
+def avg_matrix(module: Any, shape: Any) -> Any:
     channels, height, width = shape
     (kh, kw), (ph, pw) = pair(module.kernel_size), pair(module.padding)
     sh, sw = pair(module.stride or module.kernel_size)
@@ -121,7 +124,7 @@ def avg_matrix(module, shape):
     return matrix, (channels, rows, columns)
 
 
-def adaptive_matrix(module, shape):
+def adaptive_matrix(module: Any, shape: Any) -> Any:
     channels, height, width = shape
     wish = pair(module.output_size)
     rows, columns = wish[0] or height, wish[1] or width
@@ -135,12 +138,12 @@ def adaptive_matrix(module, shape):
     return matrix, (channels, rows, columns)
 
 
-def array(tensor, like: int = 0) -> np.ndarray:
+def array(tensor: Any, like: int = 0) -> npt.NDArray[Any]:
     """A float64 array of a tensor, zeros (``like`` of them) for None."""
     return np.zeros(like) if tensor is None else tensor.detach().double().cpu().numpy().copy()
 
 
-def leaves(network, prefix=""):
+def leaves(network: Any, prefix: str = "") -> Iterator[Any]:
     for name, child in network._modules.items():
         if isinstance(child, nn.Sequential):
             yield from leaves(child, f"{prefix}{name}.")
@@ -151,7 +154,7 @@ def leaves(network, prefix=""):
 AVERAGES = {nn.AvgPool2d: avg_matrix, nn.AdaptiveAvgPool2d: adaptive_matrix}
 
 
-def sides(module):
+def sides(module: Any) -> Any:
     """The padding of a convolution: ((top, bottom), (left, right))."""
     if module.padding == "same":
         reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
@@ -159,7 +162,7 @@ def sides(module):
     return [(0, 0)] * 2 if module.padding == "valid" else [(p, p) for p in module.padding]
 
 
-def scaling(module, shape):
+def scaling(module: Any, shape: Any) -> Affine:
     """Batch normalisation in evaluation mode: a gain and an offset for each channel."""
     gain = np.ones(shape[0]) if module.weight is None else array(module.weight)
     scale = gain / np.sqrt(array(module.running_var) + module.eps)
@@ -168,7 +171,7 @@ def scaling(module, shape):
     return Affine(np.diag(np.repeat(scale, plane)), np.repeat(offset, plane))
 
 
-def literal(network, shape, masks=None):
+def literal(network: Any, shape: Any, masks: Any = None) -> Any:
     """The layers of an nn.Sequential for one image of ``shape`` (C, H, W), in order, with their paths.
 
     ``masks``: by path, the flattened mask of dropout in training.
@@ -184,11 +187,11 @@ def literal(network, shape, masks=None):
             layers[path] = Affine(array(m.weight), array(m.bias, m.out_features))
             shape = (m.out_features,)
         elif isinstance(m, nn.ReLU):
-            layers[path] = Rectifier()
+            layers[path] = Rectifier()  # type: ignore[assignment]
         elif isinstance(m, nn.MaxPool2d):
             plane = shape[1] * shape[2]
             windows, shape = max_windows(m, shape)
-            layers[path] = Pool(windows, plane)
+            layers[path] = Pool(windows, plane)  # type: ignore[assignment]
         elif type(m) in AVERAGES:
             matrix, shape = AVERAGES[type(m)](m, shape)
             layers[path] = Affine(matrix, np.zeros(len(matrix)))
@@ -198,13 +201,13 @@ def literal(network, shape, masks=None):
             layers[path] = Affine(np.diag((masks or {}).get(path, np.ones(n))), np.zeros(n))
             shape = (n,) if isinstance(m, nn.Flatten) else shape
         elif type(m).__name__ == "FeatureNorm":
-            layers[path] = Normalise(m.kind, np.repeat(array(m.bias), math.prod(shape[1:])))
+            layers[path] = Normalise(m.kind, np.repeat(array(m.bias), math.prod(shape[1:])))  # type: ignore[assignment]
         else:
             raise TypeError(f"{path}: no literal form of {type(m).__name__}")
     return layers
 
 
-def feedforward(layers, h, guides=None, z=None, printed=False, norms=None):
+def feedforward(layers: Any, h: Any, guides: Any = None, z: Any = None, printed: bool = False, norms: Any = None) -> Any:
     """One pass from h. ``guides``: g at every gate's output, before masking (None: ReLU and MaxPool); or given ``z``.
 
     ``norms``: layer -> the norm that its output is scaled to, None where it is to be noted.
@@ -234,12 +237,12 @@ def feedforward(layers, h, guides=None, z=None, printed=False, norms=None):
     return step
 
 
-def relu_bits(layer, f, g):
+def relu_bits(layer: Any, f: Any, g: Any) -> Any:
     """z = 1 where g >= 0 and f > 0, or g < 0 and f < 0."""
     return np.array([float(f[j] > 0 if g is None or g[j] >= 0 else f[j] < 0) for j in range(len(f))])
 
 
-def routes(layer, f, g):
+def routes(layer: Any, f: Any, g: Any) -> Any:
     """The position chosen in each window: the first largest value where g >= 0, the first smallest where g < 0."""
     chosen = []
     for j, window in enumerate(layer.windows):
@@ -251,7 +254,7 @@ def routes(layer, f, g):
     return np.array(chosen)
 
 
-def feedback(layers, step, y):
+def feedback(layers: Any, step: Any, y: Any) -> Any:
     """The feedback pass from y: (g at the output of every layer, g at the input of the first)."""
     g, maps = y, {}
     for i in range(len(layers) - 1, -1, -1):
@@ -271,7 +274,16 @@ def feedback(layers, step, y):
     return maps, g
 
 
-def recur(layers, clean, iterations, *, step=1.0, match_norm=False, printed=False, matched=()):
+def recur(
+    layers: Any,
+    clean: Any,
+    iterations: Any,
+    *,
+    step: float = 1.0,
+    match_norm: bool = False,
+    printed: bool = False,
+    matched: Any = (),
+) -> Any:
     """Algorithm 1 from the target features ``clean`` on: one Step for each iteration.
 
     ``matched``: the layers whose outputs keep the norm that they have in the first pass.
@@ -287,12 +299,12 @@ def recur(layers, clean, iterations, *, step=1.0, match_norm=False, printed=Fals
     return steps
 
 
-def eta(layers, g):
+def eta(layers: Any, g: Any) -> Any:
     """sum over affine layers of <b, g at their output> (masked by the gates above): eta of Lemma A.1 term by term."""
     return sum(float(layer.bias @ g[i]) for i, layer in enumerate(layers) if isinstance(layer, Affine))
 
 
-def lemma(layers, step, y):
+def lemma(layers: Any, step: Any, y: Any) -> Any:
     """The right-hand side of Lemma A.2 in its general form: rho_1...rho_n <g(0), x> + sum of (rhos above) eta(l).
 
     Without normalisation it is <g(0), x> + eta, Lemma A.1. rho = size of g at the gate above / size of f.

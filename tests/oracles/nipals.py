@@ -5,10 +5,15 @@ Slow and literal: features and responses are held and deflated, nothing is share
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 
-def nipals(features: np.ndarray, responses: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+def nipals(
+    features: npt.NDArray[Any], responses: npt.NDArray[Any], n_components: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """PLS2 of all responses together; PLS1 where there is one column.
 
     Returns the coefficients (n_components, n_features, n_responses) for 1, 2, ... components, and the intercepts
@@ -16,7 +21,7 @@ def nipals(features: np.ndarray, responses: np.ndarray, n_components: int) -> tu
     """
     x_mean, y_mean = features.mean(axis=0), responses.mean(axis=0)
     X, Y = features - x_mean, responses - y_mean
-    W, P, Q = [], [], []
+    W, P, Q = [], [], []  # type: ignore[var-annotated]
     coefficients = []
     for _ in range(n_components):
         left = np.linalg.svd(X.T @ Y, full_matrices=False)[0]
@@ -35,12 +40,12 @@ def nipals(features: np.ndarray, responses: np.ndarray, n_components: int) -> tu
 
 
 def predict_splits(
-    features: np.ndarray,
-    responses: np.ndarray,
-    splits: list[tuple[np.ndarray, np.ndarray]],
+    features: npt.NDArray[Any],
+    responses: npt.NDArray[Any],
+    splits: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]],
     n_components: int,
     per_site: bool = False,
-) -> list[np.ndarray]:
+) -> list[npt.NDArray[Any]]:
     """Held-out predictions (n_components, n_test, n_responses) of each (train, test), one fit after the other."""
     predictions = []
     for train, test in splits:
@@ -48,7 +53,7 @@ def predict_splits(
         groups = [[column] for column in columns] if per_site else [list(columns)]
         parts = []
         for group in groups:
-            coefficients, intercepts = nipals(features[train], responses[np.ix_(train, group)], n_components)
+            coefficients, intercepts = nipals(features[train], responses[np.ix_(train, group)], n_components)  # type: ignore[arg-type]
             parts.append(features[test] @ coefficients + intercepts[:, None, :])
         predictions.append(np.concatenate(parts, axis=2))
     return predictions

@@ -1,8 +1,12 @@
 """Brain-Score's own PLS metric, ceiling and score beside ours, on an assembly built here."""
 
+from __future__ import annotations
+
 import os
 import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ N, N_FEATURES, N_SITES, N_REPEATS, N_OBJECTS = 240, 600, 12, 6, 8
 
 
 @pytest.fixture(scope="module")
-def brainscore():
+def brainscore() -> Iterator[SimpleNamespace]:
     """The parts of brainscore-vision used here; its imports warn, and its plugins must not run pip."""
     os.environ["BS_INSTALL_DEPENDENCIES"] = "no"
     pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
@@ -45,7 +49,7 @@ def brainscore():
 
 
 @pytest.fixture(scope="module")
-def experiment():
+def experiment() -> SimpleNamespace:
     """Features, single presentations (stimulus, neuroid, repetition), ids in no order, objects."""
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((N, 12)) * np.linspace(2, 0.4, 12)
@@ -59,7 +63,7 @@ def experiment():
 
 
 @pytest.fixture(scope="module")
-def theirs(brainscore, experiment):
+def theirs(brainscore: SimpleNamespace, experiment: SimpleNamespace) -> SimpleNamespace:
     """Brain-Score's raw score, ceiling and ceiled score, and the order in which it saw the stimuli."""
     flat = np.arange(N * N_REPEATS)
     stimulus, repetition = flat // N_REPEATS, flat % N_REPEATS
@@ -96,7 +100,7 @@ def theirs(brainscore, experiment):
 
 
 @pytest.fixture(scope="module")
-def ours(experiment, theirs):
+def ours(experiment: SimpleNamespace, theirs: SimpleNamespace) -> Any:
     """Our scores on the stimuli in the order of Brain-Score's assembly."""
     features, repeats = experiment.features[theirs.order], experiment.repeats[theirs.order]
     responses = repeats.mean(axis=2)
@@ -106,7 +110,9 @@ def ours(experiment, theirs):
 
 
 @pytest.mark.brainscore
-def test_splits_are_those_of_brain_score(brainscore, experiment, theirs):
+def test_splits_are_those_of_brain_score(
+    brainscore: SimpleNamespace, experiment: SimpleNamespace, theirs: SimpleNamespace
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for objects in ("object_name", None):
@@ -120,7 +126,7 @@ def test_splits_are_those_of_brain_score(brainscore, experiment, theirs):
 
 
 @pytest.mark.brainscore
-def test_median_r_agrees(theirs, ours):
+def test_median_r_agrees(theirs: SimpleNamespace, ours: Any) -> None:
     assert brainscore_r(ours) == pytest.approx(float(theirs.raw), abs=1e-3)
     by_split = theirs.raw.attrs["raw"].transpose("split", "neuroid")
     assert median_r(ours) == pytest.approx(float(by_split.mean("split").median()), abs=1e-3)
@@ -128,14 +134,14 @@ def test_median_r_agrees(theirs, ours):
 
 
 @pytest.mark.brainscore
-def test_every_site_and_split_agrees(theirs, ours):
+def test_every_site_and_split_agrees(theirs: SimpleNamespace, ours: Any) -> None:
     by_split = theirs.raw.attrs["raw"].transpose("split", "neuroid").sortby("neuroid_id").values
     assert np.abs(ours.r - by_split).max() < 5e-3  # their iterations end at tol=1e-6
     assert np.abs(site_r(ours) - by_split.mean(axis=0)).max() < 2e-3
 
 
 @pytest.mark.brainscore
-def test_ceiling_and_score_agree(theirs, ours, experiment):
+def test_ceiling_and_score_agree(theirs: SimpleNamespace, ours: Any, experiment: SimpleNamespace) -> None:
     ceiling = float(theirs.ceiling)
     assert float(ceiled(float(theirs.raw), ceiling)) == pytest.approx(float(theirs.score), rel=1e-12)
     # theirs splits the repetition numbers of all images alike, ten times; ours image by image

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from cnnf_brain.checks import is_constant
@@ -16,14 +19,14 @@ from cnnf_brain.types import Images, Split
 N = 60
 
 
-def varying(size: float, offset: float = 1.0) -> np.ndarray:
+def varying(size: float, offset: float = 1.0) -> npt.NDArray[Any]:
     """(N, 2) responses: a healthy site, and one that varies by ``size`` around ``offset``."""
     healthy, other = np.random.default_rng(0).uniform(0, 1, (2, N))
     other[:2] = 0, 1
     return np.stack([healthy, offset * (1 + size * other)], axis=1)
 
 
-def judged(responses: np.ndarray) -> dict[str, bool]:
+def judged(responses: npt.NDArray[Any]) -> dict[str, bool]:
     """Whether each place takes site 1 for constant."""
     images = Images(tuple(f"s{i:02}" for i in range(N)), lambda index: b"", "memory")
     everyone = np.arange(N)

@@ -1,8 +1,12 @@
 """Splits by name; nested choice of a layer."""
 
+from __future__ import annotations
+
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sklearn.model_selection import KFold
 
@@ -14,7 +18,7 @@ IDS = tuple(f"image{i:03d}" for i in np.random.default_rng(0).permutation(83))
 OBJECTS = np.array([f"object{i % 4}" for i in range(83)])
 
 
-def test_kfold_tests_each_image_once_and_trains_on_the_others():
+def test_kfold_tests_each_image_once_and_trains_on_the_others() -> None:
     splits = make_splits("kfold", IDS)
     assert len(splits) == 10
     assert sorted(np.concatenate([split.test for split in splits])) == list(range(83))
@@ -23,20 +27,20 @@ def test_kfold_tests_each_image_once_and_trains_on_the_others():
         assert sorted([*split.train, *split.test]) == list(range(83))
 
 
-def test_kfold_does_not_depend_on_the_order_of_the_images():
+def test_kfold_does_not_depend_on_the_order_of_the_images() -> None:
     order = np.random.default_rng(1).permutation(83)
     moved = [IDS[i] for i in order]
     for split, other in zip(make_splits("kfold", IDS), make_splits("kfold", moved), strict=True):
         assert {IDS[i] for i in split.test} == {moved[i] for i in other.test}
 
 
-def test_kfold_depends_on_the_seed_alone():
+def test_kfold_depends_on_the_seed_alone() -> None:
     first, again, other = (make_splits("kfold", IDS, seed=seed)[0].test for seed in (3, 3, 4))
     assert (first == again).all()
     assert set(first) != set(other)
 
 
-def test_brainscore_splits_are_random_ninetieths_stratified_on_the_object():
+def test_brainscore_splits_are_random_ninetieths_stratified_on_the_object() -> None:
     splits = make_splits("brainscore", IDS, object_names=OBJECTS)
     assert len(splits) == 10
     for split in splits:
@@ -47,7 +51,7 @@ def test_brainscore_splits_are_random_ninetieths_stratified_on_the_object():
     assert max(tested.values()) > 1  # not folds: images come back
 
 
-def test_brainscore_splits_without_objects_are_plain_shuffle_splits():
+def test_brainscore_splits_without_objects_are_plain_shuffle_splits() -> None:
     splits = make_splits("brainscore", IDS)
     assert [(len(split.train), len(split.test)) for split in splits] == [(74, 9)] * 10
     assert not all(set(Counter(OBJECTS[split.test]).values()) <= {2, 3} for split in splits)
@@ -73,13 +77,13 @@ def test_brainscore_splits_without_objects_are_plain_shuffle_splits():
         (("brainscore", IDS[:40]), {"object_names": [*"abcdefgh"] * 5}, "4 test images of 40, 8 objects"),
     ],
 )
-def test_splits_that_cannot_be_are_refused(arguments, options, message):
+def test_splits_that_cannot_be_are_refused(arguments: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_splits(*arguments, **options)
 
 
 @pytest.mark.parametrize("n", [40, 41, 64, 83])
-def test_every_fold_has_the_images_that_a_correlation_needs(n):
+def test_every_fold_has_the_images_that_a_correlation_needs(n: int) -> None:
     splits = make_splits("kfold", IDS[:n])
     assert sorted({len(split.test) for split in splits}) == sorted({n // 10, -(-n // 10)})
     order = np.argsort(IDS[:n])  # as before there was a limit
@@ -89,7 +93,7 @@ def test_every_fold_has_the_images_that_a_correlation_needs(n):
 
 
 @pytest.mark.parametrize("n", [31, 64])
-def test_brainscore_splits_have_the_images_that_a_correlation_needs(n):
+def test_brainscore_splits_have_the_images_that_a_correlation_needs(n: int) -> None:
     assert {len(split.test) for split in make_splits("brainscore", IDS[:n])} == {n - int(0.9 * n)}
     assert n - int(0.9 * n) >= 4
 
@@ -97,7 +101,7 @@ def test_brainscore_splits_have_the_images_that_a_correlation_needs(n):
 GOOD, NOISE = LayerAt("good", 1), LayerAt("noise", 2)
 
 
-def experiment(seed: int = 0) -> tuple[dict[LayerAt, np.ndarray], np.ndarray, tuple[Split, ...]]:
+def experiment(seed: int = 0) -> tuple[dict[LayerAt, npt.NDArray[Any]], npt.NDArray[Any], tuple[Split, ...]]:
     """A candidate that explains the responses and one that does not; 83 images, 4 sites."""
     rng = np.random.default_rng(seed)
     features, noise = rng.standard_normal((2, 83, 12))
@@ -106,7 +110,7 @@ def experiment(seed: int = 0) -> tuple[dict[LayerAt, np.ndarray], np.ndarray, tu
 
 
 @pytest.mark.parametrize("per_site", [False, True])
-def test_the_candidate_that_predicts_is_chosen_and_its_predictions_are_taken(per_site):
+def test_the_candidate_that_predicts_is_chosen_and_its_predictions_are_taken(per_site: bool) -> None:
     candidates, responses, splits = experiment()
     predictions, chosen = select_nested(candidates, responses, splits, 3, per_site=per_site)
     expected = cross_predict(candidates[GOOD], responses, splits, 3, per_site=per_site)
@@ -117,7 +121,7 @@ def test_the_candidate_that_predicts_is_chosen_and_its_predictions_are_taken(per
     assert predictions.ranks == expected.ranks
 
 
-def test_the_choice_is_that_of_a_plain_loop():
+def test_the_choice_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(5)
     _, responses, splits = experiment(5)
     candidates = {}
@@ -135,10 +139,10 @@ def test_the_choice_is_that_of_a_plain_loop():
                 values = cross_predict(gram, responses, [Split(train, fold.test)], 3).values[0][-1]
                 r[row] = [np.corrcoef(values[:, site], responses[fold.test, site])[0, 1] for site in range(4)]
             quality[name] = np.median(r.mean(axis=0))
-        assert chosen[number] == max(quality, key=quality.get)
+        assert chosen[number] == max(quality, key=quality.get)  # type: ignore[arg-type]
 
 
-def test_test_images_have_no_part_in_the_choice():
+def test_test_images_have_no_part_in_the_choice() -> None:
     candidates, responses, splits = experiment()
     test = splits[4].test
     reversed_responses = responses.copy()
@@ -153,7 +157,7 @@ def test_test_images_have_no_part_in_the_choice():
     np.testing.assert_allclose(predictions.values[4], cross_predict(candidates[GOOD], responses, splits, 3).values[4])
 
 
-def test_overlapping_test_sets_stay_outside_the_inner_training_images():
+def test_overlapping_test_sets_stay_outside_the_inner_training_images() -> None:
     candidates, responses, _ = experiment()
     splits = make_splits("brainscore", IDS, object_names=OBJECTS)
     predictions, chosen = select_nested(candidates, responses, splits, 3)
@@ -170,7 +174,7 @@ def test_overlapping_test_sets_stay_outside_the_inner_training_images():
         ({"responses": np.ones((83, 4))}, "no candidate has a defined r"),
     ],
 )
-def test_impossible_choices_are_refused(change, message):
+def test_impossible_choices_are_refused(change: Any, message: str) -> None:
     candidates, responses, splits = experiment()
     given = {"candidates": candidates, "responses": responses, "splits": splits, "n_components": 3} | change
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,11 @@
 """PLSRegression as a scikit-learn estimator."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from oracles.nipals import nipals
 from sklearn.base import clone
@@ -22,11 +27,11 @@ NAMES, CASES = CHECKS.args
 
 
 @pytest.mark.parametrize(NAMES, list(CASES), ids=CHECKS.kwargs["ids"])  # pytest wants a list, not their generator
-def test_scikit_learn_checks(estimator, check):
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
-def simulated(n: int, d: int, q: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def simulated(n: int, d: int, q: int = 5) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     rng = np.random.default_rng(n)
     features = rng.standard_normal((n, d)) @ np.diag(np.linspace(2, 0.2, d)) + 1.0
     return features, features @ rng.standard_normal((d, q)) / d + 0.3 * rng.standard_normal((n, q)) - 4.0
@@ -34,7 +39,7 @@ def simulated(n: int, d: int, q: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("n", "d"), [(40, 90), (90, 20)])
 @pytest.mark.parametrize("block", [7, 4096])
-def test_coefficients_equal_nipals(n, d, block, monkeypatch):
+def test_coefficients_equal_nipals(n: int, d: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     X, Y = simulated(n, d)
     coefficients, intercepts = nipals(X, Y, 8)
@@ -46,7 +51,7 @@ def test_coefficients_equal_nipals(n, d, block, monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 90), (90, 20)])
-def test_per_site_equals_one_fit_per_target(n, d):
+def test_per_site_equals_one_fit_per_target(n: int, d: int) -> None:
     X, Y = simulated(n, d)
     fitted = PLSRegression(6, per_site=True).fit(X, Y)
     for site in range(Y.shape[1]):
@@ -55,7 +60,7 @@ def test_per_site_equals_one_fit_per_target(n, d):
         np.testing.assert_allclose(fitted.predict(X)[:, site], peer.predict(X).ravel(), atol=1e-10)
 
 
-def test_one_dimensional_targets_give_one_dimensional_predictions():
+def test_one_dimensional_targets_give_one_dimensional_predictions() -> None:
     X, Y = simulated(40, 90)
     fitted = PLSRegression(4).fit(X, Y[:, 0])
     assert fitted.predict(X).shape == (40,)
@@ -63,7 +68,7 @@ def test_one_dimensional_targets_give_one_dimensional_predictions():
     assert fitted.score(X, Y[:, 0]) > 0.5
 
 
-def test_single_precision_features_are_fitted_in_double_precision():
+def test_single_precision_features_are_fitted_in_double_precision() -> None:
     X, Y = simulated(40, 90)
     single = X.astype(np.float32)
     fitted = PLSRegression(8).fit(single, Y)
@@ -71,20 +76,20 @@ def test_single_precision_features_are_fitted_in_double_precision():
     np.testing.assert_allclose(fitted.coef_, PLSRegression(8).fit(single.astype(np.float64), Y).coef_, atol=1e-11)
 
 
-def test_lists_are_taken_like_arrays():
+def test_lists_are_taken_like_arrays() -> None:
     X, Y = simulated(40, 10)
     expected = PLSRegression(3).fit(X, Y).predict(X)
     assert (PLSRegression(3).fit(X.tolist(), Y.tolist()).predict(X.tolist()) == expected).all()
 
 
-def test_works_inside_scikit_learn():
+def test_works_inside_scikit_learn() -> None:
     X, Y = simulated(60, 90)
     search = GridSearchCV(PLSRegression(), {"n_components": [1, 3, 25]}, cv=3).fit(X, Y)
     assert search.best_params_["n_components"] in (1, 3, 25)
     assert cross_val_predict(clone(PLSRegression(3)), X, Y, cv=3).shape == Y.shape
 
 
-def test_rank_used_up_is_reported():
+def test_rank_used_up_is_reported() -> None:
     rng = np.random.default_rng(0)
     X = rng.standard_normal((30, 3)) @ rng.standard_normal((3, 50))
     Y = rng.standard_normal((30, 4))
@@ -101,12 +106,12 @@ def test_rank_used_up_is_reported():
         (2.5, "integer of at least 1, got 2.5"),
     ],
 )
-def test_impossible_numbers_of_components_are_refused(n_components, message):
+def test_impossible_numbers_of_components_are_refused(n_components: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PLSRegression(n_components).fit(np.eye(20, 50), np.arange(20.0))
+        PLSRegression(n_components).fit(np.eye(20, 50), np.arange(20.0))  # type: ignore[arg-type]
 
 
-def test_the_default_is_brain_scores_and_fewer_features_are_refused():
+def test_the_default_is_brain_scores_and_fewer_features_are_refused() -> None:
     assert PLSRegression().get_params() == {"n_components": 25, "per_site": False}
     with pytest.raises(ValueError, match=r"n_features = 24\b.*at most.* 24; reduce n_components"):
         PLSRegression().fit(np.eye(60, 24), np.arange(60.0))

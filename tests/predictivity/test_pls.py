@@ -1,6 +1,11 @@
 """cross_predict against scikit-learn, NIPALS written out, closed forms and invariances."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from oracles.nipals import nipals, predict_splits
 from sklearn.cross_decomposition import PLSRegression as Sklearn
@@ -12,7 +17,7 @@ from cnnf_brain.types import Split
 N, N_FEATURES, N_SITES, N_COMPONENTS = 60, 150, 7, 12
 
 
-def simulated(noise: float = 0.5, seed: int = 0, n_features: int = N_FEATURES) -> tuple[np.ndarray, np.ndarray]:
+def simulated(noise: float = 0.5, seed: int = 0, n_features: int = N_FEATURES) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Features with a decaying spectrum and an offset, responses linear in them with noise."""
     rng = np.random.default_rng(seed)
     latents = rng.standard_normal((N, 15)) * np.linspace(3, 0.2, 15)
@@ -25,11 +30,11 @@ def folds(n: int = N, k: int = 5) -> list[Split]:
     return [Split(train, test) for train, test in KFold(k, shuffle=True, random_state=0).split(np.zeros(n))]
 
 
-def plain(splits: list[Split]) -> list[tuple[np.ndarray, np.ndarray]]:
+def plain(splits: list[Split]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     return [(split.train, split.test) for split in splits]
 
 
-def largest_difference(predicted, expected) -> float:
+def largest_difference(predicted: Any, expected: Any) -> float:
     return max(float(np.abs(p - e).max()) for p, e in zip(predicted, expected, strict=True))
 
 
@@ -40,7 +45,7 @@ SPLITS = folds()
 
 @pytest.mark.parametrize("per_site", [False, True])
 @pytest.mark.parametrize(("noise", "n_features"), [(0.5, N_FEATURES), (1e-3, N_FEATURES), (0.5, 14)])
-def test_equals_nipals_for_every_number_of_components(per_site, noise, n_features):
+def test_equals_nipals_for_every_number_of_components(per_site: bool, noise: float, n_features: Any) -> None:
     features, responses = simulated(noise, seed=1, n_features=n_features)
     predicted = cross_predict(features @ features.T, responses, SPLITS, N_COMPONENTS, per_site=per_site)
     expected = predict_splits(features, responses, plain(SPLITS), N_COMPONENTS, per_site)
@@ -48,14 +53,14 @@ def test_equals_nipals_for_every_number_of_components(per_site, noise, n_feature
     assert predicted.ranks == (N_COMPONENTS,) * len(SPLITS)
 
 
-def test_stays_exact_where_the_covariance_falls_by_many_orders_of_magnitude():
+def test_stays_exact_where_the_covariance_falls_by_many_orders_of_magnitude() -> None:
     features, responses = simulated(noise=1e-7, seed=2)
     predicted = cross_predict(features @ features.T, responses, SPLITS, 25)
     expected = predict_splits(features, responses, plain(SPLITS), 25)
     assert largest_difference(predicted.values, expected) < 1e-10
 
 
-def test_equals_sklearn_run_to_convergence():
+def test_equals_sklearn_run_to_convergence() -> None:
     predicted = cross_predict(K, Y, SPLITS, N_COMPONENTS)
     for split, values in zip(SPLITS, predicted.values, strict=True):
         for n in (1, 5, N_COMPONENTS):  # its tol bounds the square of the last change
@@ -63,7 +68,7 @@ def test_equals_sklearn_run_to_convergence():
             np.testing.assert_allclose(values[n - 1], peer.predict(X[split.test]), atol=1e-8)
 
 
-def test_per_site_equals_sklearn_column_by_column():
+def test_per_site_equals_sklearn_column_by_column() -> None:
     predicted = cross_predict(K, Y, SPLITS, N_COMPONENTS, per_site=True)
     for split, values in zip(SPLITS, predicted.values, strict=True):
         for site in range(N_SITES):
@@ -71,7 +76,7 @@ def test_per_site_equals_sklearn_column_by_column():
             np.testing.assert_allclose(values[-1][:, site], peer.predict(X[split.test]).ravel(), atol=1e-10)
 
 
-def test_one_component_is_the_closed_form():
+def test_one_component_is_the_closed_form() -> None:
     split = SPLITS[0]
     x_mean, y_mean = X[split.train].mean(axis=0), Y[split.train].mean(axis=0)
     x, y = X[split.train] - x_mean, Y[split.train] - y_mean
@@ -82,7 +87,7 @@ def test_one_component_is_the_closed_form():
 
 @pytest.mark.parametrize("per_site", [False, True])
 @pytest.mark.parametrize("n_features", [9, 100])
-def test_all_components_are_minimum_norm_least_squares(per_site, n_features):
+def test_all_components_are_minimum_norm_least_squares(per_site: bool, n_features: int) -> None:
     rng = np.random.default_rng(3)
     features, responses = rng.standard_normal((30, n_features)) + 1, rng.standard_normal((30, 4))
     split = Split(np.arange(25), np.arange(25, 30))
@@ -95,7 +100,7 @@ def test_all_components_are_minimum_norm_least_squares(per_site, n_features):
 
 @pytest.mark.parametrize("per_site", [False, True])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-def test_beyond_the_rank_the_last_prediction_is_repeated(per_site, scale):
+def test_beyond_the_rank_the_last_prediction_is_repeated(per_site: bool, scale: float) -> None:
     rng = np.random.default_rng(4)
     features = scale * (rng.standard_normal((N, 6)) @ rng.standard_normal((6, 80)) + 3.0)
     predicted = cross_predict(features @ features.T, Y, SPLITS, 20, per_site=per_site)
@@ -107,7 +112,7 @@ def test_beyond_the_rank_the_last_prediction_is_repeated(per_site, scale):
 
 
 @pytest.mark.parametrize(("per_site", "rank"), [(False, N_SITES), (True, 1)])
-def test_responses_that_are_fully_explained_end_the_components(per_site, rank):
+def test_responses_that_are_fully_explained_end_the_components(per_site: bool, rank: Any) -> None:
     own_feature = np.eye(N)  # one feature for each image: every direction of the responses is a single component
     predicted = cross_predict(own_feature, Y, SPLITS, N_COMPONENTS, per_site=per_site)
     assert predicted.ranks == (rank,) * len(SPLITS)
@@ -116,7 +121,7 @@ def test_responses_that_are_fully_explained_end_the_components(per_site, rank):
 
 
 @pytest.mark.parametrize("per_site", [False, True])
-def test_a_site_constant_over_the_training_rows_is_predicted_by_its_value(per_site):
+def test_a_site_constant_over_the_training_rows_is_predicted_by_its_value(per_site: bool) -> None:
     responses = Y.copy()
     responses[:, 2] = 0.1  # no exact binary number: the mean of its copies may be off by rounding
     responses[SPLITS[1].train, 4] = 0.7
@@ -129,20 +134,20 @@ def test_a_site_constant_over_the_training_rows_is_predicted_by_its_value(per_si
 
 
 @pytest.mark.parametrize("per_site", [False, True])
-def test_constant_features_predict_the_mean(per_site):
+def test_constant_features_predict_the_mean(per_site: bool) -> None:
     predicted = cross_predict(np.full((N, N), 7.0), Y, SPLITS, 3, per_site=per_site)
     assert predicted.ranks == (0,) * len(SPLITS)
     for split, values in zip(SPLITS, predicted.values, strict=True):
         np.testing.assert_allclose(values, np.broadcast_to(Y[split.train].mean(axis=0), values.shape), rtol=1e-14)
 
 
-def test_all_folds_at_once_equal_fold_by_fold():
+def test_all_folds_at_once_equal_fold_by_fold() -> None:
     together = cross_predict(K, Y, SPLITS, N_COMPONENTS).values
     apart = [cross_predict(K, Y, [split], N_COMPONENTS).values[0] for split in SPLITS]
     assert largest_difference(together, apart) < 1e-11
 
 
-def test_more_folds_than_are_held_at_once():
+def test_more_folds_than_are_held_at_once() -> None:
     leave_one_out = folds(N, N)
     predicted = cross_predict(K, Y, leave_one_out, 3).values
     expected = predict_splits(X, Y, plain(leave_one_out[:2] + leave_one_out[-2:]), 3)
@@ -150,7 +155,7 @@ def test_more_folds_than_are_held_at_once():
     assert largest_difference(predicted[:2] + predicted[-2:], expected) < 1e-9
 
 
-def test_rows_outside_a_split_have_no_influence():
+def test_rows_outside_a_split_have_no_influence() -> None:
     split = Split(np.arange(0, 40), np.arange(40, 48))
     inside = np.arange(48)
     changed_features, changed_responses = X.copy(), Y.copy()
@@ -161,7 +166,7 @@ def test_rows_outside_a_split_have_no_influence():
     assert largest_difference(predicted, expected) < 1e-9
 
 
-def test_test_responses_have_no_influence():
+def test_test_responses_have_no_influence() -> None:
     changed = Y.copy()
     changed[SPLITS[0].test] = -50.0
     predicted = cross_predict(K, changed, SPLITS[:1], N_COMPONENTS).values
@@ -169,20 +174,20 @@ def test_test_responses_have_no_influence():
 
 
 @pytest.mark.parametrize("per_site", [False, True])
-def test_rotated_shifted_and_constant_features_change_nothing(per_site):
+def test_rotated_shifted_and_constant_features_change_nothing(per_site: bool) -> None:
     rotation = np.linalg.qr(np.random.default_rng(6).standard_normal((N_FEATURES, N_FEATURES)))[0]
     changed = np.hstack([X @ rotation + 10.0, np.full((N, 5), 4.0)])
     predicted = cross_predict(changed @ changed.T, Y, SPLITS, N_COMPONENTS, per_site=per_site).values
     assert largest_difference(predicted, cross_predict(K, Y, SPLITS, N_COMPONENTS, per_site=per_site).values) < 1e-8
 
 
-def test_scaled_responses_scale_the_predictions():
+def test_scaled_responses_scale_the_predictions() -> None:
     predicted = cross_predict(K, 1e3 * Y, SPLITS, N_COMPONENTS).values
     expected = [1e3 * values for values in cross_predict(K, Y, SPLITS, N_COMPONENTS).values]
     assert largest_difference(predicted, expected) < 1e-8
 
 
-def test_reordered_images_change_nothing():
+def test_reordered_images_change_nothing() -> None:
     order = np.random.default_rng(7).permutation(N)
     place = np.argsort(order)
     moved = [Split(place[split.train], place[split.test]) for split in SPLITS]
@@ -191,7 +196,7 @@ def test_reordered_images_change_nothing():
 
 
 @pytest.mark.parametrize("per_site", [False, True])
-def test_residuals_on_training_rows_shrink_with_every_component(per_site):
+def test_residuals_on_training_rows_shrink_with_every_component(per_site: bool) -> None:
     rows = np.arange(40)
     twins = np.concatenate([rows, rows])  # each training image comes again as a test image
     split = Split(rows, rows + 40)
@@ -201,7 +206,7 @@ def test_residuals_on_training_rows_shrink_with_every_component(per_site):
     assert residuals[-1].max() < 0.9 * np.linalg.norm(Y[rows] - Y[rows].mean(axis=0), axis=0).min()
 
 
-def test_shuffled_responses_are_not_predicted():
+def test_shuffled_responses_are_not_predicted() -> None:
     rng = np.random.default_rng(8)
     correlations = []
     for _ in range(20):
@@ -217,7 +222,7 @@ def test_shuffled_responses_are_not_predicted():
     assert abs(by_run.mean()) < 0.1
 
 
-def test_the_truncated_gram_is_that_of_the_principal_components():
+def test_the_truncated_gram_is_that_of_the_principal_components() -> None:
     centred = X - X.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     scores = left[:, :8] * singular[:8]
@@ -227,7 +232,7 @@ def test_the_truncated_gram_is_that_of_the_principal_components():
     assert largest_difference(predicted, predict_splits(scores, Y, plain(SPLITS), 5)) < 1e-8
 
 
-def with_nan(values: np.ndarray) -> np.ndarray:
+def with_nan(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     values = values.copy()
     values[3, 3] = values[3, 3] * np.nan
     return values
@@ -253,18 +258,18 @@ ROWS = np.arange(N)
         ({"splits": [Split(ROWS[:30], ROWS[30:] + 1)]}, "split 0 names rows 0 to 60 of 60 images"),
     ],
 )
-def test_bad_input_is_refused(changes, message):
+def test_bad_input_is_refused(changes: Any, message: str) -> None:
     given = {"gram": K, "responses": Y, "splits": SPLITS, "n_components": N_COMPONENTS} | changes
     with pytest.raises(ValueError, match=message):
         cross_predict(**given)
 
 
-def test_pca_to_nothing_is_refused():
+def test_pca_to_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one component, got 0"):
         truncate_gram(K, 0)
 
 
-def test_the_oracle_itself_agrees_with_sklearn():
+def test_the_oracle_itself_agrees_with_sklearn() -> None:
     coefficients, intercepts = nipals(X, Y, 6)
     peer = Sklearn(6, scale=False, tol=1e-16, max_iter=100_000).fit(X, Y)
     np.testing.assert_allclose(coefficients[-1], peer.coef_.T, atol=1e-7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -45,7 +47,7 @@ class Source:
         return model, baseline
 
 
-def pooled(*sources: Source, **options: int):
+def pooled(*sources: Source, **options: int) -> Any:
     return compare_scores(
         [s.pair for s in sources],
         predictions=[s.predictions for s in sources],
@@ -54,11 +56,11 @@ def pooled(*sources: Source, **options: int):
     )
 
 
-def by_name(comparison) -> dict:
+def by_name(comparison: Any) -> dict[str, Any]:
     return {test.name: test for test in comparison.tests}
 
 
-def test_scores_stand_side_by_side():
+def test_scores_stand_side_by_side() -> None:
     first = Scores(np.full((10, 2), 0.1), np.array([0.1, 0.2]), np.array([0.8, 0.9]))
     second = Scores(np.full((10, 1), 0.3), np.array([0.4]), np.array([0.7]))
     found = pool_scores([first, second])
@@ -67,7 +69,7 @@ def test_scores_stand_side_by_side():
     assert found.ceiling.tolist() == [0.8, 0.9, 0.7]
 
 
-def test_what_one_source_lacks_the_pool_lacks():
+def test_what_one_source_lacks_the_pool_lacks() -> None:
     first = Scores(np.zeros((10, 2)), np.zeros(2), np.ones(2))
     second = Scores(np.zeros((10, 1)), None, None)
     found = pool_scores([first, second])
@@ -75,7 +77,7 @@ def test_what_one_source_lacks_the_pool_lacks():
     assert found.ceiling is None
 
 
-def test_tests_over_folds_and_sites_are_scipys_on_all_sites():
+def test_tests_over_folds_and_sites_are_scipys_on_all_sites() -> None:
     sources = Source(60, 5, seed=1, better=0.2), Source(100, 8, seed=2, better=0.2)
     found = pooled(*sources)
     model, baseline = (np.hstack([s.pair[i].r for s in sources]) for i in (0, 1))
@@ -96,7 +98,7 @@ def test_tests_over_folds_and_sites_are_scipys_on_all_sites():
     assert [test.name for test in found.tests] == [RESAMPLED, PERMUTATION, WELCH, PAIRED, WILCOXON]
 
 
-def test_the_permutation_test_of_the_pool_agrees_with_that_of_one_experiment_with_twice_the_sites():
+def test_the_permutation_test_of_the_pool_agrees_with_that_of_one_experiment_with_twice_the_sites() -> None:
     # Independent images for each half of the sites: the spread of the median falls by about sqrt(2).
     both = pooled(Source(200, 20, seed=3), Source(200, 20, seed=4), n_resamples=2000)
     alone = [by_name(pooled(Source(200, 20, seed=seed), n_resamples=2000))[PERMUTATION].interval for seed in (3, 4)]
@@ -105,11 +107,11 @@ def test_the_permutation_test_of_the_pool_agrees_with_that_of_one_experiment_wit
     assert width / mean_width == pytest.approx(1 / np.sqrt(2), rel=0.15)
 
 
-def test_a_small_source_does_not_narrow_the_permutation_test(monkeypatch):
+def test_a_small_source_does_not_narrow_the_permutation_test(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each source alone is widened by sqrt(1 + 1 / 0.9): pooling it with a larger one brings no training images.
     monkeypatch.setattr(permutation, "_between_sites", lambda d, e: 0.0)
     sources = Source(300, 6, seed=5), Source(30, 6, seed=6)
-    held_out = [HeldOut(*([v[-1] for v in p.values] for p in s.predictions), s.responses, s.splits) for s in sources]
+    held_out = [HeldOut(*([v[-1] for v in p.values] for p in s.predictions), s.responses, s.splits) for s in sources]  # type: ignore[arg-type, call-arg]
     plain, widened = (
         permutation_over_images(held_out, for_training=training, n_resamples=400).interval for training in (False, True)
     )
@@ -119,13 +121,13 @@ def test_a_small_source_does_not_narrow_the_permutation_test(monkeypatch):
     assert max(widening(s.splits, len(s.responses)) for s in sources) == pytest.approx(np.sqrt(1 + 1 / 0.9), rel=1e-9)
 
 
-def test_a_clear_difference_is_found_and_its_sign_is_right():
+def test_a_clear_difference_is_found_and_its_sign_is_right() -> None:
     better = pooled(Source(150, 10, seed=7, better=1.0), Source(80, 10, seed=8, better=1.0))
     assert better.difference > 0.1
     assert all(test.p < 0.01 for test in better.tests)
 
 
-def test_identical_networks_give_no_difference_and_p_1():
+def test_identical_networks_give_no_difference_and_p_1() -> None:
     one, two = Source(60, 5, seed=9), Source(40, 4, seed=10)
     for source in (one, two):
         source.predictions = (source.predictions[0], source.predictions[0])
@@ -134,13 +136,13 @@ def test_identical_networks_give_no_difference_and_p_1():
     assert [test.p for test in found.tests] == [1.0] * 5
 
 
-def test_the_same_seed_gives_the_same():
+def test_the_same_seed_gives_the_same() -> None:
     sources = Source(60, 5, seed=11), Source(40, 4, seed=12)
     assert pooled(*sources, seed=3) == pooled(*sources, seed=3)
     assert by_name(pooled(*sources, seed=3))[PERMUTATION] != by_name(pooled(*sources, seed=4))[PERMUTATION]
 
 
-def test_a_site_without_r_is_left_out_of_everything():
+def test_a_site_without_r_is_left_out_of_everything() -> None:
     one, two = Source(60, 5, seed=13), Source(40, 4, seed=14)
     for values in one.predictions[0].values:
         values[..., 2] = 1.5  # the model's predictions of one site are constant
@@ -153,7 +155,7 @@ def test_a_site_without_r_is_left_out_of_everything():
     assert [t.p for t in found.tests] == pytest.approx([t.p for t in without.tests], abs=1e-9)
 
 
-def test_tests_over_sites_need_two_sites():
+def test_tests_over_sites_need_two_sites() -> None:
     one, two = Source(60, 1, seed=15), Source(40, 1, seed=16)
     for values in two.predictions[1].values:
         values[...] = 0.0
@@ -167,6 +169,6 @@ def test_tests_over_sites_need_two_sites():
         pooled(one, two)
 
 
-def test_sources_of_unequal_splits_are_refused():
+def test_sources_of_unequal_splits_are_refused() -> None:
     with pytest.raises(ValueError, match="sources with 5 and 10 splits cannot be pooled"):
         pooled(Source(60, 3, seed=17), Source(60, 3, seed=18, n_splits=5))

@@ -1,6 +1,11 @@
 """Correlations, ceilings and what is made of them, against scipy, loops and simulations of known reliability."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.stats
 
@@ -17,13 +22,13 @@ from cnnf_brain.predictivity.scores import (
 from cnnf_brain.types import Predictions, Scores, Split
 
 
-def test_pearson_equals_scipy():
+def test_pearson_equals_scipy() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 30, 4)) + 100.0
     expected = [scipy.stats.pearsonr(a[:, site], b[:, site])[0] for site in range(4)]
     np.testing.assert_allclose(pearson(a, b), expected, rtol=1e-10)
 
 
-def test_pearson_is_exactly_one_at_most():
+def test_pearson_is_exactly_one_at_most() -> None:
     a = np.random.default_rng(1).standard_normal((40, 200))
     r = pearson(a, 3 * a + 1)
     assert r.max() <= 1.0
@@ -31,7 +36,7 @@ def test_pearson_is_exactly_one_at_most():
     np.testing.assert_allclose(pearson(a, -a), -1.0, rtol=1e-12)
 
 
-def test_pearson_of_constants_is_nan():
+def test_pearson_of_constants_is_nan() -> None:
     a = np.random.default_rng(2).standard_normal((30, 3))
     b = a.copy()
     b[:, 0] = 0.0
@@ -41,18 +46,18 @@ def test_pearson_of_constants_is_nan():
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_two_images_have_no_correlation(n):
+def test_two_images_have_no_correlation(n: int) -> None:
     a, b = np.random.default_rng(2).standard_normal((2, 3, 4))
     assert np.isnan(pearson(a[:n], b[:n])).all()
     assert np.isfinite(pearson(a, b)).all()
 
 
-def test_pearson_refuses_arrays_that_do_not_match():
+def test_pearson_refuses_arrays_that_do_not_match() -> None:
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 1\)"):
         pearson(np.zeros((3, 2)), np.zeros((3, 1)))
 
 
-def held_out(n_test: int, n_components: int = 3) -> tuple[Predictions, np.ndarray]:
+def held_out(n_test: int, n_components: int = 3) -> tuple[Predictions, npt.NDArray[Any]]:
     """Predictions of 4 folds of n_test images for 5 sites; site 4 responds alike to every image."""
     rng = np.random.default_rng(3)
     rows = np.arange(4 * n_test)
@@ -63,7 +68,7 @@ def held_out(n_test: int, n_components: int = 3) -> tuple[Predictions, np.ndarra
     return Predictions(folds, values, (n_components,) * 4), responses
 
 
-def test_r_of_each_site_and_split():
+def test_r_of_each_site_and_split() -> None:
     predictions, responses = held_out(25)
     scores = score_predictions(predictions, responses)
     assert scores.r.shape == (4, 5)
@@ -77,7 +82,7 @@ def test_r_of_each_site_and_split():
     assert np.isnan(scores.r[:, 4]).all()
 
 
-def test_splits_without_an_r_are_counted():
+def test_splits_without_an_r_are_counted() -> None:
     predictions, responses = held_out(25)
     responses[predictions.splits[2].test, 1] = 7.0
     predictions.values[0][-1, :, 3] = -0.2
@@ -85,7 +90,7 @@ def test_splits_without_an_r_are_counted():
     assert score_predictions(predictions, responses).undefined_folds.tolist() == [0, 1, 0, 2, 4]
 
 
-def test_number_of_components_is_chosen():
+def test_number_of_components_is_chosen() -> None:
     predictions, responses = held_out(25)
     first = score_predictions(predictions, responses, n_components=1).r[0, 0]
     observed = responses[predictions.splits[0].test, 0]
@@ -94,7 +99,7 @@ def test_number_of_components_is_chosen():
         score_predictions(predictions, responses, n_components=4)
 
 
-def test_small_folds_are_pooled():
+def test_small_folds_are_pooled() -> None:
     predictions, responses = held_out(19)
     pooled = score_predictions(predictions, responses).pooled
     predicted = np.full(responses.shape, np.nan)
@@ -107,7 +112,7 @@ def test_small_folds_are_pooled():
     assert score_predictions(held_out(20)[0], held_out(20)[1]).pooled is None
 
 
-def test_shapes_that_do_not_match_are_refused():
+def test_shapes_that_do_not_match_are_refused() -> None:
     predictions, responses = held_out(19)
     with pytest.raises(ValueError, match=r"shape \(76, 4\); expected \(n_images, 5\)"):
         score_predictions(predictions, responses[:, :4])
@@ -115,7 +120,7 @@ def test_shapes_that_do_not_match_are_refused():
         score_predictions(predictions, responses, repeats=np.zeros((76, 4, 2)))
 
 
-def naive_ceiling(repeats: np.ndarray, n_halves: int, seed: int) -> np.ndarray:
+def naive_ceiling(repeats: npt.NDArray[Any], n_halves: int, seed: int) -> npt.NDArray[Any]:
     """Loops over halves, sites and images, with halves of its own making."""
     rng = np.random.default_rng(seed)
     ceilings = np.zeros((n_halves, repeats.shape[1]))
@@ -133,14 +138,14 @@ def naive_ceiling(repeats: np.ndarray, n_halves: int, seed: int) -> np.ndarray:
     return ceilings.mean(axis=0)
 
 
-def recorded(n_images: int, n_repeats: int, noise: np.ndarray, seed: int = 0) -> np.ndarray:
+def recorded(n_images: int, n_repeats: int, noise: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[Any]:
     """(n_images, n_sites, n_repeats) of unit signal variance and given noise."""
     rng = np.random.default_rng(seed)
     signal = rng.standard_normal((n_images, len(noise), 1))
     return signal + noise[None, :, None] * rng.standard_normal((n_images, len(noise), n_repeats))
 
 
-def test_two_repeats_have_a_single_split():
+def test_two_repeats_have_a_single_split() -> None:
     repeats = recorded(50, 2, np.array([0.5, 1.0, 2.0]))
     ours = split_half_ceiling(repeats, n_halves=200)
     # which half is first is chance, and hardly matters to r
@@ -157,7 +162,7 @@ def test_two_repeats_have_a_single_split():
         *(pytest.param(*more, marks=pytest.mark.slow) for more in (("none", 5), ("alike", 5), ("by site", 4))),
     ],
 )
-def test_ceiling_equals_a_naive_loop(ragged, n_repeats):
+def test_ceiling_equals_a_naive_loop(ragged: Any, n_repeats: Any) -> None:
     repeats = recorded(40, n_repeats, np.array([0.5, 1.0]))
     missing = np.random.default_rng(4).random(repeats.shape) < 0.4
     if ragged == "alike":
@@ -170,7 +175,7 @@ def test_ceiling_equals_a_naive_loop(ragged, n_repeats):
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_ceiling_meets_the_known_reliability(padding):
+def test_ceiling_meets_the_known_reliability(padding: int) -> None:
     noise = np.array([0.5, 1.0, 2.0])
     repeats = recorded(4000, 8, noise)
     repeats = np.concatenate([repeats, np.full((*repeats.shape[:2], padding), np.nan)], axis=2)
@@ -178,13 +183,13 @@ def test_ceiling_meets_the_known_reliability(padding):
     np.testing.assert_allclose(split_half_ceiling(repeats), known, atol=0.02)
 
 
-def test_ceiling_depends_on_the_seed_alone():
+def test_ceiling_depends_on_the_seed_alone() -> None:
     repeats = recorded(40, 6, np.array([1.0]))
     assert split_half_ceiling(repeats, seed=1) == split_half_ceiling(repeats, seed=1)
     assert split_half_ceiling(repeats, seed=1) != split_half_ceiling(repeats, seed=2)
 
 
-def test_images_with_one_repeat_take_no_part():
+def test_images_with_one_repeat_take_no_part() -> None:
     repeats = recorded(60, 4, np.array([1.0, 1.0]))
     repeats[40:, :, 1:] = np.nan
     expected = split_half_ceiling(repeats)
@@ -192,7 +197,7 @@ def test_images_with_one_repeat_take_no_part():
     np.testing.assert_array_equal(split_half_ceiling(repeats), expected)
 
 
-def test_ceiling_without_repeats_is_nan():
+def test_ceiling_without_repeats_is_nan() -> None:
     repeats = recorded(30, 3, np.array([1.0, 1.0]))
     repeats[2:, 0, 1:] = np.nan  # two images of site 0 have repeats
     repeats[:, 1] = 3.0
@@ -201,18 +206,18 @@ def test_ceiling_without_repeats_is_nan():
         split_half_ceiling(repeats[:, :, 0])
 
 
-def test_scores_carry_the_ceiling():
+def test_scores_carry_the_ceiling() -> None:
     predictions, responses = held_out(25)
     repeats = responses[:, :, None] + np.random.default_rng(6).standard_normal((100, 5, 4))
     scores = score_predictions(predictions, responses, repeats=repeats, seed=7)
-    np.testing.assert_array_equal(scores.ceiling, split_half_ceiling(repeats, seed=7))
+    np.testing.assert_array_equal(scores.ceiling, split_half_ceiling(repeats, seed=7))  # type: ignore[arg-type]
 
 
 R = np.array([[0.2, 0.4, 0.9, np.nan], [0.4, 0.6, np.nan, np.nan]])
 SCORES = Scores(R, None, np.array([0.5, 0.8, 0.9, 0.7]))
 
 
-def test_aggregates_by_hand():
+def test_aggregates_by_hand() -> None:
     np.testing.assert_allclose(site_r(SCORES), [0.3, 0.5, 0.9, np.nan])
     assert median_r(SCORES) == pytest.approx(0.5)
     assert brainscore_r(SCORES) == pytest.approx((0.4 + 0.5) / 2)
@@ -220,14 +225,14 @@ def test_aggregates_by_hand():
     assert brainscore_ceiled(SCORES, "(r/ceiling)2") == pytest.approx((0.45 / 0.75) ** 2)
 
 
-def test_ceiled_reproduces_published_brain_score_numbers():
+def test_ceiled_reproduces_published_brain_score_numbers() -> None:
     # VGG-16 on MajajHong2015: raw r .7087 (V4), .5886 (IT); ceilings .89503, .82184; scores of both versions
     np.testing.assert_allclose(ceiled([0.7087, 0.5886], [0.89503, 0.82184]), [0.561, 0.422], atol=5e-4)
     both = ceiled([0.7087, 0.5886], [0.89503, 0.82184], "(r/ceiling)2")
     np.testing.assert_allclose(both, [0.627, 0.513], atol=5e-4)
 
 
-def test_ceiled_without_a_ceiling():
+def test_ceiled_without_a_ceiling() -> None:
     assert np.isnan(ceiled(0.5, [0.0, -0.3, np.nan])).all()
     with pytest.raises(ValueError, match=r"ceiled score 'r2' is not known.*r2/ceiling"):
         ceiled(0.5, 0.8, "r2")
@@ -235,7 +240,7 @@ def test_ceiled_without_a_ceiling():
         brainscore_ceiled(Scores(R, None, None))
 
 
-def test_nothing_but_nan_stays_nan_without_warnings():
+def test_nothing_but_nan_stays_nan_without_warnings() -> None:
     empty = Scores(np.full((2, 3), np.nan), None, np.full(3, np.nan))
     assert np.isnan(site_r(empty)).all()
     assert np.isnan([median_r(empty), brainscore_r(empty), brainscore_ceiled(empty)]).all()

@@ -8,8 +8,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -33,14 +35,16 @@ def image_files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def repeats() -> np.ndarray:
+def repeats() -> npt.NDArray[Any]:
     """(12 stimuli, 5 sites, 4 repetitions), with one missing presentation."""
     values = np.random.default_rng(3).normal(size=(12, 5, 4))
     values[2, 3, 3] = np.nan
     return values
 
 
-def write_session(top: Path, session: str, raw: np.ndarray | None, averages: np.ndarray | None, inside: str = "") -> None:
+def write_session(
+    top: Path, session: str, raw: npt.NDArray[Any] | None, averages: npt.NDArray[Any] | None, inside: str = ""
+) -> None:
     """One session; image number i (from 1) has grey level 10 (i - 1). Members are stored out of order."""
     n_images = next(a for a in (raw, averages) if a is not None).shape[1]
     for folder in ("images", "responses_raw", "responses_repeat_averaged"):
@@ -109,7 +113,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_HEAD(self) -> None:
             self.answer(False)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_: Any) -> None:
             pass
 
     for name in ("NO_PROXY", "no_proxy"):

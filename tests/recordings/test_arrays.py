@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import xarray as xr
 from PIL import Image
@@ -19,7 +22,7 @@ def fake_images(n: int) -> Images:
     return Images(tuple(f"s{i}" for i in range(n)), lambda index: bytes([index]), "memory")
 
 
-def responses(n_images: int = 6, n_sites: int = 4) -> np.ndarray:
+def responses(n_images: int = 6, n_sites: int = 4) -> npt.NDArray[Any]:
     return np.random.default_rng(0).normal(size=(n_images, n_sites))
 
 
@@ -32,8 +35,10 @@ def test_rows_follow_image_ids_not_positions() -> None:
 
 
 @pytest.mark.parametrize("kind", ["paths", "PIL images", "array"])
-def test_images_in_memory_and_on_disk(kind: str, image_files: list[Path], repeats: np.ndarray, grey) -> None:
-    images: object = image_files
+def test_images_in_memory_and_on_disk(
+    kind: str, image_files: list[Path], repeats: npt.NDArray[Any], grey: Callable[[Image.Image], int]
+) -> None:
+    images: Any = image_files
     if kind != "paths":
         pictures = [Image.open(file).convert("RGB") for file in image_files]
         images = pictures if kind == "PIL images" else np.stack([np.asarray(picture) for picture in pictures])
@@ -68,13 +73,13 @@ def test_an_argument_that_does_not_exist() -> None:
         Recordings.from_arrays(responses(), fake_images(6), region="V4", neuroid_ids=list("abcd"))  # type: ignore[call-arg]
 
 
-def test_mean_over_repeats_skips_missing_presentations(repeats: np.ndarray) -> None:
+def test_mean_over_repeats_skips_missing_presentations(repeats: npt.NDArray[Any]) -> None:
     made = Recordings.from_arrays(repeats, fake_images(12), region="V4", object_names=list("abcd") * 3)
     for stimulus in range(12):
         for site in range(5):
             there = [value for value in repeats[stimulus, site] if value == value]
             assert made.responses[stimulus, site] == pytest.approx(sum(there) / len(there), rel=1e-12)
-    np.testing.assert_array_equal(made.repeats, repeats)
+    np.testing.assert_array_equal(made.repeats, repeats)  # type: ignore[arg-type]
     assert made.object_names is not None
     assert list(made.object_names[:5]) == ["a", "b", "c", "d", "a"]
 
@@ -94,7 +99,7 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
     )
     np.testing.assert_array_equal(made.responses, values[:, [0, 2]])
     assert list(made.site_ids) == ["a", "c"]
-    assert list(made.subjects) == ["x", "y"]
+    assert list(made.subjects) == ["x", "y"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -122,10 +127,10 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
         ({"subjects": ["cat"] * 6}, "6 subjects were given, expected 4"),
     ],
 )
-def test_bad_arrays(change: dict, message: str) -> None:
+def test_bad_arrays(change: dict[str, Any], message: str) -> None:
     given = {"responses": responses(), "images": fake_images(6), "region": "V4", "source": "mine"} | change
     with pytest.raises(ValueError, match=rf"^mine: .*{message}"):
-        Recordings.from_arrays(given.pop("responses"), given.pop("images"), **given)
+        Recordings.from_arrays(given.pop("responses"), given.pop("images"), **given)  # type: ignore[arg-type]
 
 
 def test_images_with_ids_that_occur_twice() -> None:
@@ -133,7 +138,9 @@ def test_images_with_ids_that_occur_twice() -> None:
         Images(("s0", "s0"), lambda index: b"", "memory")
 
 
-def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list[Path], repeats: np.ndarray, grey) -> None:
+def test_an_assembly_of_two_regions_comes_back(
+    tmp_path: Path, image_files: list[Path], repeats: npt.NDArray[Any], grey: Callable[[Image.Image], int]
+) -> None:
     objects, subjects = ["cat", "dög"] * 6, ["x", "y", "y", "x", "x"]
     regions = ["V4", "IT", "V4", "IT", "IT"]
     path = write_assembly(
@@ -146,12 +153,12 @@ def test_an_assembly_of_two_regions_comes_back(tmp_path: Path, image_files: list
         subjects=subjects,
     )
     made = read_assembly(path, "IT")
-    np.testing.assert_array_equal(made.repeats, repeats[:, [1, 3, 4]])
+    np.testing.assert_array_equal(made.repeats, repeats[:, [1, 3, 4]])  # type: ignore[arg-type]
     np.testing.assert_allclose(made.responses, np.nanmean(repeats, axis=2)[:, [1, 3, 4]], rtol=1e-12)
     assert made.region == "IT"
     assert made.source == str(path)
     assert list(made.site_ids) == ["b", "d", "e"]
-    assert list(made.subjects) == ["y", "x", "x"]
+    assert list(made.subjects) == ["y", "x", "x"]  # type: ignore[arg-type]
     assert made.object_names is not None
     assert list(made.object_names) == objects
     assert made.images.ids == tuple(file.stem for file in image_files[::-1])
@@ -206,7 +213,7 @@ def test_hashes_that_are_not_one_for_each_image(tmp_path: Path, image_files: lis
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_one_path_in_place_of_a_list_is_refused(tmp_path: Path, image_files: list[Path], kind: type) -> None:
+def test_one_path_in_place_of_a_list_is_refused(tmp_path: Path, image_files: list[Path], kind: type[Any]) -> None:
     folder = image_files[0].parent
     with pytest.raises(
         ValueError, match=r"mine.nc: the image files are given as the single path '.*pictures'; expected a list"
@@ -249,7 +256,7 @@ def test_a_failed_write_leaves_the_old_file(
     path = write_assembly(tmp_path / "mine.nc", responses(12), image_files, region="V4")
     before = path.read_bytes()
 
-    def full(self: xr.Dataset, name: Path, **_: object) -> None:
+    def full(self: xr.Dataset, name: Path, **_: Any) -> None:
         Path(name).write_bytes(b"half")
         raise RuntimeError("NetCDF: HDF error")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnf_brain import io
 from cnnf_brain.recordings import load_majaj, majaj, public_available
@@ -16,7 +19,7 @@ OBJECTS = ["car", "apple", "face", "boat"]
 
 
 @pytest.fixture
-def assembly(image_files: list[Path]):
+def assembly(image_files: list[Path]) -> Any:
     """12 images, each shown 2 to 4 times in random order, 3 V4 and 4 IT sites, one time bin."""
     pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
     with warnings.catch_warnings():
@@ -50,7 +53,7 @@ def assembly(image_files: list[Path]):
 
 
 @pytest.fixture
-def loaded(assembly, monkeypatch: pytest.MonkeyPatch):
+def loaded(assembly: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """brainscore_vision.load_dataset gives the assembly and notes how it was called."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +62,7 @@ def loaded(assembly, monkeypatch: pytest.MonkeyPatch):
 
     calls: list[tuple[str, str | None]] = []
 
-    def load_dataset(name: str):
+    def load_dataset(name: str) -> Any:
         calls.append((name, os.environ.get("BS_INSTALL_DEPENDENCIES")))
         return assembly
 
@@ -72,7 +75,7 @@ def loaded(assembly, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.brainscore
-def test_means_and_repeats_against_a_loop(loaded, assembly, grey) -> None:
+def test_means_and_repeats_against_a_loop(loaded: Any, assembly: Any, grey: Callable[[Image.Image], int]) -> None:
     made = load_majaj("IT")
     values = assembly.values[:, :, 0]
     stimulus, repetition = assembly["stimulus_id"].values, assembly["repetition"].values
@@ -86,7 +89,7 @@ def test_means_and_repeats_against_a_loop(loaded, assembly, grey) -> None:
             for k in range(4):
                 np.testing.assert_equal(made.repeats[row, column, k], single.get(k, np.nan))
     assert list(made.site_ids) == ["n0", "n2", "n4", "n6"]
-    assert list(made.subjects) == ["Tito", "Tito", "Tito", "Tito"]
+    assert list(made.subjects) == ["Tito", "Tito", "Tito", "Tito"]  # type: ignore[arg-type]
     number = {f"id{(7 * i) % 12:02d}": i for i in range(12)}
     assert made.object_names is not None
     for row, name in enumerate(made.images.ids):
@@ -95,7 +98,7 @@ def test_means_and_repeats_against_a_loop(loaded, assembly, grey) -> None:
 
 
 @pytest.mark.brainscore
-def test_rows_and_means_as_brainscore_averages(loaded, assembly) -> None:
+def test_rows_and_means_as_brainscore_averages(loaded: Any, assembly: Any) -> None:
     """Its splits are by row number: the order must be its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,7 +107,7 @@ def test_rows_and_means_as_brainscore_averages(loaded, assembly) -> None:
         theirs = average_repetition(assembly.isel(time_bin=0).isel(neuroid=[1, 3, 5]).transpose("presentation", "neuroid"))
     made = load_majaj("V4")
     assert list(theirs["stimulus_id"].values) == list(made.images.ids)
-    assert list(theirs["object_name"].values) == list(made.object_names)
+    assert list(theirs["object_name"].values) == list(made.object_names)  # type: ignore[arg-type]
     np.testing.assert_allclose(theirs.transpose("presentation", "neuroid").values, made.responses, rtol=1e-12)
 
 
@@ -141,7 +144,7 @@ def test_a_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("brainscore_vision", reason="needs the brainscore extra")
     import brainscore_vision
 
-    def fail(name: str):
+    def fail(name: str) -> None:
         raise Exception(["no credentials", "no route"])
 
     monkeypatch.setattr(brainscore_vision, "load_dataset", fail)
@@ -153,12 +156,12 @@ def test_a_failed_download_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As with the extra installed and an empty cache of brainscore's."""
-    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: object())  # type: ignore[attr-defined]
     monkeypatch.setenv("BRAINIO_HOME", str(tmp_path / "brainio"))
     return tmp_path / "brainio"
 
 
-def test_available_says_how_large_a_download_is(installed: Path, server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_says_how_large_a_download_is(installed: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(majaj, "BASE_URL", server.url)
     for size, name in zip((2_000_000, 10, 1_499_990), majaj.FILES, strict=True):
         server.files[name] = bytes(size)
@@ -187,6 +190,6 @@ def test_offline_it_decides_in_time(installed: Path, monkeypatch: pytest.MonkeyP
     assert time.monotonic() - start < 3
     assert not there
     assert "no answer from https://brainscore-storage" in why
-    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     assert public_available()[0] is False
     assert "not installed" in public_available()[1]

@@ -82,7 +82,7 @@ def test_it_knows_categories_and_v4_less() -> None:
     def between(region: str) -> float:
         made = simulated_recordings(region)
         z = (made.responses - made.responses.mean(axis=0)) / made.responses.std(axis=0)
-        means = [z[made.object_names == name].mean(axis=0) for name in np.unique(made.object_names)]
+        means = [z[made.object_names == name].mean(axis=0) for name in np.unique(made.object_names)]  # type: ignore[arg-type]
         return float(np.median(np.mean(np.square(means), axis=0)))
 
     assert between("IT") > 2 * between("V4")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from cnnf_brain import recordings
@@ -27,7 +29,7 @@ BOTH = ["V4", "IT"]
 
 
 @pytest.fixture
-def it_file(tmp_path: Path, image_files: list[Path], repeats: np.ndarray) -> Path:
+def it_file(tmp_path: Path, image_files: list[Path], repeats: npt.NDArray[Any]) -> Path:
     return write_assembly(tmp_path / "it.nc", repeats, image_files, region="IT")
 
 
@@ -128,7 +130,7 @@ def test_what_is_wrong_with_sources_shows_without_reading_them(
     monkeypatch: pytest.MonkeyPatch,
     word: str,
     session: list[str] | None,
-    error,
+    error: Any,
     message: str,
 ) -> None:
     monkeypatch.setattr(recordings, "_load", lambda source: pytest.fail("recordings were read"))
@@ -154,7 +156,7 @@ def test_damaged_assemblies_show_before_images_are_read(
 
 
 def test_brainscore_vision_is_asked_for_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(
         ImportError, match=r"MajajHong2015.public needs brainscore-vision, which is not installed: pip install"
     ):
@@ -174,7 +176,13 @@ def test_load_several_sources(v4_folder: Path, it_file: Path) -> None:
             np.testing.assert_array_equal(again.responses, one.responses)
 
 
-def test_load_recordings_gives_what_is_named(v4_folder: Path, it_file: Path, tmp_path: Path, image_files, repeats) -> None:
+def test_load_recordings_gives_what_is_named(
+    v4_folder: Path,
+    it_file: Path,
+    tmp_path: Path,
+    image_files: list[Path],
+    repeats: np.ndarray,  # type: ignore[type-arg]
+) -> None:
     one = load_recordings(v4_folder, session="210620")
     assert isinstance(one, Recordings)
     assert (one.source, one.region) == (f"{v4_folder}:210620", "V4")
@@ -201,7 +209,7 @@ def test_load_recordings_gives_what_is_named(v4_folder: Path, it_file: Path, tmp
         ("auto", {}, r"'auto' stand alone"),
     ],
 )
-def test_load_recordings_refuses(word: str, options: dict, message: str) -> None:
+def test_load_recordings_refuses(word: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recordings(word, **options)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnf_brain.io import CACHE_VARIABLE, sha256
 from cnnf_brain.recordings import load_v4_compact, v4_compact
@@ -20,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def published(v4_folder: Path, server, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def published(v4_folder: Path, server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The folder on the server, under the name of the public repository."""
     server.add_folder(v4_folder)
     monkeypatch.setattr(v4_compact, "BASE_URL", server.url)
@@ -31,7 +34,7 @@ def written(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.rglob("*") if path.is_file())
 
 
-def test_a_session_with_repeats(v4_folder: Path, grey) -> None:
+def test_a_session_with_repeats(v4_folder: Path, grey: Callable[[Image.Image], int]) -> None:
     made = load_v4_compact(v4_folder, "190924")
     raw = np.load(v4_folder / "data_V4_responses/responses_raw/responses_190924.npy")
     assert made.repeats is not None
@@ -41,7 +44,7 @@ def test_a_session_with_repeats(v4_folder: Path, grey) -> None:
     assert made.region == "V4"
     assert made.source == f"{v4_folder}:190924"
     assert not made.simulated
-    assert set(made.subjects) == {"WE"}
+    assert set(made.subjects) == {"WE"}  # type: ignore[arg-type]
     assert made.images.ids == tuple(f"image{i}" for i in range(1, 13))  # image10 after image9
     assert [round(grey(made.images.decode(i)), -1) for i in range(12)] == [10 * i for i in range(12)]
 
@@ -49,7 +52,7 @@ def test_a_session_with_repeats(v4_folder: Path, grey) -> None:
 def test_a_session_without_repeats_and_one_without_averages(v4_folder: Path) -> None:
     made = load_v4_compact(v4_folder / "data_V4_responses", "210620")
     assert made.repeats is None
-    assert set(made.subjects) == {"RA"}
+    assert set(made.subjects) == {"RA"}  # type: ignore[arg-type]
     mine = load_v4_compact(v4_folder, "mine")
     assert mine.repeats is not None
     assert mine.subjects is None
@@ -93,7 +96,7 @@ def test_damaged_files(v4_folder: Path) -> None:
 
 def test_a_pickle_is_not_executed(v4_folder: Path, tmp_path: Path) -> None:
     class Bad:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "executed",)
 
     path = v4_folder / "data_V4_responses/responses_repeat_averaged/responses_190924.npy"
@@ -110,10 +113,10 @@ def test_images_and_responses_that_differ_in_number(v4_folder: Path) -> None:
         load_v4_compact(v4_folder, "210620")
 
 
-def test_a_download_is_made_once(published, v4_folder: Path, cache: Path, capsys) -> None:
+def test_a_download_is_made_once(published: Any, v4_folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = load_v4_compact(None, "190924")
     assert made.source == "V4_compact_models:190924"
-    np.testing.assert_array_equal(made.repeats, load_v4_compact(v4_folder, "190924").repeats)
+    np.testing.assert_array_equal(made.repeats, load_v4_compact(v4_folder, "190924").repeats)  # type: ignore[arg-type]
     progress = capsys.readouterr().err
     assert "images_190924.zip (0.0 MB)" in progress
     assert written(cache) == ["images_190924.zip", "responses_190924.npy", "responses_190924.npy"]
@@ -122,7 +125,7 @@ def test_a_download_is_made_once(published, v4_folder: Path, cache: Path, capsys
     assert published.asked == []
 
 
-def test_a_session_whose_repeats_are_not_published(published, cache: Path, capsys) -> None:
+def test_a_session_whose_repeats_are_not_published(published: Any, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del published.files["data_V4_responses/responses_raw/responses_190924.npy"]
     assert load_v4_compact(None, "190924").repeats is None
     assert "no single repeats are published" in capsys.readouterr().err
@@ -132,7 +135,7 @@ def test_a_session_whose_repeats_are_not_published(published, cache: Path, capsy
 
 
 @pytest.mark.parametrize("name", ["images/images_190924.zip", "responses_raw/responses_190924.npy"])
-def test_a_truncated_download_leaves_nothing(published, cache: Path, name: str) -> None:
+def test_a_truncated_download_leaves_nothing(published: Any, cache: Path, name: str) -> None:
     published.cut.add(f"data_V4_responses/{name}")
     with pytest.raises(OSError, match=rf"{name}: the download failed or is not the file that was published"):
         load_v4_compact(None, "190924")
@@ -142,7 +145,7 @@ def test_a_truncated_download_leaves_nothing(published, cache: Path, name: str) 
     assert load_v4_compact(None, "190924").responses.shape[1] == 25
 
 
-def test_a_download_that_is_not_there_or_not_what_was_published(published, cache: Path) -> None:
+def test_a_download_that_is_not_there_or_not_what_was_published(published: Any, cache: Path) -> None:
     top = "data_V4_responses"
     averages = f"{top}/responses_repeat_averaged/responses_190924.npy"
     whole = published.files[averages]
@@ -166,7 +169,7 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written(cache) == []
 
 
-def test_a_pinned_hash(published, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pinned_hash(published: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = published.files["data_V4_responses/images/images_190924.zip"]
     monkeypatch.setitem(v4_compact.SHA256, "images/images_190924.zip", hashlib.sha256(data).hexdigest())
     load_v4_compact(None, "190924")
@@ -206,10 +209,10 @@ def test_the_real_sessions(shared: Path) -> None:
         assert made.images.decode(0).size == (112, 112)
 
 
-def test_a_real_session_downloaded(shared: Path, server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_session_downloaded(shared: Path, server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add_folder(shared / "data/V4_compact_models")
     monkeypatch.setattr(v4_compact, "BASE_URL", server.url)
     made = load_v4_compact(None, "210325")
     assert made.repeats is not None
     assert made.repeats.shape == (640, 50, 10)
-    assert set(made.subjects) == {"PE"}
+    assert set(made.subjects) == {"PE"}  # type: ignore[arg-type]

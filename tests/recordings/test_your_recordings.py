@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from cnnf_brain.recordings import load
@@ -19,7 +21,7 @@ def test_the_page_runs(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "clone").mkdir()
     (tmp_path / "shared").symlink_to(shared, target_is_directory=True)
     monkeypatch.chdir(tmp_path / "clone")
-    names: dict = {}
+    names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
@@ -31,10 +33,10 @@ def test_the_page_runs(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert written.images.digest() == names["recordings"].images.digest()
     assert len(written.images) == 64
     assert written.excluded == ()
-    assert set(written.subjects) == {"1", "2"}
+    assert set(written.subjects) == {"1", "2"}  # type: ignore[arg-type]
 
 
-def test_the_page_names_what_a_file_holds(tmp_path: Path, image_files: list[Path], repeats: np.ndarray) -> None:
+def test_the_page_names_what_a_file_holds(tmp_path: Path, image_files: list[Path], repeats: npt.NDArray[Any]) -> None:
     import xarray as xr
 
     from cnnf_brain.recordings import write_assembly

@@ -51,13 +51,13 @@ def run_record(*, simulated: bool = False, responses: str = "b" * 64, **more: An
     recordings = [{"region": "V4", "source": "here", "images_sha256": "a" * 64, "responses_sha256": responses}]
     record = {"options": OPTIONS, "command": "python -m cnnf_brain.compare", "commit": "d" * 40}
     record |= {
-        "networks": [network],
+        "networks": [network],  # type: ignore[list-item]
         "accuracy": [],
         "notes": [],
-        "recordings": recordings,
+        "recordings": recordings,  # type: ignore[dict-item]
         "versions": VERSIONS,
         "machine": "m",
-        "seconds": 1,
+        "seconds": 1,  # type: ignore[dict-item]
     }
     return record | more
 
@@ -114,7 +114,7 @@ def figured(folder: Path, *, iterations: int = 3, **more: Any) -> Path:
         question="Why?",
         answer="Because.",
         claims=[Claim.of_interval("x rises", "0.1", 0.05, 0.15)],
-        charts=[TableChart(title="Share", caption="Mean.", y_name="share", **columns)],
+        charts=[TableChart(title="Share", caption="Mean.", y_name="share", **columns)],  # type: ignore[arg-type]
         tables={"table.csv": ("Shares", "a note")},
         pictures={"figure.svg": "drawn"},
         caveats=["One network."],

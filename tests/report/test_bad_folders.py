@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from folders import compared, figured
+from report.folders import compared, figured
 
 from cnnf_brain.compare import comparison
 from cnnf_brain.report import PAGE, readers, runs
@@ -14,12 +15,12 @@ from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart
 
 
-def spoil(folder: Path, name: str, **change: object) -> None:
+def spoil(folder: Path, name: str, **change: Any) -> None:
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**content, **change}))
 
 
-def test_a_folder_that_is_incomplete(tmp_path):
+def test_a_folder_that_is_incomplete(tmp_path: Path) -> None:
     folder = compared(tmp_path)
     (folder / "run.json").unlink()
     with pytest.raises(ValueError, match=r"is incomplete: no run.json; do the run again"):
@@ -42,14 +43,14 @@ def test_a_folder_that_is_incomplete(tmp_path):
         ({"evaluations": [{"region": "V4"}]}, "its files lack what a comparison has"),
     ],
 )
-def test_a_folder_of_another_version(tmp_path, change, words):
+def test_a_folder_of_another_version(tmp_path: Path, change: Any, words: str) -> None:
     folder = compared(tmp_path)
     spoil(folder, "summary.json", **change)
     with pytest.raises(ValueError, match=words):
         readers.read(folder)
 
 
-def test_a_folder_that_is_not_ours(tmp_path):
+def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"not the results of a run of cnnf-brain \(it holds notes.txt\); known: compare"):
         readers.read(tmp_path)
@@ -69,7 +70,7 @@ def test_a_folder_that_is_not_ours(tmp_path):
         readers.read(tmp_path / "none")
 
 
-def test_a_table_that_was_cut(tmp_path):
+def test_a_table_that_was_cut(tmp_path: Path) -> None:
     folder = figured(tmp_path)
     text = (folder / "table.csv").read_text()
     (folder / "table.csv").write_text(text[:-4])
@@ -79,7 +80,9 @@ def test_a_table_that_was_cut(tmp_path):
 
 @pytest.mark.parametrize("entry", ["tables", "pictures"])
 @pytest.mark.parametrize("name", ["../secret.svg", "{parent}/secret.svg", "link.svg", "sub/../../secret.svg"])
-def test_files_outside_of_the_folder_are_not_read(tmp_path, entry, name, capsys):
+def test_files_outside_of_the_folder_are_not_read(
+    tmp_path: Path, entry: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "secret.svg").write_text("a,b\nSECRET,1\n")
     folder = figured(tmp_path / "run")
     (folder / PAGE).unlink()
@@ -95,7 +98,7 @@ def test_files_outside_of_the_folder_are_not_read(tmp_path, entry, name, capsys)
 
 @pytest.mark.parametrize("field", ["{iteration:>3000000000}", "{iteration.__class__}", "{iteration!r:>99}", "{0}", "{}"])
 @pytest.mark.parametrize("where", ["label", "group"])
-def test_labels_are_no_format_strings(tmp_path, field, where):
+def test_labels_are_no_format_strings(tmp_path: Path, field: str, where: str) -> None:
     folder = figured(tmp_path)
     charts = json.loads((folder / "summary.json").read_text())["charts"]
     charts[0][where] = field if where == "label" else [field]
@@ -104,12 +107,12 @@ def test_labels_are_no_format_strings(tmp_path, field, where):
         readers.read(folder)
 
 
-def test_labels_take_the_cells_as_they_are():
+def test_labels_take_the_cells_as_they_are() -> None:
     row = {"name": "{iteration} {0}", "iteration": "2"}
     assert runs.filled("{name}: {iteration}, 50 % {", row) == "{iteration} {0}: 2, 50 % {"
 
 
-def test_files_that_no_parser_takes(tmp_path):
+def test_files_that_no_parser_takes(tmp_path: Path) -> None:
     folder = figured(tmp_path / "wide")
     (folder / "table.csv").write_text("a,b\n" + "x" * 200_000 + ",1\n")  # longer than the csv module admits
     with pytest.raises(ValueError, match=r"table.csv is damaged .*run the command again"):
@@ -120,7 +123,7 @@ def test_files_that_no_parser_takes(tmp_path):
         readers.read(folder)
 
 
-def test_a_failed_page_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_a_failed_page_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = compared(tmp_path)
     monkeypatch.setattr(Chart, "svg", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from browser import Opened, launched
-from folders import EVIL, compared, evaluation, figured, trained
+from report.browser import Opened, launched
+from report.folders import EVIL, compared, evaluation, figured, trained
 
 from cnnf_brain.report import page, readers
 
@@ -16,18 +17,18 @@ browser = pytest.fixture(scope="module")(launched)
 
 
 @pytest.fixture
-def written(tmp_path) -> Path:
+def written(tmp_path: Path) -> Path:
     return readers.leave(compared(tmp_path / "run"))
 
 
-def test_it_opens_without_an_error_or_a_request(browser, written):
+def test_it_opens_without_an_error_or_a_request(browser: Any, written: Path) -> None:
     opened = Opened(browser, written)
     assert opened.page.title() == "Neural predictivity"
     assert opened.said == []
     assert opened.asked == [written.resolve().as_uri()]
 
 
-def test_columns_sort_by_number_both_ways(browser, written):
+def test_columns_sort_by_number_both_ways(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written).page
     column = "td:nth-child(7)"  # median r, as "0.320 [0.300, 0.340]"
 
@@ -50,7 +51,7 @@ def test_columns_sort_by_number_both_ways(browser, written):
     assert names == sorted(names)
 
 
-def test_cells_without_a_number_come_last(browser, written):
+def test_cells_without_a_number_come_last(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written).page
     head = sheet.locator("#table th", has_text="resampled t p")
     cells = f"#table tbody tr td:nth-child({[*sheet.locator('#table th').all_inner_texts()].index('resampled t p') + 1})"
@@ -59,7 +60,7 @@ def test_cells_without_a_number_come_last(browser, written):
         assert sheet.locator(cells).all_inner_texts()[-1] == "", "the baseline has no test"
 
 
-def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
+def test_numbers_appear_under_the_pointer_and_by_keyboard(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written).page
     tip = sheet.locator("#tip")
     assert not tip.is_visible()
@@ -73,7 +74,7 @@ def test_numbers_appear_under_the_pointer_and_by_keyboard(browser, written):
     assert "at most 0.800" in tip.inner_text()
 
 
-def test_labels_stand_beside_their_bars(browser, tmp_path):
+def test_labels_stand_beside_their_bars(browser: Any, tmp_path: Path) -> None:
     fits, cannot = "small CNN-F (feedback untrained)", "a name that is far too long for a column " * 3
     rows = [evaluation("baseline", "pool@0", r=0.3)]
     rows += [replace(evaluation("model", "features.28@1", r=0.4), network=name) for name in (fits, cannot)]
@@ -89,7 +90,7 @@ def test_labels_stand_beside_their_bars(browser, tmp_path):
     assert marks.nth(2).locator("text").first.text_content().startswith("…")
 
 
-def test_without_javascript_figure_and_table_are_there(browser, written):
+def test_without_javascript_figure_and_table_are_there(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written, java_script_enabled=False).page
     assert sheet.locator("svg .bar").count() == 3
     assert sheet.locator("svg .bar").first.is_visible()
@@ -99,7 +100,7 @@ def test_without_javascript_figure_and_table_are_there(browser, written):
 
 
 @pytest.mark.parametrize("make", [compared, trained, figured])
-def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
+def test_a_phone_shows_it_without_sideways_scrolling(browser: Any, tmp_path: Path, make: Any) -> None:
     path = readers.leave(make(tmp_path / "run"))
     sheet = Opened(browser, path, viewport={"width": 360, "height": 700}).page
     assert sheet.evaluate("document.documentElement.scrollWidth") <= 360
@@ -107,8 +108,8 @@ def test_a_phone_shows_it_without_sideways_scrolling(browser, tmp_path, make):
     assert sheet.locator(".answer").is_visible()
 
 
-def test_light_and_dark_and_print(browser, written):
-    def colours(**options: object) -> list[str]:
+def test_light_and_dark_and_print(browser: Any, written: Path) -> None:
+    def colours(**options: Any) -> list[str]:
         sheet = Opened(browser, written, **options).page
         asked = (("body", "backgroundColor"), (".s-1 .bar", "fill"))
         return [sheet.evaluate(f"getComputedStyle(document.querySelector('{q}')).{p}") for q, p in asked]
@@ -121,7 +122,7 @@ def test_light_and_dark_and_print(browser, written):
     assert sheet.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
+def test_text_of_files_stays_text_in_the_browser(browser: Any, tmp_path: Path) -> None:
     row = evaluation("baseline", "pool@0", r=0.3, source=EVIL)
     row = row.__class__(**{**vars(row), "network": EVIL})
     opened = Opened(browser, readers.leave(compared(tmp_path / "run", row, command=EVIL)))
@@ -131,7 +132,7 @@ def test_text_of_files_stays_text_in_the_browser(browser, tmp_path):
     assert EVIL in opened.page.locator("#tip").inner_text()
 
 
-def test_several_runs_in_a_browser(browser, tmp_path):
+def test_several_runs_in_a_browser(browser: Any, tmp_path: Path) -> None:
     folders = compared(tmp_path / "a"), trained(tmp_path / "b"), figured(tmp_path / "c")
     path = page.side_by_side([readers.read(folder) for folder in folders], tmp_path / "all.html")
     opened = Opened(browser, path, viewport={"width": 360, "height": 700})
@@ -144,14 +145,14 @@ def test_several_runs_in_a_browser(browser, tmp_path):
 # Width
 
 
-def box(sheet: object, query: str, index: int = 0) -> dict[str, float]:
+def box(sheet: Any, query: str, index: int = 0) -> dict[str, float]:
     """Place and size of an element in pixels."""
     found = sheet.locator(query).nth(index).bounding_box()
     assert found is not None
     return found
 
 
-def test_a_wide_window_is_used(browser, written):
+def test_a_wide_window_is_used(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written, viewport={"width": 1440, "height": 900}).page
     assert box(sheet, "main")["width"] > 1300
     table, around = box(sheet, "#table table"), box(sheet, "#table .scroll")
@@ -165,7 +166,7 @@ def test_a_wide_window_is_used(browser, written):
     assert box(sheet, ".answer")["width"] <= 1.1 * letters, "a line of text stays readable"
 
 
-def test_charts_stand_side_by_side_where_there_is_room(browser, tmp_path):
+def test_charts_stand_side_by_side_where_there_is_room(browser: Any, tmp_path: Path) -> None:
     path = readers.leave(trained(tmp_path / "run"))
     wide = Opened(browser, path, viewport={"width": 1440, "height": 900}).page
     first, second = (box(wide, ".charts svg", i) for i in (0, 1))
@@ -176,7 +177,7 @@ def test_charts_stand_side_by_side_where_there_is_room(browser, tmp_path):
     assert second["y"] > first["y"] + first["height"]
 
 
-def test_wide_tables_scroll_inside_their_box(browser, written):
+def test_wide_tables_scroll_inside_their_box(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written, viewport={"width": 375, "height": 700}).page
     scroller = "document.querySelector('#table .scroll')"
     assert sheet.evaluate(f"{scroller}.scrollWidth > {scroller}.clientWidth")
@@ -188,17 +189,17 @@ def test_wide_tables_scroll_inside_their_box(browser, written):
 
 
 @pytest.fixture
-def long(tmp_path) -> Path:
+def long(tmp_path: Path) -> Path:
     """A page with a table of 41 rows: iterations 0 to 39 and one without a number."""
     return readers.leave(figured(tmp_path / "long", iterations=40))
 
 
-def visible(sheet: object, query: str) -> int:
+def visible(sheet: Any, query: str) -> int:
     return sum(one.is_visible() for one in sheet.locator(query).all())
 
 
 @pytest.mark.parametrize("script", [True, False])
-def test_long_tables_and_what_the_run_was_unfold(browser, long, script):
+def test_long_tables_and_what_the_run_was_unfold(browser: Any, long: Path, script: bool) -> None:
     sheet = Opened(browser, long, java_script_enabled=script).page
     rows = "#table .table:has(.rest) tbody tr"
     assert visible(sheet, rows) == 10
@@ -210,7 +211,7 @@ def test_long_tables_and_what_the_run_was_unfold(browser, long, script):
     assert sheet.locator("#run dd", has_text="python -m cnnf_brain.visualize").is_visible()
 
 
-def test_a_folded_table_sorts_as_a_whole(browser, long):
+def test_a_folded_table_sorts_as_a_whole(browser: Any, long: Path) -> None:
     sheet = Opened(browser, long).page
     head = sheet.locator("#table .table:has(.rest) th", has_text="mean").locator("button")
 
@@ -225,7 +226,7 @@ def test_a_folded_table_sorts_as_a_whole(browser, long):
 
 
 @pytest.mark.parametrize("script", [True, False])
-def test_everything_is_open_on_paper(browser, long, script):
+def test_everything_is_open_on_paper(browser: Any, long: Path, script: bool) -> None:
     sheet = Opened(browser, long, java_script_enabled=script).page
     sheet.emulate_media(media="print")
     assert visible(sheet, "#table .table:has(.rest) tbody tr") == 41
@@ -233,7 +234,7 @@ def test_everything_is_open_on_paper(browser, long, script):
     assert sheet.locator("#run dd").first.is_visible()
 
 
-def test_printing_by_the_browser_opens_and_folds_again(browser, long):
+def test_printing_by_the_browser_opens_and_folds_again(browser: Any, long: Path) -> None:
     sheet = Opened(browser, long).page
     opened = "[...document.querySelectorAll('details')].every((d) => d.open)"
     assert not sheet.evaluate(opened)

@@ -10,10 +10,11 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from folders import EVIL, compared, evaluation, figured, run_record, trained
+from report.folders import EVIL, compared, evaluation, figured, run_record, trained
 
 from cnnf_brain.report import PAGE, charts, page, readers
 from cnnf_brain.report.__main__ import main
@@ -54,7 +55,7 @@ def read(folder: Path) -> tuple[str, Reader]:
 # What is on a page
 
 
-def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path):
+def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path: Path) -> None:
     text, _ = read(compared(tmp_path))
     order = ['class="question"', 'class="answer"', 'id="figure"', "<svg", 'id="table"', "<table", 'id="run"', 'id="caveats"']
     places = [text.index(words) for words in order]
@@ -67,7 +68,7 @@ def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path):
     assert "c" * 64 in text
 
 
-def test_the_answer_counts_valid_tests(tmp_path):
+def test_the_answer_counts_valid_tests(tmp_path: Path) -> None:
     run = readers.read(compared(tmp_path))
     # of two differences, +0.12 has p = 0.001 (Holm over two: 0.002) by all tests, -0.2 has p = 0.4
     assert run.answer.startswith("In part: of 2 differences to the baseline, 1 lie above and 0 below it by every valid test")
@@ -83,7 +84,7 @@ def test_the_answer_counts_valid_tests(tmp_path):
         ((0.001, 0.001), (0.1, -0.1), "In part"),
     ],
 )
-def test_the_first_word_of_the_answer(tmp_path, ps, differences, word):
+def test_the_first_word_of_the_answer(tmp_path: Path, ps: Any, differences: Any, word: str) -> None:
     rows = [evaluation("baseline", "pool@0", r=0.3)]
     rows += [
         evaluation("model", f"pool@{t}", r=0.3, p=p, difference=d)
@@ -92,7 +93,7 @@ def test_the_first_word_of_the_answer(tmp_path, ps, differences, word):
     assert readers.read(compared(tmp_path, *rows)).answer.split(":")[0] == word
 
 
-def test_numbers_of_the_chart_are_those_of_the_summary(tmp_path):
+def test_numbers_of_the_chart_are_those_of_the_summary(tmp_path: Path) -> None:
     folder = compared(tmp_path)
     entries = json.loads((folder / "summary.json").read_text())["evaluations"]
     (chart,) = readers.read(folder).charts
@@ -104,7 +105,7 @@ def test_numbers_of_the_chart_are_those_of_the_summary(tmp_path):
     assert marks[0].bound == pytest.approx(0.8), "the root of the ceiling of 0.64"
 
 
-def test_simulated_runs_say_so_at_the_top(tmp_path):
+def test_simulated_runs_say_so_at_the_top(tmp_path: Path) -> None:
     rows = [evaluation("baseline", "pool@0", r=0.3, simulated=True, source="simulated")]
     text, _ = read(compared(tmp_path, *rows, simulated=True))
     body = text[text.index("<body>") :]
@@ -112,7 +113,7 @@ def test_simulated_runs_say_so_at_the_top(tmp_path):
     assert "SIMULATED" not in read(compared(tmp_path / "real"))[0]
 
 
-def test_what_a_run_does_not_show(tmp_path):
+def test_what_a_run_does_not_show(tmp_path: Path) -> None:
     baseline = evaluation("baseline", "pool@0", r=0.3, sites=4, simulated=True)
     found = "\n".join(readers.read(compared(tmp_path, baseline, simulated=True, commit="d" * 40 + "-dirty")).caveats)
     for words in (
@@ -126,16 +127,16 @@ def test_what_a_run_does_not_show(tmp_path):
     assert "No ceiling" not in "\n".join(readers.read(compared(tmp_path / "ceilings", ceiled)).caveats)
 
 
-def test_the_page_asks_for_nothing_and_lets_no_other_script_run(tmp_path):
+def test_the_page_asks_for_nothing_and_lets_no_other_script_run(tmp_path: Path) -> None:
     text, parsed = read(compared(tmp_path))
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
     assert "http" not in re.sub(r'http-equiv|xmlns="[^"]*"', "", text)
     (policy,) = [a["content"] for tag, a in parsed.elements if tag == "meta" and "http-equiv" in a]
     assert policy.startswith("default-src 'none'; img-src data:;")
-    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'$", policy)
+    assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'$", policy)  # type: ignore[arg-type]
 
 
-def test_the_page_is_made_again_from_the_folder_alone(tmp_path):
+def test_the_page_is_made_again_from_the_folder_alone(tmp_path: Path) -> None:
     first = readers.leave(compared(tmp_path / "run")).read_bytes()
     (tmp_path / "run" / PAGE).unlink()
     shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "run")
@@ -143,7 +144,7 @@ def test_the_page_is_made_again_from_the_folder_alone(tmp_path):
     assert (tmp_path / "elsewhere" / "run" / PAGE).read_bytes() == first
 
 
-def test_what_files_say_is_escaped_everywhere(tmp_path):
+def test_what_files_say_is_escaped_everywhere(tmp_path: Path) -> None:
     rows = [
         evaluation("baseline", f"{EVIL}@0", r=0.3, source=EVIL),
         evaluation("model", f"{EVIL}@1", r=0.2, source=EVIL, excluded=(EVIL,)),
@@ -171,7 +172,7 @@ WORDS = """html head meta link title style body header main section p h1 h2 h3 f
 KNOWN = set(WORDS.split())
 
 
-def test_a_trainers_page(tmp_path):
+def test_a_trainers_page(tmp_path: Path) -> None:
     run = readers.read(trained(tmp_path))
     assert run.answer == (
         "Accuracy (validation of 5000 images) is 90.00 % in the first feedforward pass and 80.00 % at iteration 2, which is lower "
@@ -184,7 +185,7 @@ def test_a_trainers_page(tmp_path):
     assert "No test images were used" in text
 
 
-def test_a_run_that_is_not_finished_says_so(tmp_path):
+def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
     folder = trained(tmp_path, finished=False)
     with open(folder / "log.jsonl", "a") as file:
         file.write('{"epoch": 3, "ste')  # killed while writing
@@ -198,12 +199,12 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
     assert "Nothing to draw yet." in read(folder)[0]
 
 
-def test_the_log_of_the_other_trainer():
+def test_the_log_of_the_other_trainer() -> None:
     log = [{"step": 20, "losses": {}}, {"step": 40, "validation": {"top1": [0.1, 0.2], "top5": [0.3, 0.4], "images": 50}}]
     assert readers.validations(log) == [(40.0, [0.1, 0.2], 50)]
 
 
-def test_a_figures_page(tmp_path):
+def test_a_figures_page(tmp_path: Path) -> None:
     run = readers.read(figured(tmp_path))
     (chart,) = run.charts
     assert [name for name, _ in chart.groups] == ["noise", "blur"]
@@ -214,9 +215,9 @@ def test_a_figures_page(tmp_path):
     assert 'src="data:image/svg+xml;base64,' in read(tmp_path)[0]
 
 
-def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained():
+def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained() -> None:
     columns = {"group": ["{model}"], "label": "{model}, {epsilon}", "series": "", "x": "epsilon", "x_name": "epsilon"}
-    chart = TableChart(title="t", caption="c", where={"attack": "PGD"}, y="mean", y_name="accuracy", **columns)
+    chart = TableChart(title="t", caption="c", where={"attack": "PGD"}, y="mean", y_name="accuracy", **columns)  # type: ignore[arg-type]
     rows = [
         {"attack": attack, "model": model, "trained": trained, "epsilon": epsilon, "mean": mean}
         for attack in ("PGD", "FGSM")
@@ -234,7 +235,7 @@ def test_a_chart_over_a_column_takes_its_colours_from_what_was_trained():
     assert "<title>CNN-F-5, 0.1: 0.400</title>" in svg
 
 
-def test_a_notice_stands_right_below_the_answer(tmp_path):
+def test_a_notice_stands_right_below_the_answer(tmp_path: Path) -> None:
     run = readers.read(compared(tmp_path / "run"))
     noticed = replace(run, notice=EVIL)
     text = page.render([noticed])
@@ -247,7 +248,7 @@ def test_a_notice_stands_right_below_the_answer(tmp_path):
     assert both.index("other: briefly trained") < both.index('id="runs"')
 
 
-def test_a_page_made_in_another_folder_names_the_final_one(tmp_path):
+def test_a_page_made_in_another_folder_names_the_final_one(tmp_path: Path) -> None:
     staging = compared(tmp_path / ".run-x7f3")
     text = readers.leave(staging, shown_as=tmp_path / "run").read_text()
     assert "<dt>folder</dt><dd>run</dd>" in text
@@ -255,7 +256,7 @@ def test_a_page_made_in_another_folder_names_the_final_one(tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_a_run_that_no_folder_holds_has_a_page_too(tmp_path):
+def test_a_run_that_no_folder_holds_has_a_page_too(tmp_path: Path) -> None:
     run = Run(
         folder=Path("here"),
         kind="mine",
@@ -284,11 +285,11 @@ def test_a_run_that_no_folder_holds_has_a_page_too(tmp_path):
         (["/a/run", "/a/x/../run"], ["run", "run"]),
     ],
 )
-def test_folders_are_never_shown_as_absolute_paths(folders, shown):
+def test_folders_are_never_shown_as_absolute_paths(folders: list[str], shown: list[str]) -> None:
     assert page.short_folders([Path(folder) for folder in folders]) == shown
 
 
-def test_what_is_not_known_is_not_shown_as_null(tmp_path):
+def test_what_is_not_known_is_not_shown_as_null(tmp_path: Path) -> None:
     folder = compared(tmp_path / "run", commit=None, recordings=[{**run_record()["recordings"][0], "excluded": []}])
     text, _ = read(folder)
     facts = dict(readers.read(folder).facts)
@@ -299,14 +300,14 @@ def test_what_is_not_known_is_not_shown_as_null(tmp_path):
     assert facts["options.seed"] == "0"
 
 
-def test_what_the_run_was_is_folded(tmp_path):
+def test_what_the_run_was_is_folded(tmp_path: Path) -> None:
     text, _ = read(compared(tmp_path))
     assert re.search(r"<details>\s*<summary><h2>What the run was</h2></summary>\s*<dl>", text)
     assert text.count("<details") == 1, "a short table is not folded"
 
 
 @pytest.mark.parametrize(("rows", "folded"), [(30, 0), (31, 21)])
-def test_long_tables_keep_their_first_rows_visible(tmp_path, rows, folded):
+def test_long_tables_keep_their_first_rows_visible(tmp_path: Path, rows: int, folded: int) -> None:
     text, _ = read(figured(tmp_path, iterations=rows - 1))
     _, _, rest = text[: text.index('id="run"')].partition('<tbody class="rest">')
     assert rest.count("<tr>") == folded
@@ -316,7 +317,7 @@ def test_long_tables_keep_their_first_rows_visible(tmp_path, rows, folded):
 # Side by side
 
 
-def test_runs_of_the_same_recordings_agree(tmp_path):
+def test_runs_of_the_same_recordings_agree(tmp_path: Path) -> None:
     folders = [compared(tmp_path / name) for name in "ab"]
     assert page.differences([readers.read(f) for f in folders], ["a", "b"]).rows == ()
     text = page.side_by_side([readers.read(f) for f in folders], tmp_path / "both.html").read_text()
@@ -324,7 +325,7 @@ def test_runs_of_the_same_recordings_agree(tmp_path):
     assert [row[0] for row in page.overview([readers.read(f) for f in folders], ["a", "b"]).rows] == ["a", "b"]
 
 
-def test_merged_tables_keep_their_notes(tmp_path):
+def test_merged_tables_keep_their_notes(tmp_path: Path) -> None:
     folders = [
         figured(tmp_path / "a", tables={"table.csv": ("Shares", "of both", "of the first")}),
         figured(tmp_path / "b", tables={"table.csv": ("Shares", "of both")}),
@@ -338,7 +339,7 @@ def test_merged_tables_keep_their_notes(tmp_path):
     )
 
 
-def test_runs_that_are_not_comparable_say_where(tmp_path):
+def test_runs_that_are_not_comparable_say_where(tmp_path: Path) -> None:
     options = {**run_record()["options"], "splits": "brainscore"}
     a = compared(tmp_path / "a")
     b = compared(tmp_path / "b", options=options, responses="9" * 64, versions={"python": "3.12.1", "torch": "2.15.0"})
@@ -353,7 +354,7 @@ def test_runs_that_are_not_comparable_say_where(tmp_path):
     assert ("splits", "kfold", "not recorded") in rows
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [compared(tmp_path / "x" / "run"), compared(tmp_path / "y" / "run")]
     assert main([str(f) for f in folders]) == 0
@@ -367,7 +368,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         main([str(folders[0]), "--output", "x.html"])
 
 
-def test_the_command_as_typed(tmp_path):
+def test_the_command_as_typed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cnnf_brain.report", str(tmp_path / "nothing")], capture_output=True, text=True, check=False
     )
@@ -378,7 +379,7 @@ def test_the_command_as_typed(tmp_path):
 # Charts
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bars_are_as_long_as_their_values() -> None:
     marks = (Mark("a", 0.5, 0.4, 0.6), Mark("b", -0.25, series=1), Mark("c", None))
     svg = Chart("t", "c", "y", (("g", marks),)).svg()
     bars = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="bar"', svg)]
@@ -388,7 +389,7 @@ def test_bars_are_as_long_as_their_values():
     assert "<title>c: undefined</title>" in svg
 
 
-def test_lines_go_through_their_points():
+def test_lines_go_through_their_points() -> None:
     marks = tuple(Mark(str(x), y, x=x) for x, y in ((0, 0.0), (1, 1.0), (2, 0.5)))
     svg = Chart("t", "c", "y", (("g", marks),), x="x", bars=False).svg()
     points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
@@ -396,7 +397,7 @@ def test_lines_go_through_their_points():
     assert (points[0][1] - points[2][1]) / (points[0][1] - points[1][1]) == pytest.approx(0.5, abs=0.01)
 
 
-def test_ticks_enclose_the_values():
+def test_ticks_enclose_the_values() -> None:
     for values in ([0.31, 0.34], [-0.2, 0.1], [0.0], [], [5.0, 5.0]):
         found = charts.ticks(values, zero=True)
         assert found[0] <= min([*values, 0.0])

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ from cnnf_brain import cli
 from cnnf_brain import robustness as working
 from cnnf_brain.attacks import threats
 from cnnf_brain.robustness import cells, grids, open_workshop, table, tasks, work
-from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training
-from cnnf_brain.robustness.grids import Against
+from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training, Workshop
+from cnnf_brain.robustness.grids import Against, Grid
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.checkpoint import HASH, finish
 
@@ -40,26 +41,26 @@ class Asked:
 
 
 @pytest.fixture
-def shop(tiny, idx_folder, tmp_path, trained):
+def shop(tiny: Grid, idx_folder: Path, tmp_path: Path, trained: Path) -> Any:
     """A grid whose networks are trained and of which nothing else is done."""
     shutil.copytree(trained, tmp_path / "models")
     return open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
 
 
 @pytest.fixture
-def empty(tiny, idx_folder, tmp_path):
+def empty(tiny: Grid, idx_folder: Path, tmp_path: Path) -> Any:
     """A grid of which nothing is done."""
     return open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
 
 
 @pytest.fixture
-def done(shop, alone):
+def done(shop: Any, alone: Workshop) -> Any:
     """A copy of ``alone``."""
     shutil.copytree(alone.folder, shop.folder, dirs_exist_ok=True)
     return shop
 
 
-def test_a_grid_from_nothing_to_its_files(empty):
+def test_a_grid_from_nothing_to_its_files(empty: Any) -> None:
     shop = empty
     todo, told = tasks(shop), []
     work(todo, None, lambda *values: told.append(values))
@@ -87,11 +88,11 @@ def test_a_grid_from_nothing_to_its_files(empty):
     assert np.array_equal(right[1, 1], ~made.success[0].numpy())
 
 
-def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeypatch):
+def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     todo, stop = [task for task in tasks(shop) if not isinstance(task, Training)], Asked()
     real, calls = cells.attacked, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             stop.requested = signal.SIGTERM
@@ -100,7 +101,7 @@ def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(cells, "attacked", interrupted)
         with pytest.raises(Interrupted):
-            work(todo, stop, silent)
+            work(todo, stop, silent)  # type: ignore[arg-type]
     finished = {task.path: task.path.stat().st_mtime_ns for task in todo if task.path.exists()}
     assert 0 < len(finished) < len(todo)
     kept = {path for path in (shop.folder / "cells").iterdir() if not path.name.startswith(".")}
@@ -110,7 +111,7 @@ def test_a_stop_in_the_middle_keeps_what_is_whole_and_nothing_else(shop, monkeyp
         assert path.stat().st_mtime_ns == when  # not done again
 
 
-def in_another_process(shop, order, queue):
+def in_another_process(shop: Any, order: Any, queue: Any) -> None:
     """Work at the grid and say what was done here."""
     torch.set_num_threads(1)
     mine = []
@@ -119,7 +120,7 @@ def in_another_process(shop, order, queue):
     queue.put([title for title in mine if title != "finished"])
 
 
-def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, alone):
+def test_two_processes_divide_the_cells_and_none_is_done_twice(shop: Any, alone: Workshop) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [context.Process(target=in_another_process, args=(shop, order, queue)) for order in (1, -1)]
@@ -134,16 +135,16 @@ def test_two_processes_divide_the_cells_and_none_is_done_twice(shop, alone):
     assert all(half for half in halves)
     for one, other in zip(tasks(shop), tasks(alone), strict=True):
         if isinstance(one, Cell):
-            assert np.array_equal(one.read(), other.read()), one.title
+            assert np.array_equal(one.read(), other.read()), one.title  # type: ignore[attr-defined]
 
 
-def test_a_killed_process_leaves_no_lock_and_no_half_file(shop):
+def test_a_killed_process_leaves_no_lock_and_no_half_file(shop: Any) -> None:
     todo = [task for task in tasks(shop) if not isinstance(task, Training)]
 
-    def holds(ready):
+    def holds(ready: Any) -> None:
         task = todo[0]
         task.path.parent.mkdir(parents=True, exist_ok=True)
-        with working.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
+        with working.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):  # type: ignore[attr-defined]
             ready.set()
             time.sleep(600)
 
@@ -154,18 +155,18 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(shop):
     assert ready.wait(60)
     stop, told = Asked(), []
 
-    def tell(_done, _total, title):
+    def tell(_done: Any, _total: Any, title: Any) -> None:
         told.append(title)
         if len(told) == 1:
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
 
-    work(todo, stop, tell, poll=0.05)  # the others first; when the holder is dead, its task too
+    work(todo, stop, tell, poll=0.05)  # type: ignore[arg-type]  # the others first; when the holder is dead, its task too
     process.join(60)
     assert told.count(todo[0].title) == 1
     assert all(task.path.exists() for task in todo)
 
 
-def test_another_grid_is_other_files_and_shares_networks(done):
+def test_another_grid_is_other_files_and_shares_networks(done: Any) -> None:
     changed = replace(done, grid=replace(done.grid, epsilons=(0.0, 0.1)))
     before = {task.path for task in tasks(done)}
     new = [task for task in tasks(changed) if task.path not in before]
@@ -175,7 +176,7 @@ def test_another_grid_is_other_files_and_shares_networks(done):
     assert not {task.path for task in tasks(longer)} & before
 
 
-def test_a_damaged_file_is_named(done):
+def test_a_damaged_file_is_named(done: Any) -> None:
     cell = next(task for task in tasks(done) if isinstance(task, Cell))
     cell.path.write_bytes(cell.path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"is damaged .*remove it"):
@@ -186,7 +187,7 @@ def test_a_damaged_file_is_named(done):
         cell.read()
 
 
-def retrained(shop, model, seed):
+def retrained(shop: Any, model: Any, seed: Any) -> None:
     """Another network in a network's folder, as a training with other software leaves it: same configuration, other weights."""
     folder = shop.network_folder(model, seed)
     module, card = small.load(folder)
@@ -195,7 +196,7 @@ def retrained(shop, model, seed):
     finish(folder, module, {name: value for name, value in card.items() if name != HASH})
 
 
-def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys):
+def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Seed 0's CNN is another network now: its own cells, the transfer from it and its checks are out of date, and no more."""
     whole = table.collect(done)
     cnn = done.grid.models[0]
@@ -227,7 +228,9 @@ def test_a_cell_of_other_weights_enters_no_table_and_is_made_again(done, capsys)
     assert all(task.done() for task in todo)
 
 
-def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoint(done, capsys):
+def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoint(
+    done: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, path = table.collect(done), done.network_folder(done.grid.models[0], 0) / "model.safetensors"
     before = path.read_bytes()
     path.unlink()
@@ -238,7 +241,9 @@ def test_weights_that_are_gone_enter_no_table_and_are_restored_from_the_checkpoi
     pd.testing.assert_frame_equal(table.collect(done), whole)
 
 
-def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder, tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_found_before_anything_is_trained(
+    tiny: Grid, idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "pyautoattack" else real(name, *rest)
@@ -269,11 +274,11 @@ def test_missing_packages_are_found_before_anything_is_trained(tiny, idx_folder,
     )  # needs none
 
 
-def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop, monkeypatch):
+def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     todo = tasks(shop)
     real = small.load
 
-    def broken(folder):
+    def broken(folder: Any) -> Any:
         model, card = real(folder)
         with torch.no_grad():
             model.get_submodule("fc2").bias.fill_(float("nan"))
@@ -285,12 +290,12 @@ def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop, monkeypat
     assert not list((shop.folder / "cells").glob("*.npz"))
 
 
-def test_more_images_than_there_are(tiny, idx_folder, tmp_path):
+def test_more_images_than_there_are(tiny: Grid, idx_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="41 were asked for, there are 40 test images"):
         open_workshop(replace(tiny, images=41), tmp_path, tmp_path, "c", data_folder=idx_folder)
 
 
-def test_validation_images_are_taken_for_what_is_tuned(tiny, idx_folder, tmp_path):
+def test_validation_images_are_taken_for_what_is_tuned(tiny: Grid, idx_folder: Path, tmp_path: Path) -> None:
     test = open_workshop(tiny, tmp_path, tmp_path, "c", data_folder=idx_folder)
     validation = open_workshop(replace(tiny, part="validation"), tmp_path, tmp_path, "c", data_folder=idx_folder)
     assert not torch.equal(test.images, validation.images)
@@ -298,7 +303,7 @@ def test_validation_images_are_taken_for_what_is_tuned(tiny, idx_folder, tmp_pat
     assert all(grids.grid(name).part == "test" for name in grids.GRIDS if name != "ablation")
 
 
-def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
+def test_what_is_crafted_against_a_cnn_is_crafted_once(shop: Any) -> None:
     mine = [cell for cell in cells.cells(shop, 0) if cell.model.label == "CNN" and cell.against.strong]
     assert [cell.against for cell in mine] == [Against("PGD-100", "end_to_end", True)]
     (transfer,) = (cell for cell in cells.cells(shop, 0) if cell.against.threat == "transfer")
@@ -308,7 +313,7 @@ def test_what_is_crafted_against_a_cnn_is_crafted_once(shop):
 
 
 @pytest.mark.slow
-def test_the_command_stops_by_signal_and_continues(idx_folder, tmp_path):
+def test_the_command_stops_by_signal_and_continues(idx_folder: Path, tmp_path: Path) -> None:
     words = [
         "--experiment",
         "fig12",

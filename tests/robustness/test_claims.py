@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -36,7 +38,7 @@ def rows(**accuracies: list[float]) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
-def test_a_claim_is_decided_by_the_interval_over_seeds():
+def test_a_claim_is_decided_by_the_interval_over_seeds() -> None:
     found = rows(cnn=[0.5, 0.4, 0.45], five=[0.6, 0.52, 0.58])
     (claim,) = (c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
     interval = stats.ttest_rel([60, 52, 58], [50, 40, 45]).confidence_interval(0.95)
@@ -52,13 +54,13 @@ def test_a_claim_is_decided_by_the_interval_over_seeds():
     assert claim == Claim(claim.claim, "+40.5 points, 2 seeds", None, main=True)
 
 
-def test_seeds_that_one_of_the_two_lacks_do_not_count():
+def test_seeds_that_one_of_the_two_lacks_do_not_count() -> None:
     found = rows(cnn=[0.5, 0.5, 0.5], five=[0.6, 0.6])
     claim = next(c for c in claims.claims(grids.grid("fig6"), found) if "CNN-F-5, PGD-40" in c.claim)
     assert claim.measured == "+10.0 points, 2 seeds"
 
 
-def test_the_iterations_needed_are_those_of_the_highest_accuracy():
+def test_the_iterations_needed_are_those_of_the_highest_accuracy() -> None:
     """Three seeds, best under FGSM at iterations 1, 1, 1; under PGD-40 at 3, 2, 3, at both epsilons alike."""
     made = []
     for attack, best in (("FGSM", (1, 1, 1)), ("PGD-40", (3, 2, 3))):
@@ -85,7 +87,7 @@ def test_the_iterations_needed_are_those_of_the_highest_accuracy():
     assert larger.holds is None
 
 
-def table_of(at: dict[float, dict[str, list[float]]], attack: str = "PGD-40", **same: object) -> pd.DataFrame:
+def table_of(at: dict[float, dict[str, list[float]]], attack: str = "PGD-40", **same: Any) -> pd.DataFrame:
     """Epsilon -> model -> accuracy of each seed."""
     names = {"CNN": 0, "CNN-F-5": 5, "CNN, clean + adversarial": 0, "CNN-F-5, clean + adversarial": 5}
     made = [
@@ -108,9 +110,9 @@ def table_of(at: dict[float, dict[str, list[float]]], attack: str = "PGD-40", **
     return pd.DataFrame(made)
 
 
-def the(words: str, name: str, table: pd.DataFrame, **changes: object) -> Claim:
+def the(words: str, name: str, table: pd.DataFrame, **changes: Any) -> Claim:
     """The one claim of a grid whose words hold ``words``."""
-    (claim,) = (c for c in claims.claims(grids.grid(name, **changes), table) if words in c.claim)  # type: ignore[arg-type]
+    (claim,) = (c for c in claims.claims(grids.grid(name, **changes), table) if words in c.claim)
     return claim
 
 
@@ -118,7 +120,7 @@ CLEAR = {"CNN": [0.30, 0.32, 0.31], "CNN-F-5": [0.40, 0.43, 0.41]}
 BROKEN = {"CNN": [0.0, 0.01, 0.0], "CNN-F-5": [0.0, 0.0, 0.02]}
 
 
-def test_epsilons_at_which_every_network_is_broken_are_left_out_of_the_mean():
+def test_epsilons_at_which_every_network_is_broken_are_left_out_of_the_mean() -> None:
     with_floor, without = table_of({0.1: CLEAR, 0.2: BROKEN, 0.3: BROKEN}), table_of({0.1: CLEAR})
     words = "CNN-F is more robust than CNN (CNN-F-5, PGD-40)"
     claim, plain = the(words, "fig6", with_floor), the(words, "fig6", without)
@@ -130,14 +132,14 @@ def test_epsilons_at_which_every_network_is_broken_are_left_out_of_the_mean():
     assert claim.row()["left_out"] == "epsilon 0.2, 0.3"
 
 
-def test_one_network_above_the_floor_keeps_an_epsilon():
+def test_one_network_above_the_floor_keeps_an_epsilon() -> None:
     half = {"CNN": [0.0, 0.0, 0.0], "CNN-F-5": [0.08, 0.09, 0.1]}
     claim = the("(CNN-F-5, PGD-40)", "fig6", table_of({0.1: CLEAR, 0.2: half}))
     assert claim.left_out == ()
     assert claim.measured.startswith("+9.7 points")  # seeds 9, 10 and 10
 
 
-def test_a_gain_at_the_floor_does_not_refute_growing_gains():
+def test_a_gain_at_the_floor_does_not_refute_growing_gains() -> None:
     """Gains of 10 points at 0.05, 20 at 0.1; at 0.2 and 0.3 nothing is left of either network."""
     more = {"CNN": [0.10, 0.12, 0.11], "CNN-F-5": [0.30, 0.33, 0.31]}
     claim = the("Larger improvements", "fig6", table_of({0.05: CLEAR, 0.1: more, 0.2: BROKEN, 0.3: BROKEN}))
@@ -148,7 +150,7 @@ def test_a_gain_at_the_floor_does_not_refute_growing_gains():
     assert (alone.measured, alone.holds) == ("nothing to compare", None)
 
 
-def test_a_fall_to_the_floor_is_no_fall_that_could_be_compared():
+def test_a_fall_to_the_floor_is_no_fall_that_could_be_compared() -> None:
     names = {"CNN": "CNN, clean + adversarial", "CNN-F-5": "CNN-F-5, clean + adversarial"}
     at = {
         epsilon: {names[name]: values for name, values in found.items()} for epsilon, found in ((0.3, CLEAR), (0.4, BROKEN))
@@ -157,7 +159,7 @@ def test_a_fall_to_the_floor_is_no_fall_that_could_be_compared():
     assert (claim.measured, claim.holds, claim.left_out) == ("nothing to compare", None, (0.4,))
 
 
-def test_the_best_iteration_is_not_sought_at_the_floor():
+def test_the_best_iteration_is_not_sought_at_the_floor() -> None:
     parts = [
         table_of({0.1: {"CNN-F-5": [0.4, 0.4, 0.4]}, 0.2: {"CNN-F-5": [0.02, 0.02, 0.02]}}, attack, iteration=t)
         for attack in ("FGSM", "PGD-40")
@@ -169,7 +171,7 @@ def test_the_best_iteration_is_not_sought_at_the_floor():
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 29}, {"limit": 54_999}, {"quick": True}])
-def test_less_training_than_the_papers_decides_nothing_about_the_papers_claim(changes):
+def test_less_training_than_the_papers_decides_nothing_about_the_papers_claim(changes: Any) -> None:
     low = {"CNN": CLEAR["CNN-F-5"], "CNN-F-5": CLEAR["CNN"]}
     for table, here, whole in (
         (table_of({0.1: CLEAR}), "as claimed", "holds"),
@@ -185,7 +187,7 @@ def test_less_training_than_the_papers_decides_nothing_about_the_papers_claim(ch
 @pytest.mark.parametrize(
     ("name", "epochs", "tested"), [("fig6", 30, True), ("fig7", 30, False), ("fig7", 90, True), ("fig12", 30, False)]
 )
-def test_adversarial_training_is_longer(name, epochs, tested):
+def test_adversarial_training_is_longer(name: str, epochs: int, tested: bool) -> None:
     assert grids.grid(name, epochs=epochs).fully_trained is tested
 
 
@@ -203,7 +205,7 @@ def test_adversarial_training_is_longer(name, epochs, tested):
         ),
     ],
 )
-def test_the_answer_is_that_of_the_claims_that_answer_the_question(holds, tested, begins):
+def test_the_answer_is_that_of_the_claims_that_answer_the_question(holds: Any, tested: bool, begins: str) -> None:
     claimed = [
         Claim("beside the question", "-9", False, tested=tested),
         Claim("one", "+1", holds[0], "+2", main=True, tested=tested),
@@ -213,7 +215,7 @@ def test_the_answer_is_that_of_the_claims_that_answer_the_question(holds, tested
     assert "beside" not in claims.answer(claimed)
 
 
-def test_a_grid_without_a_claim_has_no_answer():
+def test_a_grid_without_a_claim_has_no_answer() -> None:
     assert claims.answer([]) == "No claim of the paper belongs to this question; see the tables."
 
 
@@ -228,7 +230,7 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("name", list(QUESTIONS))
-def test_the_page_answers_its_own_question(name, tmp_path):
+def test_the_page_answers_its_own_question(name: Any, tmp_path: Path) -> None:
     """summary.json and the page made of it: the answer is of the main claims, each verdict stands beside its claim."""
     shown = {
         "CNN": CLEAR["CNN"],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from outcomes import write_outcome
+from robustness.outcomes import write_outcome
 
 from cnnf_brain import results
 from cnnf_brain.attacks.sanity_checks import Finding
@@ -17,10 +19,11 @@ from cnnf_brain.io import short_hash, write_json
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import grids, open_workshop, report, table, tasks
 from cnnf_brain.robustness.cells import Examination, Training, Workshop, cells
+from cnnf_brain.robustness.grids import Grid
 
 
 @pytest.fixture
-def drawn(tiny, idx_folder, tmp_path, trained):
+def drawn(tiny: Grid, idx_folder: Path, tmp_path: Path, trained: Path) -> Any:
     """The workshop of a grid whose outcomes are drawn at random, none of them computed."""
     shutil.copytree(trained, tmp_path / "models")
     shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "the command", data_folder=idx_folder)
@@ -33,7 +36,7 @@ def drawn(tiny, idx_folder, tmp_path, trained):
     return shop
 
 
-def test_each_row_is_a_share_of_images(drawn):
+def test_each_row_is_a_share_of_images(drawn: Any) -> None:
     rows = table.collect(drawn)
     assert not rows.duplicated([name for name in rows.columns if name != "accuracy"]).any()
     for seed in (0, 1):
@@ -52,7 +55,7 @@ def test_each_row_is_a_share_of_images(drawn):
                 assert row["images"] == len(values)
 
 
-def test_the_worst_case_is_taken_image_by_image(drawn):
+def test_the_worst_case_is_taken_image_by_image(drawn: Any) -> None:
     rows = table.collect(drawn)
     worst = rows[rows["attack"] == table.WORST]
     assert set(worst["seed"]) == {0}  # the seeds of the worst case
@@ -68,7 +71,7 @@ def test_the_worst_case_is_taken_image_by_image(drawn):
             assert row["images"] == 3
 
 
-def test_no_worst_case_before_all_its_attacks_are_done(drawn):
+def test_no_worst_case_before_all_its_attacks_are_done(drawn: Any) -> None:
     missing = next(cell for cell in cells(drawn, 0) if cell.against.strong and cell.model.iterations)
     missing.path.unlink()
     worst = table.collect(drawn)
@@ -76,7 +79,7 @@ def test_no_worst_case_before_all_its_attacks_are_done(drawn):
     assert set(worst["model"]) == {"CNN"}
 
 
-def test_mean_and_deviation_over_seeds(drawn):
+def test_mean_and_deviation_over_seeds(drawn: Any) -> None:
     rows = table.collect(drawn)
     means = table.over_seeds(rows)
     one = means[
@@ -93,7 +96,7 @@ def test_mean_and_deviation_over_seeds(drawn):
     assert strong["sd"].isna().all()
 
 
-def test_the_files_of_a_finished_figure(drawn):
+def test_the_files_of_a_finished_figure(drawn: Any) -> None:
     pytest.importorskip("jinja2", reason="the page needs the extra page")
     page = report.write(drawn, finished=True, seconds=1.0, device_name="a machine").page
     folder = drawn.folder
@@ -136,7 +139,7 @@ def test_the_files_of_a_finished_figure(drawn):
         assert all(row["iteration"] == row["trained"] for row in csv.DictReader(file))
 
 
-def test_the_section_has_each_mean_in_its_place(sketched, drawn):
+def test_the_section_has_each_mean_in_its_place(sketched: pytest.MonkeyPatch, drawn: Any) -> None:
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     text = (drawn.folder / "figure.md").read_text()
     assert text.startswith("## a tiny grid, tuned recipe\n\n    the command\n\nQUICK")
@@ -157,7 +160,7 @@ def test_the_section_has_each_mean_in_its_place(sketched, drawn):
     assert "Checks against a false sense of security:" in text
 
 
-def test_a_network_without_outcomes_has_no_empty_row(sketched, drawn):
+def test_a_network_without_outcomes_has_no_empty_row(sketched: pytest.MonkeyPatch, drawn: Any) -> None:
     for seed in (0, 1):
         for cell in (cell for cell in cells(drawn, seed) if cell.model.label == "CNN-F-1"):
             cell.path.unlink()
@@ -167,7 +170,9 @@ def test_a_network_without_outcomes_has_no_empty_row(sketched, drawn):
     assert "| CNN-F-1 " not in text
 
 
-def test_an_interrupted_write_leaves_no_summary(sketched, drawn, monkeypatch):
+def test_an_interrupted_write_leaves_no_summary(
+    sketched: pytest.MonkeyPatch, drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("jinja2", reason="the page needs the extra page")
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
     monkeypatch.setattr(report, "draw", lambda *_: 1 / 0)
@@ -176,7 +181,7 @@ def test_an_interrupted_write_leaves_no_summary(sketched, drawn, monkeypatch):
     assert not (drawn.folder / "summary.json").exists()
 
 
-def test_nothing_to_report_is_said(tiny, idx_folder, tmp_path):
+def test_nothing_to_report_is_said(tiny: Grid, idx_folder: Path, tmp_path: Path) -> None:
     shop = open_workshop(tiny, tmp_path / "figure", tmp_path / "models", "c", data_folder=idx_folder)
     with pytest.raises(ValueError, match="no cell is finished yet"):
         report.write(shop, finished=False, seconds=1.0, device_name="m")
@@ -204,7 +209,7 @@ def strong_rows(**shares: float) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("square", "holds"), [(0.4, True), (0.7, False)])
-def test_black_box_stronger_than_white_box_is_told(square, holds):
+def test_black_box_stronger_than_white_box_is_told(square: float, holds: bool) -> None:
     found = table.between_attacks(strong_rows(PGD_100__end_to_end=0.5, PGD_100__first_pass=0.45, Square__end_to_end=square))
     by_name = {finding.name: finding.holds for finding in found}
     assert by_name == {
@@ -213,7 +218,7 @@ def test_black_box_stronger_than_white_box_is_told(square, holds):
     }
 
 
-def test_every_figure_of_the_paper_is_a_grid():
+def test_every_figure_of_the_paper_is_a_grid() -> None:
     assert set(grids.GRIDS) == {"fig6", "fig7", "fig8a", "fig8b", "fig10", "fig11", "fig12", "fig13", "ablation"}
     for name in grids.GRIDS:
         whole, quick = grids.grid(name), grids.grid(name, quick=True)
@@ -239,7 +244,7 @@ def test_every_figure_of_the_paper_is_a_grid():
     "name",
     [pytest.param(name, marks=() if name in ("fig6", "fig8a", "ablation") else pytest.mark.slow) for name in grids.GRIDS],
 )
-def test_every_finished_grid_has_its_figure_checks_and_claims(name, tmp_path):
+def test_every_finished_grid_has_its_figure_checks_and_claims(name: Any, tmp_path: Path) -> None:
     """With made-up outcomes in place of trained networks: success grows with epsilon, and the CNN-F is ahead by 10 points."""
     grid = grids.grid(name, images=10, strong_images=10, seeds=(0, 1, 2))
     shop = Workshop(grid, tmp_path / "out", tmp_path / "models", None, "hash", None, None, "c")  # type: ignore[arg-type]
@@ -268,7 +273,7 @@ def test_every_finished_grid_has_its_figure_checks_and_claims(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", list(grids.GRIDS))
-def test_a_quick_grid_fits_ten_minutes_on_two_cores(name, idx_folder, tmp_path):
+def test_a_quick_grid_fits_ten_minutes_on_two_cores(name: Any, idx_folder: Path, tmp_path: Path) -> None:
     """By the count of passes: 0.5 ms of one core each, as measured (80 s for an epoch of 55,000 images, three passes each)."""
     grid = grids.grid(name, quick=True)
     shop = Workshop(grid, tmp_path, tmp_path, None, "hash", None, None, "c")  # type: ignore[arg-type]
@@ -290,12 +295,12 @@ def test_a_quick_grid_fits_ten_minutes_on_two_cores(name, idx_folder, tmp_path):
         ({"strong_images": 0}, "strong_images is 0"),
     ],
 )
-def test_bad_grids(changes, message):
+def test_bad_grids(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grids.grid("fig6", **changes)
 
 
-def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so():
+def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so() -> None:
     weaker, whole = grids.grid("fig6", weaker=True, learning_rate=2e-3), grids.grid("fig6")
     assert not weaker.quick
     assert weaker.attacks["Square"].queries < whole.attacks["Square"].queries  # type: ignore[attr-defined]
@@ -307,7 +312,7 @@ def test_weaker_attacks_are_not_a_quick_run_and_the_caption_says_so():
     assert "Crosses" not in report.caption(grids.grid("fig13"))  # no worst case there
 
 
-def test_the_papers_recipe_is_the_papers_algorithm_and_is_named():
+def test_the_papers_recipe_is_the_papers_algorithm_and_is_named() -> None:
     """Algorithm 1 replaces (step 1); Appendix A.4 normalises by the l2 norm; Table 1 sums; B.1 has weights 0.1, 0, 0."""
     paper, tuned = grids.grid("fig6", recipe="paper"), grids.grid("fig6")
     for model in paper.models[1:]:
@@ -340,7 +345,7 @@ def test_the_papers_recipe_is_the_papers_algorithm_and_is_named():
         grids.grid("ablation", recipe="paper")
 
 
-def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(drawn):
+def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(drawn: Any) -> None:
     """Its configuration had no ``norm_loss``; that of networks without the norm loss is what it was."""
     grid = grids.grid("fig10")
     for model in grid.models:
@@ -350,7 +355,7 @@ def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(d
         assert (before == configuration) == (configuration["losses"]["norm"] == 0)
 
 
-def words_of(folder, *more: object) -> list[str]:
+def words_of(folder: Any, *more: Any) -> list[str]:
     """A small run of the command."""
     words = [
         "--experiment",
@@ -392,7 +397,9 @@ def words_of(folder, *more: object) -> list[str]:
         ({"kind": "compare"}, "holds the results of compare, not of robustness"),
     ],
 )
-def test_a_folder_of_another_grid_is_refused_before_work(change, message, drawn, tmp_path, capsys, idx_folder):
+def test_a_folder_of_another_grid_is_refused_before_work(
+    change: Any, message: str, drawn: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], idx_folder: Path
+) -> None:
     shop = open_workshop(grids.grid("fig12", images=2), tmp_path / "out", tmp_path, "c", data_folder=idx_folder)
     report.begin(shop)
     path = tmp_path / "out" / "run.json"
@@ -405,7 +412,7 @@ def test_a_folder_of_another_grid_is_refused_before_work(change, message, drawn,
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == before
 
 
-def test_a_folder_of_other_files_is_refused(tiny, idx_folder, tmp_path):
+def test_a_folder_of_other_files_is_refused(tiny: Grid, idx_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     shop = open_workshop(tiny, tmp_path / "out", tmp_path / "models", "c", data_folder=idx_folder)
@@ -413,7 +420,9 @@ def test_a_folder_of_other_files_is_refused(tiny, idx_folder, tmp_path):
         report.begin(shop)
 
 
-def test_tables_are_not_written_while_another_process_writes_them(sketched, drawn, monkeypatch):
+def test_tables_are_not_written_while_another_process_writes_them(
+    sketched: pytest.MonkeyPatch, drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "PATIENCE", 0.1)
     with results.locked(drawn.folder), pytest.raises(OSError, match="another run is writing to"):
         report.write(drawn, finished=True, seconds=1.0, device_name="m")
@@ -421,7 +430,7 @@ def test_tables_are_not_written_while_another_process_writes_them(sketched, draw
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
 
 
-def test_two_recipes_have_two_folders():
+def test_two_recipes_have_two_folders() -> None:
     names = {
         str(command.default_folder(grids.grid("fig6", quick=quick, recipe=recipe)))
         for quick in (True, False)
@@ -430,7 +439,7 @@ def test_two_recipes_have_two_folders():
     assert names == {f"results/robustness-fig6{words}" for words in ("", "-quick", "-paper", "-paper-quick")}
 
 
-def test_an_unknown_experiment():
+def test_an_unknown_experiment() -> None:
     with pytest.raises(ValueError, match=r"did you mean .*'fig8a'"):
         grids.grid("fig8")
 
@@ -445,14 +454,14 @@ def test_an_unknown_experiment():
         ([], "--experiment"),
     ],
 )
-def test_usage_errors(words, message, capsys):
+def test_usage_errors(words: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command.main(words)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_errors_are_one_line(tmp_path, capsys):
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "--experiment",
         "fig6",
@@ -471,23 +480,23 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert not list(tmp_path.iterdir())  # no empty folder of results
 
 
-def test_the_time_left_is_that_at_the_rate_so_far():
+def test_the_time_left_is_that_at_the_rate_so_far() -> None:
     assert command.remaining(10, 10, 100, 5) == "time left: not known yet"
     assert command.remaining(10, 40, 100, 30) == "about 60 s left"
     assert command.remaining(0, 10, 100, 60) == "about 9 min left"
 
 
-def test_a_short_hash_depends_on_content_alone():
+def test_a_short_hash_depends_on_content_alone() -> None:
     assert short_hash({"a": 1, "b": (1, 2)}) == short_hash({"b": [1, 2], "a": 1})
     assert short_hash({"a": 1}) != short_hash({"a": 2})
 
 
-def test_checks_of_an_examination_are_in_the_findings(sketched, drawn):
+def test_checks_of_an_examination_are_in_the_findings(sketched: pytest.MonkeyPatch, drawn: Any) -> None:
     examination = Examination(drawn, drawn.grid.models[0], 0)
     finding = {"name": "gradients are not zero", "holds": False, "detail": "zero at 50 %"}
     weights = [drawn.weights(drawn.grid.models[0], 0)]
     write_json(examination.path, {"seed": 0, "weights_sha256": weights, "findings": [finding]})
     result = report.write(drawn, finished=True, seconds=1.0, device_name="m")
-    assert table.Check("CNN", [0], Finding(**finding)) in result.checks
+    assert table.Check("CNN", [0], Finding(**finding)) in result.checks  # type: ignore[arg-type]
     told = report.summary(result)
     assert any("gradients are not zero" in caveat and "upper bound" in caveat for caveat in told.caveats)

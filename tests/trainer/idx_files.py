@@ -5,8 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 NAMES = {
@@ -15,13 +17,13 @@ NAMES = {
 }
 
 
-def idx(values: np.ndarray) -> bytes:
+def idx(values: npt.NDArray[Any]) -> bytes:
     """An IDX file of unsigned bytes."""
     head = struct.pack(">BBBB", 0, 0, 8, values.ndim) + b"".join(struct.pack(">I", n) for n in values.shape)
     return head + values.astype(np.uint8).tobytes()
 
 
-def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn(n: int, seed: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Noise images whose brightest line gives the label, and the labels, equally many of each."""
     labels = np.arange(n) % 10
     images = np.random.default_rng(seed).integers(0, 100, (n, 28, 28))

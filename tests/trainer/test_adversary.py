@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from cnnf_brain.trainer.loop import NonFiniteLoss
 from cnnf_brain.trainer.small import Adversary
 
 
-def test_fgsm_is_one_step_of_twice_epsilon_in_minus_1_to_1():
+def test_fgsm_is_one_step_of_twice_epsilon_in_minus_1_to_1() -> None:
     model, batch = network(iterations=1), images(8)
     x = scale(batch.images)
     model.eval()
@@ -28,7 +31,7 @@ def test_fgsm_is_one_step_of_twice_epsilon_in_minus_1_to_1():
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd7", "pgd40"])
-def test_the_images_stay_in_the_ball_and_their_loss_grows(attack):
+def test_the_images_stay_in_the_ball_and_their_loss_grows(attack: str) -> None:
     model, batch = network(iterations=1, dropout=0.0), images(30)
     x = scale(batch.images)
     made = Adversary("only", attack, 0.1, None if attack == "fgsm" else 0.02).perturb(model, x, batch.labels, 3)
@@ -39,11 +42,11 @@ def test_the_images_stay_in_the_ball_and_their_loss_grows(attack):
     assert after > before + 0.1
 
 
-def test_random_starts_follow_from_seed_and_step():
+def test_random_starts_follow_from_seed_and_step() -> None:
     model, batch = network(), images(8)
     x = scale(batch.images)
 
-    def made(seed, step):
+    def made(seed: Any, step: Any) -> Any:
         torch.manual_seed(step + 17)  # the global generator plays no part
         return Adversary("only", "pgd7", 0.3, seed=seed).perturb(model, x, batch.labels, step)
 
@@ -53,7 +56,7 @@ def test_random_starts_follow_from_seed_and_step():
 
 
 @pytest.mark.parametrize("target", ["input", "0"])
-def test_the_loss_is_that_of_the_paper(target):
+def test_the_loss_is_that_of_the_paper(target: str) -> None:
     """Cross-entropy on clean and adversarial images; both reconstruct the clean image's features."""
     model = network(iterations=2, dropout=0.0)
     model.target, model.start = target, model.index(target) + 1
@@ -77,12 +80,12 @@ def test_the_loss_is_that_of_the_paper(target):
     torch.testing.assert_close(total, parts[1])
 
 
-def test_both_kinds_of_images_reach_the_step(tmp_path, monkeypatch):
+def test_both_kinds_of_images_reach_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     real = loop.losses
 
-    def spy(model, batch, labels, weights, clean, **options):
+    def spy(model: Any, batch: Any, labels: Any, weights: Any, clean: Any, **options: Any) -> Any:
         seen.append((len(batch), len(labels), len(clean), torch.equal(batch[: len(batch) // 2], clean[: len(batch) // 2])))
         return real(model, batch, labels, weights, clean, **options)
 
@@ -93,7 +96,7 @@ def test_both_kinds_of_images_reach_the_step(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["only", "augment"])
 @pytest.mark.parametrize("step", [1, 5])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path, mode, step):
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, mode: str, step: int) -> None:
     adversary = Adversary(mode, "pgd7", 0.2)
     straight = trainer(tmp_path / "straight", epochs=2, perturb=adversary)
     assert straight.run()
@@ -110,7 +113,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, mode, step):
     assert not all(torch.equal(v, plain.model.state_dict()[n]) for n, v in straight.model.state_dict().items())
 
 
-def test_a_divergence_is_told_as_one(tmp_path):
+def test_a_divergence_is_told_as_one(tmp_path: Path) -> None:
     run = trainer(tmp_path, lr=1e36, perturb=Adversary("only", "pgd7", 0.2))
     with pytest.raises(NonFiniteLoss, match="Train anew with a smaller learning rate"):
         run.run()
@@ -128,6 +131,6 @@ def test_a_divergence_is_told_as_one(tmp_path):
         (("only", "fgsm", 0.1, 0.1), "FGSM is one step"),
     ],
 )
-def test_bad_settings(arguments, message):
+def test_bad_settings(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Adversary(*arguments)

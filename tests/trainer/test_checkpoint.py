@@ -6,6 +6,8 @@ import errno
 import math
 import os
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +34,12 @@ VALUES = {
 }
 
 
-def small(value: float = 0.0) -> dict[str, object]:
+def small(value: float = 0.0) -> dict[str, Any]:
     return {"weights": torch.full((50,), value), "step": 3}
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_tensors_come_back_bit_for_bit(tmp_path, name):
+def test_tensors_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     checkpoint.save(tmp_path / "c", {"a": {"b": [VALUES[name]]}, "other": shared})
     back = checkpoint.load(tmp_path / "c")["a"]["b"][0]
     assert back.dtype == VALUES[name].dtype
@@ -45,7 +47,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path, name):
     assert torch.equal(back.view(-1).contiguous().view(torch.uint8), VALUES[name].reshape(-1).view(torch.uint8))
 
 
-def test_everything_else_comes_back_with_its_type(tmp_path):
+def test_everything_else_comes_back_with_its_type(tmp_path: Path) -> None:
     state = {
         "integer keys": {0: "a", 1: {"0": "b"}},
         "tuple": (0.9, 0.999),
@@ -66,13 +68,13 @@ def test_everything_else_comes_back_with_its_type(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.zeros(2), np.float64(1.0), object(), {1.5: 0}, torch.device("cpu")])
-def test_what_would_need_code_to_load_is_refused_when_saved(tmp_path, bad):
+def test_what_would_need_code_to_load_is_refused_when_saved(tmp_path: Path, bad: Any) -> None:
     with pytest.raises(TypeError, match=r"checkpoint: .*inner"):
         checkpoint.save(tmp_path / "c", {"inner": bad})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_changed_byte_anywhere_is_noticed(tmp_path):
+def test_a_changed_byte_anywhere_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c"
     checkpoint.save(path, small())
     content = path.read_bytes()
@@ -84,7 +86,7 @@ def test_a_changed_byte_anywhere_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 100, -1])
-def test_a_truncated_file_is_noticed(tmp_path, length):
+def test_a_truncated_file_is_noticed(tmp_path: Path, length: int) -> None:
     path = tmp_path / "c"
     checkpoint.save(path, small())
     path.write_bytes(path.read_bytes()[:length])
@@ -98,11 +100,11 @@ class Malicious:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, (self.path,)
 
 
-def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Malicious(str(tmp_path / "works"))))
     assert (tmp_path / "works").exists()  # it would have done so
     torch.save({"model": Malicious(str(tmp_path / "executed"))}, tmp_path / "checkpoint-000000001.safetensors")
@@ -112,7 +114,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_alone_are_not_a_checkpoint(tmp_path):
+def test_weights_alone_are_not_a_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, tmp_path / "c")
@@ -120,26 +122,26 @@ def test_weights_alone_are_not_a_checkpoint(tmp_path):
         checkpoint.load(tmp_path / "c")
 
 
-def test_the_last_three_are_kept_by_step_and_the_newest_is_found(tmp_path):
+def test_the_last_three_are_kept_by_step_and_the_newest_is_found(tmp_path: Path) -> None:
     for step in (9, 10, 100, 99_999, 1_000_000):
         checkpoint.save_step(tmp_path, step, small(step))
     steps = [int(path.stem.split("-")[1]) for path in checkpoint.paths(tmp_path)]
     assert steps == [1_000_000, 99_999, 100]
-    path, state = checkpoint.newest(tmp_path)
+    path, state = checkpoint.newest(tmp_path)  # type: ignore[misc]
     assert path == checkpoint.paths(tmp_path)[0]
     assert state["weights"][0] == 1_000_000
 
 
-def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path):
+def test_a_damaged_newest_gives_way_to_the_one_before_with_a_warning(tmp_path: Path) -> None:
     first, second = (checkpoint.save_step(tmp_path, step, small(step)) for step in (1, 2))
     second.write_bytes(second.read_bytes()[:-10])
     with pytest.warns(RuntimeWarning, match="checkpoint-000000002.*; trying the one before"):
-        path, state = checkpoint.newest(tmp_path)
+        path, state = checkpoint.newest(tmp_path)  # type: ignore[misc]
     assert path == first
     assert state["weights"][0] == 1
 
 
-def test_no_checkpoints_is_none_and_all_damaged_is_an_error(tmp_path):
+def test_no_checkpoints_is_none_and_all_damaged_is_an_error(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "absent") is None
     checkpoint.save_step(tmp_path, 1, small()).write_bytes(b"damaged")
     with (
@@ -149,11 +151,11 @@ def test_no_checkpoints_is_none_and_all_damaged_is_an_error(tmp_path):
         checkpoint.newest(tmp_path)
 
 
-def test_a_full_disk_leaves_the_older_ones_and_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_older_ones_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save_step(tmp_path, 1, small(1.0))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(_):
+    def full(_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -163,7 +165,7 @@ def test_a_full_disk_leaves_the_older_ones_and_nothing_half_written(tmp_path, mo
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path):
+def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path: Path) -> None:
     path = checkpoint.save_step(tmp_path, 1, small())
     (tmp_path / ".checkpoint-000000002-abc123.safetensors").write_bytes(b"half")
     assert checkpoint.newest(tmp_path)[0] == path
@@ -171,7 +173,7 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_position_of_before_the_one_loop_is_read_too():
+def test_a_position_of_before_the_one_loop_is_read_too() -> None:
     """Checkpoints of images in memory counted epochs and batches; that of an epoch's last step was saved with its validation."""
     progress = {"epoch": 1, "batch": 3, "step": 8, "seconds": 2.5, "sums": {"cross_entropy": torch.ones(2)}}
     state = {"progress": progress, "configuration": {"batch_size": 20}}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
 from torch import nn
+from trainer.tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
 
 from cnnf_brain import CNNF
 from cnnf_brain.compare import accuracy, choice
@@ -30,17 +32,17 @@ from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def validation(images, tmp_path_factory) -> Path:
+def validation(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The validation part alone."""
     root = tmp_path_factory.mktemp("validation")
     shutil.copytree(images / "val", root / "val")
@@ -48,7 +50,7 @@ def validation(images, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(images, tmp_path_factory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a CNN-F with settings of its own, resized images and some of the validation images."""
     output = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -58,11 +60,13 @@ def trained(images, tmp_path_factory) -> Path:
     return output
 
 
-def words(*given: object) -> list[str]:
+def words(*given: Any) -> list[str]:
     return [str(word) for word in (*given, "--evaluate", "--workers", 0, "--device", "cpu")]
 
 
-def test_weights_with_a_card_are_evaluated_as_they_were_trained(validation, trained, tmp_path, capsys):
+def test_weights_with_a_card_are_evaluated_as_they_were_trained(
+    validation: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, output = trained / "model.safetensors", tmp_path / "out"
     argv = words("--data", validation, "--weights", file, "--limit-validation", 7, "--output", output)
     assert imagenet.main(argv) == 0
@@ -95,7 +99,9 @@ def test_weights_with_a_card_are_evaluated_as_they_were_trained(validation, trai
         (["--image-size", "33", "--resize", "40"], {"iterations": 1}, (33, 40)),
     ],
 )
-def test_flags_override_the_card(validation, trained, tmp_path, more, feedback, shown):
+def test_flags_override_the_card(
+    validation: Path, trained: Path, tmp_path: Path, more: list[str], feedback: Any, shown: Any
+) -> None:
     argv = words("--data", validation, "--weights", trained / "model.safetensors", "--output", tmp_path, *more)
     assert imagenet.main(argv) == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())
@@ -104,7 +110,9 @@ def test_flags_override_the_card(validation, trained, tmp_path, more, feedback, 
     assert len(found["top1"]) == len(found["top5"]) == feedback["iterations"] + 1
 
 
-def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(validation, tmp_path, monkeypatch):
+def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(
+    validation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     file = tmp_path / "published.pth"
     torch.save(tiny("vgg16", 3).state_dict(), file)
@@ -126,12 +134,12 @@ def test_published_weights_are_a_cnn_unless_feedback_is_asked_for(validation, tm
 def network(n_classes: int = 3, module: nn.Module | None = None, **shown: int) -> Network:
     torch.manual_seed(1)
     module = CNNF(tiny("vgg16", n_classes), iterations=2, step=0.5) if module is None else module
-    return Network(module.eval(), Preprocessing(**{"size": SIZE} | shown), name="tiny", weights="drawn")
+    return Network(module.eval(), Preprocessing(**{"size": SIZE} | shown), name="tiny", weights="drawn")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("resize", [None, 40])
-def test_the_accuracy_of_a_network_is_the_share_of_right_answers(validation, resize):
-    index, net = index_validation(validation), network(resize=resize)
+def test_the_accuracy_of_a_network_is_the_share_of_right_answers(validation: Path, resize: int | None) -> None:
+    index, net = index_validation(validation), network(resize=resize)  # type: ignore[arg-type]
     found = evaluate_network(net, index, batch_size=4)
     shown = ShownImages(index, SIZE, resize)[range(11), [False] * 11]
     assert found.images == 11
@@ -142,12 +150,12 @@ def test_the_accuracy_of_a_network_is_the_share_of_right_answers(validation, res
         assert found.top1[t] == pytest.approx(right / 11)
 
 
-def test_a_network_without_feedback_has_its_one_pass(validation):
+def test_a_network_without_feedback_has_its_one_pass(validation: Path) -> None:
     plain = tiny("vgg16", 3).eval()
     index = index_validation(validation)
     found = evaluate_network(network(module=plain), index, batch_size=11)
     shown = ShownImages(index, SIZE)[range(11), [False] * 11]
-    assert found.top1 == (pytest.approx((plain(normalise(shown.images)).argmax(1) == shown.labels).double().mean().item()),)
+    assert found.top1 == (pytest.approx((plain(normalise(shown.images)).argmax(1) == shown.labels).double().mean().item()),)  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
@@ -158,12 +166,12 @@ def test_a_network_without_feedback_has_its_one_pass(validation):
         (lambda: replace(network(), preprocessing=Preprocessing(28, (0.5,), (0.5,))), "takes grey images"),
     ],
 )
-def test_a_network_that_does_not_fit_the_images_is_refused(validation, net, message):
+def test_a_network_that_does_not_fit_the_images_is_refused(validation: Path, net: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_network(net(), index_validation(validation))
 
 
-def test_damaged_images_are_not_counted_and_too_many_are_an_error(validation, tmp_path):
+def test_damaged_images_are_not_counted_and_too_many_are_an_error(validation: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(validation, tmp_path / "images"))
     (root / "val" / WNIDS[1] / "val_001.png").write_bytes(b"not a picture")
     index = index_validation(root)
@@ -177,7 +185,9 @@ def test_damaged_images_are_not_counted_and_too_many_are_an_error(validation, tm
         evaluate_network(network(), index_validation(root), max_bad=1.0)
 
 
-def test_other_classes_of_the_same_number_are_refused(validation, trained, tmp_path, capsys):
+def test_other_classes_of_the_same_number_are_refused(
+    validation: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = Path(shutil.copytree(validation, tmp_path / "images"))
     (root / "val" / WNIDS[2]).rename(root / "val" / "n09")
     output = tmp_path / "deep" / "out"
@@ -186,7 +196,9 @@ def test_other_classes_of_the_same_number_are_refused(validation, trained, tmp_p
     assert not output.parent.exists()
 
 
-def test_published_weights_for_other_classes_are_not_downloaded(validation, tmp_path, monkeypatch, capsys):
+def test_published_weights_for_other_classes_are_not_downloaded(
+    validation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(weights, "published", lambda *_: pytest.fail("downloaded"))
     output = tmp_path / "out"
     for arch in ("alexnet", "vgg16"):
@@ -202,7 +214,9 @@ def test_published_weights_for_other_classes_are_not_downloaded(validation, tmp_
         check_classes(plan("torchvision:resnet18"), index_validation(validation))
 
 
-def test_weights_for_other_classes_are_refused_before_any_image_is_read(validation, trained, tmp_path, monkeypatch, capsys):
+def test_weights_for_other_classes_are_refused_before_any_image_is_read(
+    validation: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With a card before they are loaded; without one before the first batch."""
     monkeypatch.setattr(evaluation, "measure", lambda *_, **__: pytest.fail("read images"))
     file = tmp_path / "bare.safetensors"
@@ -219,7 +233,7 @@ def test_weights_for_other_classes_are_refused_before_any_image_is_read(validati
     assert "was trained on other classes" in capsys.readouterr().err
 
 
-def test_a_comparison_can_check_its_networks_early(validation, trained):
+def test_a_comparison_can_check_its_networks_early(validation: Path, trained: Path) -> None:
     index = index_validation(validation)
     fits = plan("vgg16", str(trained / "model.safetensors"))
     accuracy.check([fits, network(), replace(network(5), headless=True)], index)
@@ -237,7 +251,7 @@ def test_a_comparison_can_check_its_networks_early(validation, trained):
             accuracy.check([fits, wrong], index)
 
 
-def test_an_evaluation_without_images_leaves_nothing(trained, tmp_path):
+def test_an_evaluation_without_images_leaves_nothing(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "deep" / "out"
     argv = words("--data", tmp_path / "none", "--weights", trained / "model.safetensors", "--output", output)
     assert imagenet.main(argv) == 1
@@ -256,7 +270,9 @@ def test_an_evaluation_without_images_leaves_nothing(trained, tmp_path):
         (["--resize", "20", "--iterations", "1"], "resize is 20, expected at least the image size, 32 pixels"),
     ],
 )
-def test_errors_of_an_evaluation_are_one_line(validation, tmp_path, capsys, more, message):
+def test_errors_of_an_evaluation_are_one_line(
+    validation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
     save_file(tiny("vgg16", 3).state_dict(), tmp_path / "bare.safetensors")
     argv = words("--data", validation, "--image-size", SIZE, "--weights", tmp_path / "bare.safetensors")
     assert imagenet.main([*argv, *more]) == 1
@@ -275,14 +291,18 @@ def test_errors_of_an_evaluation_are_one_line(validation, tmp_path, capsys, more
         (["--model", "cnn", "--target", "input"], "a CNN has no feedback"),
     ],
 )
-def test_what_an_evaluation_does_not_use_is_a_usage_error(tmp_path, capsys, more, message):
+def test_what_an_evaluation_does_not_use_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as caught:
         imagenet.main(words("--data", tmp_path, *more))
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_the_card_says_what_training_started_from(images, trained, tmp_path, monkeypatch):
+def test_the_card_says_what_training_started_from(
+    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = trained / "model.safetensors"
     assert load_file(file)
     argv = flags(images, tmp_path / "out", steps=1)
@@ -296,7 +316,9 @@ def test_the_card_says_what_training_started_from(images, trained, tmp_path, mon
     assert "resize" not in card.content["configuration"]
 
 
-def test_what_training_started_from_is_found_from_any_folder(images, trained, tmp_path, monkeypatch):
+def test_what_training_started_from_is_found_from_any_folder(
+    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The card names the file relative to its own folder, and nothing of where that lies."""
     runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -322,7 +344,9 @@ def test_what_training_started_from_is_found_from_any_folder(images, trained, tm
     assert choice.starting_weights(read_card(moved), "trained") == str(tmp_path / "moved" / "first" / "model.safetensors")
 
 
-def test_an_older_card_names_what_training_started_from_relative_to_the_working_directory(trained, tmp_path, monkeypatch):
+def test_an_older_card_names_what_training_started_from_relative_to_the_working_directory(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There, as in this case, a file of that name may lie beside the card: the hash tells them apart."""
     begin, later = tmp_path / "model.safetensors", tmp_path / "run" / "model.safetensors"
     shutil.copy(trained / "model.safetensors", begin)
@@ -337,7 +361,9 @@ def test_an_older_card_names_what_training_started_from_relative_to_the_working_
         assert read_card(later).started_from == name
 
 
-def test_a_run_from_before_paths_were_relative_continues(images, trained, tmp_path, capsys):
+def test_a_run_from_before_paths_were_relative_continues(
+    images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its card and its checkpoint name the file as the user typed it; the configuration is the same."""
     output, file = tmp_path / "out", trained / "model.safetensors"
     argv = flags(images, output, steps=1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from test_mnist_command import flags as mnist_flags
 from test_mnist_command import mnist
-from tiny_imagenet import flags as imagenet_flags
-from tiny_imagenet import imagenet, tiny, write_images
+from trainer.tiny_imagenet import flags as imagenet_flags
+from trainer.tiny_imagenet import imagenet, tiny, write_images
 
 from cnnf_brain.images import pick_device
 from cnnf_brain.model import zoo
@@ -27,16 +28,16 @@ TARGET = {"mnist": "relu1", "imagenet": "features.0"}
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def train(trainer: str, make_folder, images: Path, output: Path, *more: str) -> int:
+def train(trainer: str, make_folder: Any, images: Path, output: Path, *more: str) -> int:
     """A step or two of the trainer."""
     if trainer == "mnist":
         argv = mnist_flags(make_folder(), output, "--iterations", "1", "--limit", "30", *more, model="cnnf", epochs=1)
@@ -64,7 +65,9 @@ def train(trainer: str, make_folder, images: Path, output: Path, *more: str) -> 
         ),
     ],
 )
-def test_the_card_holds_the_settings_of_the_feedback(make_folder, images, tmp_path, trainer, more, expected):
+def test_the_card_holds_the_settings_of_the_feedback(
+    make_folder: Any, images: Path, tmp_path: Path, trainer: str, more: Any, expected: Any
+) -> None:
     more = [word.replace("TARGET", TARGET[trainer]) for word in more]
     expected = {name: TARGET[trainer] if value == "TARGET" else value for name, value in expected.items()}
     assert train(trainer, make_folder, images, tmp_path / "out", *more) == 0
@@ -89,17 +92,19 @@ def test_the_card_holds_the_settings_of_the_feedback(make_folder, images, tmp_pa
         (["--latent", "0.3", "--no-match-layers"], {"reconstruction": 0.1, "latent": 0.3, "norm": 0.0}),
     ],
 )
-def test_the_card_holds_the_settings_of_the_losses(make_folder, images, tmp_path, trainer, more, losses):
+def test_the_card_holds_the_settings_of_the_losses(
+    make_folder: Any, images: Path, tmp_path: Path, trainer: str, more: Any, losses: Any
+) -> None:
     assert train(trainer, make_folder, images, tmp_path / "out", *more) == 0
     assert read_card(tmp_path / "out" / "model.safetensors").content["configuration"]["losses"] == losses
 
 
 @pytest.mark.parametrize("trainer", ["mnist", "imagenet"])
-def test_the_reduction_reaches_the_logged_loss(make_folder, images, tmp_path, trainer):
+def test_the_reduction_reaches_the_logged_loss(make_folder: Any, images: Path, tmp_path: Path, trainer: str) -> None:
     logged = []
     for reduction in ("mean", "sum"):
         more = ("--reconstruction", "1e-9", "--reconstruction-reduction", reduction, "--seed", "5")
-        more += ("--log-every", "1") if trainer == "imagenet" else ()
+        more += ("--log-every", "1") if trainer == "imagenet" else ()  # type: ignore[assignment]
         assert train(trainer, lambda r=reduction: make_folder(r), images, tmp_path / f"out-{reduction}", *more) == 0
         lines = [json.loads(line) for line in (tmp_path / f"out-{reduction}" / "log.jsonl").read_text().splitlines()]
         logged.append(next(line["losses"]["reconstruction"] for line in lines if "losses" in line))
@@ -109,7 +114,7 @@ def test_the_reduction_reaches_the_logged_loss(make_folder, images, tmp_path, tr
 
 
 @pytest.mark.parametrize("trainer", ["mnist", "imagenet"])
-def test_auto_is_the_device_where_none_is_named(trainer):
+def test_auto_is_the_device_where_none_is_named(trainer: str) -> None:
     words = {"mnist": ["--dataset", "mnist"], "imagenet": ["--data", "."]}[trainer]
     args = (mnist if trainer == "mnist" else imagenet).arguments([*words, "--model", "cnn"])
     assert args.device == "auto"
@@ -118,14 +123,19 @@ def test_auto_is_the_device_where_none_is_named(trainer):
 
 
 @pytest.mark.parametrize("trainer", ["mnist", "imagenet"])
-def test_auto_trains(make_folder, images, tmp_path, trainer):
+def test_auto_trains(make_folder: Any, images: Path, tmp_path: Path, trainer: str) -> None:
     assert train(trainer, make_folder, images, tmp_path / "out", "--device", "auto") == 0
 
 
 @pytest.mark.parametrize("trainer", ["mnist", "imagenet"])
 def test_without_optional_packages_a_run_says_so_at_its_start_and_ends_well(
-    make_folder, images, tmp_path, monkeypatch, capsys, trainer
-):
+    make_folder: Any,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trainer: str,
+) -> None:
     for name in ("tensorboard", "torch.utils.tensorboard", "captum", "skimage", "art", "autoattack", "brainscore_vision"):
         monkeypatch.setitem(sys.modules, name, None)
     assert train(trainer, make_folder, images, tmp_path / "out") == 0

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from idx_files import write_idx
 from safetensors.torch import load_file, save_file
 from test_mnist_command import flags as mnist_flags
 from test_mnist_command import mnist
-from tiny_imagenet import flags as imagenet_flags
-from tiny_imagenet import imagenet, tiny, write_images
+from trainer.idx_files import write_idx
+from trainer.tiny_imagenet import flags as imagenet_flags
+from trainer.tiny_imagenet import imagenet, tiny, write_images
 
 from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
@@ -25,12 +25,12 @@ Run = Callable[[], int]
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "sequential", tiny)
 
 
 @pytest.fixture(scope="module", params=["mnist", "imagenet"])
-def trained(request, tmp_path_factory) -> tuple[Path, Callable[[Path], int]]:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[[Path], int]]:
     """The folder of a finished run, and its command for any folder."""
     root = tmp_path_factory.mktemp(request.param)
 
@@ -48,7 +48,7 @@ def trained(request, tmp_path_factory) -> tuple[Path, Callable[[Path], int]]:
 
 
 @pytest.fixture
-def finished(trained, tmp_path) -> tuple[Path, Run]:
+def finished(trained: tuple[Path, Callable[[Path], int]], tmp_path: Path) -> tuple[Path, Run]:
     """A copy of the folder of a finished run, and its command again."""
     output = Path(shutil.copytree(trained[0], tmp_path / "out"))
     return output, lambda: trained[1](output)
@@ -82,7 +82,9 @@ def forget_the_hash(output: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [gone, flipped, *(pytest.param(one, marks=pytest.mark.slow) for one in (cut, replaced))])
-def test_lost_weights_are_restored_byte_for_byte_from_the_last_checkpoint(finished, capsys, damage):
+def test_lost_weights_are_restored_byte_for_byte_from_the_last_checkpoint(
+    finished: Any, capsys: pytest.CaptureFixture[str], damage: Any
+) -> None:
     output, run = finished
     path, card = output / "model.safetensors", (output / "card.json").read_bytes()
     before = path.read_bytes()
@@ -107,7 +109,9 @@ def test_lost_weights_are_restored_byte_for_byte_from_the_last_checkpoint(finish
         pytest.param(replaced, "was replaced", marks=pytest.mark.slow),
     ],
 )
-def test_lost_weights_without_a_checkpoint_of_the_last_step_are_an_error(finished, capsys, damage, message):
+def test_lost_weights_without_a_checkpoint_of_the_last_step_are_an_error(
+    finished: Any, capsys: pytest.CaptureFixture[str], damage: Any, message: str
+) -> None:
     output, run = finished
     damage(output / "model.safetensors")
     shutil.rmtree(output / "checkpoints")
@@ -120,7 +124,7 @@ def test_lost_weights_without_a_checkpoint_of_the_last_step_are_an_error(finishe
     assert "already finished" not in printed.out
 
 
-def test_a_checkpoint_of_other_weights_restores_nothing(finished, capsys):
+def test_a_checkpoint_of_other_weights_restores_nothing(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
     output, run = finished
     card: dict[str, Any] = json.loads((output / "card.json").read_text())
     (output / "card.json").write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
@@ -131,7 +135,9 @@ def test_a_checkpoint_of_other_weights_restores_nothing(finished, capsys):
 
 
 @pytest.mark.parametrize(("damage", "lost"), [(gone, True), (cut, True), (replaced, True), (lambda path: None, False)])
-def test_a_card_without_a_hash_wants_a_file_that_loads_fits_and_is_of_this_run(finished, capsys, damage, lost):
+def test_a_card_without_a_hash_wants_a_file_that_loads_fits_and_is_of_this_run(
+    finished: Any, capsys: pytest.CaptureFixture[str], damage: Any, lost: bool
+) -> None:
     output, run = finished
     forget_the_hash(output)
     before = (output / "model.safetensors").read_bytes()
@@ -145,7 +151,9 @@ def test_a_card_without_a_hash_wants_a_file_that_loads_fits_and_is_of_this_run(f
         assert json.loads((output / "card.json").read_text())["weights_sha256"] == sha256(output / "model.safetensors")
 
 
-def test_weights_of_another_network_are_no_result_of_a_card_without_a_hash(finished, capsys):
+def test_weights_of_another_network_are_no_result_of_a_card_without_a_hash(
+    finished: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     output, run = finished
     forget_the_hash(output)
     shutil.rmtree(output / "checkpoints")
@@ -154,7 +162,7 @@ def test_weights_of_another_network_are_no_result_of_a_card_without_a_hash(finis
     assert "does not fit the network" in capsys.readouterr().err
 
 
-def test_lost_weights_are_not_loaded(make_folder, tmp_path):
+def test_lost_weights_are_not_loaded(make_folder: Any, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert mnist.main(mnist_flags(make_folder(), output, epochs=1)) == 0
     assert small.load(output)[1]["weights_sha256"] == sha256(output / "model.safetensors")
@@ -163,7 +171,9 @@ def test_lost_weights_are_not_loaded(make_folder, tmp_path):
         small.load(output)
 
 
-def test_a_run_told_to_end_where_it_was_stopped_reports_the_weights_of_that_step(tmp_path, monkeypatch):
+def test_a_run_told_to_end_where_it_was_stopped_reports_the_weights_of_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last validation before the stop was of other weights."""
     from test_imagenet_command import StopAt
 

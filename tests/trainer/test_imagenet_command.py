@@ -6,11 +6,12 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, write_images
+from trainer.tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, without_dropout, write_images
 
 from cnnf_brain import CNNF
 from cnnf_brain.datasets.image_batches import DiskBatches, ShownImages, normalise
@@ -29,16 +30,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "sequential", tiny)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def log_lines(output: Path) -> list[dict]:
+def log_lines(output: Path) -> list[dict[str, Any]]:
     """What does not depend on the clock."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     clock = ("seconds", "images_per_second", "data_wait", "memory_mib")
@@ -48,7 +49,7 @@ def log_lines(output: Path) -> list[dict]:
 def assert_same_weights(a: Path, b: Path, **tolerance: float) -> None:
     theirs = load_file(b / "model.safetensors")
     for name, value in load_file(a / "model.safetensors").items():
-        torch.testing.assert_close(value, theirs[name], **({"rtol": 0, "atol": 0} | tolerance), msg=name)
+        torch.testing.assert_close(value, theirs[name], **({"rtol": 0, "atol": 0} | tolerance), msg=name)  # type: ignore[arg-type]
 
 
 class StopAt:
@@ -57,19 +58,21 @@ class StopAt:
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         pass
 
     @property
-    def requested(self):
+    def requested(self) -> Any:
         self.left -= 1
         return None if self.left >= 0 else signal.SIGTERM
 
 
-def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, tmp_path, capsys):
+def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     every = ("--log-every", 2, "--validate-every", 2)
     argv = flags(images, output, *every, "--seed", 3, "--amp", "bfloat16", "--channels-last", "--checkpoint-iterations")
@@ -107,7 +110,9 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(images, t
     assert best["validation_accuracy"][-1] == max(judged[step]["top1"][-1] for step in (2, 4))
 
 
-def test_stopped_and_resumed_equals_uninterrupted_in_every_bit(images, tmp_path, monkeypatch, capsys):
+def test_stopped_and_resumed_equals_uninterrupted_in_every_bit(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Over the end of an epoch, with dropout, momentum and a learning rate that decays."""
     more = ("--log-every", 1, "--validate-every", 4, "--decay-every", 3, "--decay-factor", 0.5)
     assert imagenet.main(flags(images, tmp_path / "straight", *more, steps=9)) == 0
@@ -127,7 +132,9 @@ def test_stopped_and_resumed_equals_uninterrupted_in_every_bit(images, tmp_path,
     assert rates == [0.01 * 0.5 ** (step // 3) for step in range(9)]
 
 
-def test_tensorboard_shows_the_numbers_of_the_log_once_each_after_a_resume(images, tmp_path, monkeypatch):
+def test_tensorboard_shows_the_numbers_of_the_log_once_each_after_a_resume(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     more = ("--log-every", 1, "--validate-every", 2)
     monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(3))
@@ -142,7 +149,7 @@ def test_tensorboard_shows_the_numbers_of_the_log_once_each_after_a_resume(image
         "learning_rate": lambda line: line["learning_rate"],
         "images_per_second": lambda line: line["images_per_second"],
     }.items():
-        wanted = [(line["step"], pick(line)) for line in lines if "losses" in line]
+        wanted = [(line["step"], pick(line)) for line in lines if "losses" in line]  # type: ignore[no-untyped-call]
         shown = [(event.step, event.value) for event in board.Scalars(tag)]
         assert [step for step, _ in shown] == [step for step, _ in wanted] == [1, 2, 3, 4]
         assert [value for _, value in shown] == pytest.approx([value for _, value in wanted], rel=1e-6)
@@ -150,7 +157,9 @@ def test_tensorboard_shows_the_numbers_of_the_log_once_each_after_a_resume(image
     assert {event.step: event.value for event in board.Scalars("validation/top1/0")} == pytest.approx(judged, rel=1e-6)
 
 
-def test_more_steps_continue_and_fewer_or_other_settings_are_refused(images, tmp_path, capsys):
+def test_more_steps_continue_and_fewer_or_other_settings_are_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert imagenet.main(flags(images, tmp_path / "long", steps=4)) == 0
     output = tmp_path / "out"
     assert imagenet.main(flags(images, output, steps=2)) == 0
@@ -171,7 +180,9 @@ def test_more_steps_continue_and_fewer_or_other_settings_are_refused(images, tmp
 
 
 @pytest.mark.parametrize("portions", [1, 3, 9])
-def test_the_step_follows_the_gradient_of_the_mean_however_it_is_divided(images, monkeypatch, tmp_path, portions):
+def test_the_step_follows_the_gradient_of_the_mean_however_it_is_divided(
+    images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, portions: int
+) -> None:
     """Nine portions of seven images: two are empty."""
     torch.manual_seed(0)
     model = CNNF(without_dropout("vgg16", 3), iterations=2, step=0.1)
@@ -187,7 +198,7 @@ def test_the_step_follows_the_gradient_of_the_mean_however_it_is_divided(images,
     assert norm.item() == pytest.approx(sum(g.square().sum().item() for g in gradients) ** 0.5, rel=1e-4)
 
 
-def test_the_gradient_is_clipped_and_its_norm_before_that_is_logged(images, tmp_path):
+def test_the_gradient_is_clipped_and_its_norm_before_that_is_logged(images: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = CNNF(without_dropout("vgg16", 3), iterations=0)
     before = [p.detach().clone() for p in model.parameters()]
@@ -200,7 +211,9 @@ def test_the_gradient_is_clipped_and_its_norm_before_that_is_logged(images, tmp_
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_damaged_images_are_skipped_named_and_counted_and_too_many_stop_the_run(images, tmp_path, capsys):
+def test_damaged_images_are_skipped_named_and_counted_and_too_many_stop_the_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged = Path(shutil.copytree(images, tmp_path / "images"))
     victim = damaged / "train" / WNIDS[0] / "train_000.png"
     victim.write_bytes(victim.read_bytes()[:100])
@@ -227,10 +240,12 @@ def test_damaged_images_are_skipped_named_and_counted_and_too_many_stop_the_run(
     assert str(victim) in message
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(images, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls, real = [], losses
 
-    def fails_at_the_fourth(*inputs, **options):
+    def fails_at_the_fourth(*inputs: Any, **options: Any) -> Any:
         calls.append(1)
         total, terms = real(*inputs, **options)
         return (
@@ -247,10 +262,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert [path.name for path in checkpoint.paths(tmp_path / "checkpoints")] == ["checkpoint-000000002.safetensors"]
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_older_checkpoints(images, tmp_path, monkeypatch, capsys):
-    real = checkpoint.write_whole
+def test_a_full_disk_is_an_error_and_leaves_the_older_checkpoints(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = checkpoint.write_whole  # type: ignore[attr-defined]
 
-    def full(path, write):
+    def full(path: Any, write: Any) -> None:
         if "000000004" in path.name:
             raise OSError(28, f"cannot write {path}: No space left on device")
         real(path, write)
@@ -262,7 +279,9 @@ def test_a_full_disk_is_an_error_and_leaves_the_older_checkpoints(images, tmp_pa
     assert checkpoint.newest(tmp_path / "checkpoints")[1]["position"]["step"] == 2
 
 
-def test_the_newest_checkpoint_damaged_the_one_before_is_used(images, tmp_path, monkeypatch):
+def test_the_newest_checkpoint_damaged_the_one_before_is_used(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     argv = flags(images, tmp_path / "out", "--save-every", 1, "--keep", 2, steps=9)
     with monkeypatch.context() as patch:
         patch.setattr(imagenet, "Stop", lambda: StopAt(6))
@@ -280,7 +299,7 @@ def test_the_newest_checkpoint_damaged_the_one_before_is_used(images, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "cnnf"])
-def test_thirty_two_images_are_learnt_by_heart(tmp_path, model):
+def test_thirty_two_images_are_learnt_by_heart(tmp_path: Path, model: str) -> None:
     data = write_images(tmp_path / "images", n_train=32, n_val=3)
     shutil.rmtree(data / "val")
     shutil.copytree(data / "train", data / "val")
@@ -291,7 +310,7 @@ def test_thirty_two_images_are_learnt_by_heart(tmp_path, model):
     assert card["validation_accuracy"] == [1.0] * (2 if model == "cnnf" else 1)
 
 
-def test_the_start_keeps_what_fits_and_says_what_is_new(tmp_path):
+def test_the_start_keeps_what_fits_and_says_what_is_new(tmp_path: Path) -> None:
     state = {name: torch.full_like(value, 0.5) for name, value in tiny("vgg16", 5).state_dict().items()}
     convolutions = {name: value for name, value in state.items() if name.startswith("features.")}
     for name, content in (("five", state), ("convolutions", convolutions)):
@@ -314,7 +333,9 @@ def test_the_start_keeps_what_fits_and_says_what_is_new(tmp_path):
         kept("wrong", 5)
 
 
-def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(images, tmp_path, capsys):
+def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert imagenet.main(flags(images, tmp_path, "--arch", "vgg16_bn")) == 0
     assert "batch normalisation keeps its statistics" in capsys.readouterr().out
     state = load_file(tmp_path / "model.safetensors")
@@ -338,7 +359,9 @@ def test_batch_normalisation_keeps_its_statistics_and_learns_its_scale(images, t
         (["--resume"], "has no checkpoint to continue"),
     ],
 )
-def test_errors_before_training_are_one_line(images, tmp_path, capsys, more, message):
+def test_errors_before_training_are_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
     assert imagenet.main([*flags(images, tmp_path / "out"), *more]) == 1
     printed = capsys.readouterr().err
     assert message in printed
@@ -346,7 +369,7 @@ def test_errors_before_training_are_one_line(images, tmp_path, capsys, more, mes
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsys):
+def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = imagenet.arguments(["--data", str(tmp_path), "--model", "cnnf"])
     recipe = imagenet.recipe(args)
     assert (recipe.arch, recipe.weights, recipe.batch_size, recipe.steps) == ("vgg16", "IMAGENET1K_V1", 128, 200_000)
@@ -360,7 +383,9 @@ def test_the_defaults_are_the_papers_and_a_cnn_takes_no_feedback(tmp_path, capsy
     assert "--iterations is for --model cnnf" in capsys.readouterr().err
 
 
-def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, monkeypatch):
+def test_the_first_validation_is_not_repeated_and_is_no_best(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped before the first step, which saves; and killed before anything was saved, which leaves a line in the log."""
     monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(0))
     assert imagenet.main(flags(images, tmp_path / "out")) == 75
@@ -368,7 +393,7 @@ def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, m
     assert not (tmp_path / "out" / "best.safetensors").exists()
     monkeypatch.setattr(imagenet, "Stop", lambda: StopAt(99))
     calls, real = [], library.validate
-    monkeypatch.setattr(library, "validate", lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr(library, "validate", lambda *args: calls.append(args) or real(*args))  # type: ignore[func-returns-value]
     assert imagenet.main(flags(images, tmp_path / "out")) == 0
     assert len(calls) == 1  # at the end
     assert [line["step"] for line in log_lines(tmp_path / "out") if "validation" in line] == [0, 4]
@@ -380,7 +405,9 @@ def test_the_first_validation_is_not_repeated_and_is_no_best(images, tmp_path, m
     assert_same_weights(tmp_path / "killed", tmp_path / "out")
 
 
-def test_resized_and_fewer_validation_images_are_another_configuration(images, tmp_path, capsys):
+def test_resized_and_fewer_validation_images_are_another_configuration(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     assert imagenet.main(flags(images, output, "--limit-validation", 7, steps=1)) == 0
     card = json.loads((output / "card.json").read_text())
@@ -393,7 +420,9 @@ def test_resized_and_fewer_validation_images_are_another_configuration(images, t
 
 
 @pytest.mark.parametrize("more", [["--data", "none"], ["--num-classes", "2"], ["--weights", "none.pth"], ["--resume"]])
-def test_an_error_before_training_leaves_nothing(images, tmp_path, monkeypatch, more):
+def test_an_error_before_training_leaves_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     output = tmp_path / "runs" / "out"
     assert imagenet.main([*flags(images, output, model="cnn"), *more]) == 1

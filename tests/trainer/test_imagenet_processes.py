@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
+from trainer.tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
 
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer import checkpoint
@@ -31,7 +31,7 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training images, of which one is damaged, and 11 for validation."""
     root = write_images(tmp_path_factory.mktemp("images"))
     (root / "train" / WNIDS[1] / "train_004.png").write_bytes(b"not a picture")
@@ -73,7 +73,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def assert_close(a: Path, b: Path, **tolerance: float) -> None:
     theirs = weights(b)
     for name, value in weights(a).items():
-        torch.testing.assert_close(value, theirs[name], **tolerance, msg=name)
+        torch.testing.assert_close(value, theirs[name], **tolerance, msg=name)  # type: ignore[arg-type]
 
 
 def steps_of(folder: Path) -> int:
@@ -89,7 +89,9 @@ def wait_for(condition: Any, process: BaseProcess, log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("portions", [1, 2])
-def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images, tmp_path, portions):
+def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(
+    images: Path, tmp_path: Path, portions: int
+) -> None:
     """Seven images a step: four and three, and fewer where the damaged one was; 11 for validation: six and five."""
     log = tmp_path / "log"
     allowed = ("--max-bad", 0.1, "--log-every", 1)
@@ -107,13 +109,13 @@ def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(images
 
 
 @pytest.mark.slow
-def test_stopped_on_two_ranks_and_finished_on_one(images, tmp_path):
+def test_stopped_on_two_ranks_and_finished_on_one(images: Path, tmp_path: Path) -> None:
     """SIGTERM to one of them alone stops both after the same step."""
     log, output = tmp_path / "log", tmp_path / "out"
     argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, steps=400)
     with started(argv, log, ranks=2, builder=without_dropout) as processes:
         wait_for(lambda: steps_of(output / "checkpoints") > 1, processes[0], log)
-        os.kill(processes[1].pid, signal.SIGTERM)
+        os.kill(processes[1].pid, signal.SIGTERM)  # type: ignore[arg-type]
         for process in processes:
             process.join(PATIENCE)
         assert [process.exitcode for process in processes] == [75, 75], log.read_text()
@@ -129,7 +131,7 @@ def test_stopped_on_two_ranks_and_finished_on_one(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(images, tmp_path):
+def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(images: Path, tmp_path: Path) -> None:
     """Every other time inside a save; at the end the weights are those of a run that nothing happened to."""
     log, output = tmp_path / "log", tmp_path / "out"
     folder, draw = output / "checkpoints", random.Random(0)
@@ -145,7 +147,7 @@ def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(image
             process.join(PATIENCE)
             assert process.exitcode == -signal.SIGKILL
         inside += any(folder.glob(".checkpoint-*"))
-        path, state = checkpoint.newest(folder)
+        path, state = checkpoint.newest(folder)  # type: ignore[misc]
         assert state["position"]["step"] == int(path.stem[-9:]) == steps_of(folder) > done
         done = steps_of(folder)
     assert inside >= KILLS // 4

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_imagenet import flags, write_images
+from trainer.tiny_imagenet import flags, write_images
 
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer import checkpoint
@@ -31,7 +31,7 @@ sys.exit(imagenet.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path):
+def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path: Path) -> None:
     images, output, log = write_images(tmp_path / "images"), tmp_path / "out", tmp_path / "log"
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
@@ -39,7 +39,7 @@ def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path):
     torchrun += ["--monitor-interval", "0.1", "--master-port", "0", "--standalone", str(script)]
     argv = flags(images, output, "--save-every", 1, "--validate-every", 1000, steps=300)
     options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "start_new_session": True}
-    with log.open("w") as file, subprocess.Popen([*torchrun, *argv], stdout=file, stderr=file, **options) as process:
+    with log.open("w") as file, subprocess.Popen([*torchrun, *argv], stdout=file, stderr=file, **options) as process:  # type: ignore[call-overload]
         try:
             deadline = time.monotonic() + PATIENCE
             while len(checkpoint.paths(output / "checkpoints")) < 2:

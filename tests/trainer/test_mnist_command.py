@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from idx_files import NAMES
 from safetensors.torch import load_file
+from trainer.idx_files import NAMES
 
 from cnnf_brain import small_net
 from cnnf_brain.datasets import mnist as mnist_files
@@ -52,7 +52,9 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(value, weights(b)[name]), name
 
 
-def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path, capsys):
+def test_a_cnnf_leaves_weights_card_configuration_and_log(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, output = make_folder(), tmp_path / "out"
     argv = flags(folder, output, "--iterations", "1", "--half", "--seed", "3", model="cnnf", epochs=1)
     assert mnist.main(argv) == 0
@@ -89,10 +91,12 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(make_folder, tmp_path,
     assert "epoch 1/1" in printed.err
 
 
-def test_the_test_images_play_no_part_before_the_end(make_folder, tmp_path, monkeypatch):
+def test_the_test_images_play_no_part_before_the_end(
+    make_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other test images, the same weights and validation accuracy; and they reach a network once, in the last call."""
     real, judged = small.accuracy, []
-    monkeypatch.setattr(small, "accuracy", lambda model, images: judged.append(len(images)) or real(model, images))
+    monkeypatch.setattr(small, "accuracy", lambda model, images: judged.append(len(images)) or real(model, images))  # type: ignore[func-returns-value]
     for name, test_seed in (("a", 2), ("b", 77)):
         folder = make_folder(f"data-{name}", test_seed=test_seed)
         assert mnist.main(flags(folder, tmp_path / name)) == 0
@@ -103,7 +107,9 @@ def test_the_test_images_play_no_part_before_the_end(make_folder, tmp_path, monk
     assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_finished_run_is_left_alone_and_another_configuration_refused(make_folder, tmp_path, capsys):
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, output = make_folder(), tmp_path / "out"
     assert mnist.main(flags(folder, output, epochs=1)) == 0
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
@@ -116,7 +122,9 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(make_fol
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
-def test_an_unfinished_run_of_another_configuration_is_refused(make_folder, tmp_path, capsys):
+def test_an_unfinished_run_of_another_configuration_is_refused(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, output = make_folder(), tmp_path / "out"
     assert mnist.main(flags(folder, output, epochs=1)) == 0
     (output / "card.json").unlink()
@@ -124,12 +132,12 @@ def test_an_unfinished_run_of_another_configuration_is_refused(make_folder, tmp_
     assert "epochs: 1 there, 2 now" in capsys.readouterr().err
 
 
-def test_resume_insists_on_a_checkpoint(make_folder, tmp_path, capsys):
+def test_resume_insists_on_a_checkpoint(make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mnist.main(flags(make_folder(), tmp_path / "out", "--resume")) == 1
     assert "has no checkpoint to continue; to start there, do not insist on one" in capsys.readouterr().err
 
 
-def test_two_runs_do_not_share_a_folder(make_folder, tmp_path, capsys):
+def test_two_runs_do_not_share_a_folder(make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from filelock import FileLock
 
     folder, output = make_folder(), tmp_path / "out"
@@ -139,7 +147,7 @@ def test_two_runs_do_not_share_a_folder(make_folder, tmp_path, capsys):
     assert "another run is writing to" in capsys.readouterr().err
 
 
-def test_an_error_before_training_leaves_nothing(make_folder, tmp_path):
+def test_an_error_before_training_leaves_nothing(make_folder: Any, tmp_path: Path) -> None:
     folder, runs = make_folder(), tmp_path / "runs"
     for argv in (
         flags(tmp_path / "none", runs / "out"),
@@ -151,7 +159,9 @@ def test_an_error_before_training_leaves_nothing(make_folder, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_damaged_data_is_an_error_before_training(make_folder, tmp_path, capsys, part):
+def test_damaged_data_is_an_error_before_training(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
     folder = make_folder()
     path = folder / NAMES[part][0]
     path.write_bytes(path.read_bytes()[:-1])
@@ -162,12 +172,16 @@ def test_damaged_data_is_an_error_before_training(make_folder, tmp_path, capsys,
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_an_unknown_target_is_an_error_before_training(make_folder, tmp_path, capsys):
+def test_an_unknown_target_is_an_error_before_training(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert mnist.main(flags(make_folder(), tmp_path / "out", "--target", "rleu1", model="cnnf")) == 1
     assert "did you mean 'relu1'" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_is_an_error(make_folder, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_an_error(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert mnist.main(flags(make_folder(), tmp_path / "file" / "out")) == 1
     assert "choose another folder" in capsys.readouterr().err
@@ -195,7 +209,7 @@ def test_an_output_that_cannot_be_written_is_an_error(make_folder, tmp_path, cap
         (["--seed", "1", "--seeds", "2"], "not allowed with"),
     ],
 )
-def test_usage_errors(tmp_path, capsys, more, message):
+def test_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         mnist.main(flags(tmp_path, tmp_path / "out", *more))
     assert caught.value.code == 2
@@ -204,7 +218,7 @@ def test_usage_errors(tmp_path, capsys, more, message):
 
 
 @contextmanager
-def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A process that does not outlive the block."""
     with subprocess.Popen(command, **options) as process:
         try:
@@ -213,7 +227,7 @@ def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> None:
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, after: int) -> None:
     """Until there is a checkpoint of a step beyond ``after``."""
     deadline = time.monotonic() + 200
     while not any(int(path.stem[-9:]) > after for path in checkpoint.paths(folder)):
@@ -223,7 +237,9 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path, after: int) -> 
 
 
 @pytest.mark.slow
-def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_folder, tmp_path, capsys):
+def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, output = make_folder(), tmp_path / "out"
     argv = flags(folder, output, "--save-every", "1", epochs=5)
     threads = str(torch.get_num_threads())
@@ -258,7 +274,9 @@ def test_stopped_by_sigterm_then_killed_then_finished_equals_uninterrupted(make_
     assert logs[0] == logs[1]
 
 
-def test_seeds_trains_the_runs_that_are_missing(make_folder, tmp_path, capsys):
+def test_seeds_trains_the_runs_that_are_missing(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, runs = make_folder(), tmp_path / "runs"
     assert mnist.main(flags(folder, runs / "seed1", "--seed", "1", epochs=1)) == 0
     before = (runs / "seed1" / "card.json").read_bytes()
@@ -274,7 +292,9 @@ def test_seeds_trains_the_runs_that_are_missing(make_folder, tmp_path, capsys):
         assert_same_weights(runs / "seed0", runs / "seed2")
 
 
-def test_limit_trains_on_fewer_images_and_says_so(make_folder, tmp_path, capsys):
+def test_limit_trains_on_fewer_images_and_says_so(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder()
     assert mnist.main(flags(folder, tmp_path / "out", "--limit", "60", epochs=1)) == 0
     assert "60 training and 20 validation images" in capsys.readouterr().out
@@ -283,7 +303,9 @@ def test_limit_trains_on_fewer_images_and_says_so(make_folder, tmp_path, capsys)
     assert "expected a number from 1 to the 220 training images" in capsys.readouterr().err
 
 
-def test_mixed_precision_is_another_configuration_and_is_in_the_card(make_folder, tmp_path, capsys):
+def test_mixed_precision_is_another_configuration_and_is_in_the_card(
+    make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = make_folder(), tmp_path / "out"
     words = ["--iterations", "1", "--adversarial", "augment", "--attack", "pgd7", "--limit", "60", "--amp", "bfloat16"]
     assert mnist.main(flags(folder, out, *words, model="cnnf", epochs=1)) == 0
@@ -292,7 +314,7 @@ def test_mixed_precision_is_another_configuration_and_is_in_the_card(make_folder
     assert "amp: bfloat16 there, absent now" in capsys.readouterr().err
 
 
-def test_adversarial_training_has_its_own_defaults():
+def test_adversarial_training_has_its_own_defaults() -> None:
     given = ["--dataset", "mnist", "--model", "cnn"]
     asked = [given, [*given, "--adversarial", "augment"]]
     asked.append([*given, "--adversarial", "only", "--lr", "0.1", "--epochs", "2", "--epsilon", "0"])
@@ -307,7 +329,7 @@ def test_adversarial_training_has_its_own_defaults():
     assert names == {"mnist-cnn-seed0", "mnist-cnn-augment-pgd7-0.3-seed0"}
 
 
-def test_the_card_says_how_the_images_were_made(make_folder, tmp_path):
+def test_the_card_says_how_the_images_were_made(make_folder: Any, tmp_path: Path) -> None:
     words = [
         "--adversarial",
         "augment",
@@ -330,7 +352,7 @@ def test_the_card_says_how_the_images_were_made(make_folder, tmp_path):
     assert not model.training
 
 
-def test_the_manual_is_the_help(capsys):
+def test_the_manual_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         mnist.main(["--help"])
     shown = capsys.readouterr().out
@@ -338,7 +360,7 @@ def test_the_manual_is_the_help(capsys):
         assert word in " ".join(shown.split())
 
 
-def test_the_commit_is_that_of_the_checkout_and_none_without_git(monkeypatch):
+def test_the_commit_is_that_of_the_checkout_and_none_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     if done.returncode == 0:
         assert commit().removesuffix("-dirty") == done.stdout.strip()

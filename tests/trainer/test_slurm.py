@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_imagenet import imagenet
+from trainer.tiny_imagenet import imagenet
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "imagenet.slurm"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
@@ -42,17 +42,17 @@ def run(tmp_path: Path, *, after: str, old_checkpoint: bool = False) -> tuple[in
         "SLURM_JOB_START_TIME": str(int(time.time()) - 60),
     }
     words = ["bash", str(SCRIPT), str(tmp_path / "images"), str(output), "--model", "cnnf", "--amp", "bfloat16"]
-    code = subprocess.run(words, env=environment, check=False).returncode
-    return code, (tmp_path / "asked").read_text().splitlines(), (tmp_path / "words").read_text().splitlines()
+    code = subprocess.run(words, env=environment, check=False).returncode  # type: ignore[assignment]
+    return code, (tmp_path / "asked").read_text().splitlines(), (tmp_path / "words").read_text().splitlines()  # type: ignore[return-value]
 
 
-def test_a_preempted_run_is_put_back(tmp_path):
+def test_a_preempted_run_is_put_back(tmp_path: Path) -> None:
     code, asked, _ = run(tmp_path, after="touch checkpoints/checkpoint-000000002.safetensors; exit 75")
     assert code == 75
     assert asked == ["show hostnames host[1-2]", "requeue 77"]
 
 
-def test_a_finished_run_is_not(tmp_path):
+def test_a_finished_run_is_not(tmp_path: Path) -> None:
     code, asked, words = run(tmp_path, after="touch checkpoints/checkpoint-000000002.safetensors card.json")
     assert code == 0
     assert asked == ["show hostnames host[1-2]"]
@@ -68,7 +68,7 @@ def test_a_finished_run_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("old_checkpoint", [False, True])
-def test_a_run_that_came_no_further_is_not(tmp_path, old_checkpoint):
+def test_a_run_that_came_no_further_is_not(tmp_path: Path, old_checkpoint: bool) -> None:
     code, asked, _ = run(tmp_path, after="exit 1", old_checkpoint=old_checkpoint)
     assert code == 1
     assert asked == ["show hostnames host[1-2]"]

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from idx_files import drawn
 from torch import nn
+from trainer.idx_files import drawn
 
 from cnnf_brain import CNNF
 from cnnf_brain.datasets.mnist import ImageSet, MemoryBatches, scale
@@ -37,7 +39,16 @@ def network(iterations: int = 1, dropout: float = 0.3) -> CNNF:
     return CNNF(nn.Sequential(*layers), iterations=iterations, match_norm=True)
 
 
-def trainer(folder, *, epochs=3, save_every=1000, configuration=CONFIGURATION, lr=0.01, perturb=None, amp=None) -> Trainer:
+def trainer(
+    folder: Any,
+    *,
+    epochs: int = 3,
+    save_every: int = 1000,
+    configuration: Any = CONFIGURATION,
+    lr: float = 0.01,
+    perturb: Any = None,
+    amp: Any = None,
+) -> Trainer:
     """A run over the 66 images, judged on 30 others, whose learning rate decays."""
     model, source, judged = network(), MemoryBatches(images(), BATCH), images(30, seed=1)
     n = source.steps_per_epoch
@@ -65,7 +76,7 @@ def trainer(folder, *, epochs=3, save_every=1000, configuration=CONFIGURATION, l
     )
 
 
-def train_step(model, optimizer, x, labels, weights, amp=None) -> dict[str, torch.Tensor]:
+def train_step(model: Any, optimizer: Any, x: Any, labels: Any, weights: Any, amp: Any = None) -> dict[str, torch.Tensor]:
     """One optimizer step; the terms as they were before it."""
     optimizer.zero_grad()
     total, terms = Objective(model, weights, amp=amp)(x, labels)
@@ -81,16 +92,16 @@ class StopAfter:
         self.run, self.step = run, step
 
     @property
-    def requested(self):
+    def requested(self) -> Any:
         return signal.SIGTERM if self.run.position.step >= self.step else None
 
 
-def log_lines(folder) -> list[dict]:
+def log_lines(folder: Any) -> list[dict[str, Any]]:
     lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
-def assert_same_outcome(a: Trainer, b: Trainer, folder_a, folder_b) -> None:
+def assert_same_outcome(a: Trainer, b: Trainer, folder_a: Any, folder_b: Any) -> None:
     """Weights, optimizer, learning rate and log equal in every bit."""
     for name, value in a.model.state_dict().items():
         assert torch.equal(value, b.model.state_dict()[name]), name
@@ -102,19 +113,19 @@ def assert_same_outcome(a: Trainer, b: Trainer, folder_a, folder_b) -> None:
 
 
 @pytest.fixture
-def straight(tmp_path):
+def straight(tmp_path: Path) -> Any:
     """A run that was never stopped."""
     run = trainer(tmp_path / "straight")
     assert run.run()
     return run
 
 
-def test_the_step_is_that_of_the_losses_computed_by_hand():
+def test_the_step_is_that_of_the_losses_computed_by_hand() -> None:
     model, batch = network(iterations=2, dropout=0.0), images(8)
     x, parameters = scale(batch.images), list(model.parameters())
     made = model.unroll(x, return_reconstruction=True).reconstruction
     entropy = sum(-model(x, iterations=t).log_softmax(1)[range(8), batch.labels].sum() / 8 for t in range(3))
-    error = sum((made[t] - x).square().sum() / x.numel() for t in (1, 2))
+    error = sum((made[t] - x).square().sum() / x.numel() for t in (1, 2))  # type: ignore[misc]
     total = (entropy + 0.1 * error) / 3
     gradients = torch.autograd.grad(total, parameters)
     expected = [p.detach() - 0.5 * g for p, g in zip(parameters, gradients, strict=True)]
@@ -126,12 +137,14 @@ def test_the_step_is_that_of_the_losses_computed_by_hand():
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_are_not(tmp_path, monkeypatch):
+def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[torch.dtype, bool]] = []
     run = trainer(tmp_path, epochs=1, amp="bfloat16")
     original = CNNF.unroll
 
-    def watched(self, x, **options):
+    def watched(self: Any, x: Any, **options: Any) -> Any:
         result = original(self, x, **options)
         seen.append((result.logits.dtype, self.training))
         return result
@@ -146,7 +159,7 @@ def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_a
         assert not torch.equal(p, was)
 
 
-def test_a_step_in_mixed_precision_is_close_to_one_in_float32():
+def test_a_step_in_mixed_precision_is_close_to_one_in_float32() -> None:
     moved = []
     for amp in (None, "bfloat16"):
         model, batch = network(iterations=0, dropout=0.0), images(8)
@@ -158,24 +171,24 @@ def test_a_step_in_mixed_precision_is_close_to_one_in_float32():
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
 
 
-def test_only_losses_with_a_weight_are_computed():
+def test_only_losses_with_a_weight_are_computed() -> None:
     assert LossWeights(0.0, 0.0, 0.0).active() == {"cross_entropy": 1.0}
     assert LossWeights(0.1, 0.0, 0.5).active() == {"cross_entropy": 1.0, "reconstruction": 0.1, "norm": 0.5}
 
 
 @pytest.mark.parametrize("term", ["reconstruction", "latent", "norm"])
-def test_each_loss_weight_reaches_the_weights(term):
+def test_each_loss_weight_reaches_the_weights(term: str) -> None:
     moved = []
     for weight in (0.0, 1.0):
         model, batch = network(dropout=0.0), images(8)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        weights = LossWeights(**{**dict.fromkeys(("reconstruction", "latent", "norm"), 0.0), term: weight})
+        weights = LossWeights(**{**dict.fromkeys(("reconstruction", "latent", "norm"), 0.0), term: weight})  # type: ignore[arg-type]
         train_step(model, optimizer, scale(batch.images), batch.labels, weights)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert not torch.equal(*moved)
 
 
-def test_the_printed_sum_is_the_mean_with_a_weight_times_the_elements():
+def test_the_printed_sum_is_the_mean_with_a_weight_times_the_elements() -> None:
     moved = []
     for weights in (LossWeights(0.01, reduction="sum"), LossWeights(0.01 * 28 * 28), LossWeights(0.01)):
         model, batch = network(dropout=0.0), images(8)
@@ -188,12 +201,12 @@ def test_the_printed_sum_is_the_mean_with_a_weight_times_the_elements():
         LossWeights(reduction="total")
 
 
-def test_configurations_from_before_the_reduction_was_there_stay_the_same():
+def test_configurations_from_before_the_reduction_was_there_stay_the_same() -> None:
     assert LossWeights().configuration() == {"reconstruction": 0.1, "latent": 0.0, "norm": 0.0}
     assert LossWeights(reduction="sum").configuration() == {**LossWeights().configuration(), "reduction": "sum"}
 
 
-def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_batches():
+def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_batches() -> None:
     model, test = network(iterations=2), images(31)
     model.train()
     shares = small.accuracy(model, test, batch_size=7).top1
@@ -205,12 +218,12 @@ def test_accuracy_is_the_share_of_right_answers_at_each_iteration_over_unequal_b
         assert shares[t] == pytest.approx(right / 31, abs=1e-12)
 
 
-def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path, monkeypatch):
+def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, seen = images(), []
     numbers = {image.numpy().tobytes(): number for number, image in enumerate(scale(whole.images))}
     real = loop.losses
 
-    def spy(model, batch, labels, weights, clean, **options):
+    def spy(model: Any, batch: Any, labels: Any, weights: Any, clean: Any, **options: Any) -> Any:
         assert clean is None
         seen.append([numbers[image.numpy().tobytes()] for image in batch])
         assert labels.tolist() == [i % 10 for i in seen[-1]]
@@ -224,14 +237,14 @@ def test_every_image_is_seen_once_in_every_epoch_in_another_order(tmp_path, monk
     assert first != second
 
 
-def test_a_seed_gives_another_order():
+def test_a_seed_gives_another_order() -> None:
     assert MemoryBatches(images(), 1, seed=0).order(0).tolist() != MemoryBatches(images(), 1, seed=1).order(0).tolist()
 
 
-def test_it_learns(tmp_path):
+def test_it_learns(tmp_path: Path) -> None:
     run = trainer(tmp_path, epochs=25, lr=0.02)
     run.schedule = replace(run.schedule, decay_factor=1.0)
-    run.model.get_submodule("3").p = 0.0
+    run.model.get_submodule("3").p = 0.0  # type: ignore[assignment]
     run.run()
     assert small.accuracy(run.model, images()).top1 == (1.0, 1.0)
     losses = [line["losses"]["cross_entropy"][1] for line in log_lines(tmp_path)]
@@ -240,10 +253,10 @@ def test_it_learns(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 11])
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path, straight, step):
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, straight: Any, step: int) -> None:
     folder = tmp_path / "stopped"
     first = trainer(folder)
-    assert not first.run(StopAfter(first, step))
+    assert not first.run(StopAfter(first, step))  # type: ignore[arg-type]
     assert first.position.step == step
     second = trainer(folder)
     torch.manual_seed(12345)  # whatever another process's generator is at
@@ -253,10 +266,12 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, straight, step):
 
 
 @pytest.mark.parametrize("part", ["seed", "position", "optimizer"])
-def test_the_comparison_notices_a_state_that_is_not_restored(tmp_path, straight, monkeypatch, part):
+def test_the_comparison_notices_a_state_that_is_not_restored(
+    tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     folder = tmp_path / "stopped"
     first = trainer(folder)
-    first.run(StopAfter(first, 6))
+    first.run(StopAfter(first, 6))  # type: ignore[arg-type]
     second = trainer(folder)
     if part == "seed":
         monkeypatch.setattr(loop, "step_seed", lambda *_: 12345)
@@ -275,13 +290,15 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("where", ["losses", "accuracy", "save"])
-def test_a_run_that_died_anywhere_resumes_from_its_last_checkpoint(tmp_path, straight, monkeypatch, where):
+def test_a_run_that_died_anywhere_resumes_from_its_last_checkpoint(
+    tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     folder = tmp_path / "died"
     first = trainer(folder, save_every=2)
     owner, name = {"losses": (loop, "losses"), "accuracy": (small, "accuracy"), "save": (checkpoint, "save_step")}[where]
     real, calls = getattr(owner, name), []
 
-    def dies_in_the_second_epoch(*args, **kwargs):
+    def dies_in_the_second_epoch(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if first.position.step >= 5:
             raise Killed
@@ -298,12 +315,14 @@ def test_a_run_that_died_anywhere_resumes_from_its_last_checkpoint(tmp_path, str
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
-def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(tmp_path, straight, monkeypatch):
+def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(
+    tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "died"
     first = trainer(folder)
     real = checkpoint.save_step
 
-    def dies(*args, **kwargs):
+    def dies(*args: Any, **kwargs: Any) -> Any:
         if first.position.step == 8:
             raise Killed
         return real(*args, **kwargs)
@@ -319,10 +338,10 @@ def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(tmp_path,
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(tmp_path, straight):
+def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(tmp_path: Path, straight: Any) -> None:
     folder = tmp_path / "damaged"
     first = trainer(folder, save_every=2)
-    first.run(StopAfter(first, 7))
+    first.run(StopAfter(first, 7))  # type: ignore[arg-type]
     newest = checkpoint.paths(folder / "checkpoints")[0]
     newest.write_bytes(newest.read_bytes()[:-1])
     second = trainer(folder, save_every=2)
@@ -333,7 +352,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_not_the_run(tmp_path, strai
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
     run = trainer(tmp_path, epochs=1)
     run.run()
     other = {"seed": 1, "losses": {"reconstruction": 0.2}, "target": "input"}
@@ -341,7 +360,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_
         trainer(tmp_path, configuration=other).resume()
 
 
-def test_other_surroundings_are_allowed_with_a_warning(tmp_path, monkeypatch):
+def test_other_surroundings_are_allowed_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(tmp_path, epochs=1)
     run.run()
     monkeypatch.setattr(loop, "environment", lambda _: {"torch": "1.0", "device": "cpu", "threads": 64})
@@ -349,11 +368,13 @@ def test_other_surroundings_are_allowed_with_a_warning(tmp_path, monkeypatch):
         trainer(tmp_path).resume()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trainer(tmp_path)
     real = loop.losses
 
-    def fails_in_the_second_epoch(*args, **options):
+    def fails_in_the_second_epoch(*args: Any, **options: Any) -> Any:
         total, terms = real(*args, **options)
         return (total * float("nan"), terms) if run.position.step == 5 else (total, terms)
 
@@ -363,7 +384,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
-def test_a_real_divergence_leaves_only_good_checkpoints(tmp_path):
+def test_a_real_divergence_leaves_only_good_checkpoints(tmp_path: Path) -> None:
     run = trainer(tmp_path, lr=1e36, save_every=1)
     with pytest.raises(NonFiniteLoss, match="last good checkpoint"):
         run.run()
@@ -371,7 +392,7 @@ def test_a_real_divergence_leaves_only_good_checkpoints(tmp_path):
         assert all(torch.isfinite(value).all() for value in checkpoint.load(path)["model"].values())
 
 
-def test_the_log_survives_half_a_line(tmp_path):
+def test_the_log_survives_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     log = Log(path, done=1)
@@ -381,7 +402,7 @@ def test_the_log_survives_half_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_ask_for_a_stop_and_get_their_handlers_back(number):
+def test_signals_ask_for_a_stop_and_get_their_handlers_back(number: Any) -> None:
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with Stop() as stop:
         assert stop.requested is None
@@ -390,7 +411,7 @@ def test_signals_ask_for_a_stop_and_get_their_handlers_back(number):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_a_second_interrupt_ends_at_once():
+def test_a_second_interrupt_ends_at_once() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested == signal.SIGINT

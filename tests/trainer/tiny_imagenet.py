@@ -72,7 +72,7 @@ def write_images(root: Path, n_train: int = 24, n_val: int = 11) -> Path:
     return root
 
 
-def flags(data: Path, output: Path, *more: object, model: str = "cnnf", steps: int = 4) -> list[str]:
+def flags(data: Path, output: Path, *more: Any, model: str = "cnnf", steps: int = 4) -> list[str]:
     feedback = ["--iterations", 1, "--step-size", 0.1] if model == "cnnf" else []
     words = ["--data", data, "--output", output, "--model", model, *feedback, "--weights", "none", "--image-size", SIZE]
     words += ["--steps", steps, "--batch-size", 7, "--lr", 0.01, "--workers", 0, "--device", "cpu", *more]

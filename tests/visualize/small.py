@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def network(module: nn.Module, mean: tuple[float, ...] = (0.5,), std: tuple[floa
     return Network(module, Preprocessing(SIDE, mean, std), name="test", weights="random")
 
 
-def view(seed: int = 0, **feedback: object) -> View:
+def view(seed: int = 0, **feedback: Any) -> View:
     """The CNN-F of ``layers``, two iterations."""
     settings = {"iterations": 2, "step": 0.3, "match_norm": True, **feedback}
     return View(network(CNNF(layers(seed), **settings).eval()), batch_size=5)

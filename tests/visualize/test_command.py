@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import small
 import torch
+from visualize import small
 
 from cnnf_brain import cli, small_net
 from cnnf_brain.model.cnnf import CNNF
@@ -27,7 +29,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def weights(path: Path, **settings: object) -> CNNF:
+def weights(path: Path, **settings: Any) -> CNNF:
     """A small net with its card, as the trainer saves it."""
     torch.manual_seed(0)
     network = small_net(**settings)
@@ -36,18 +38,20 @@ def weights(path: Path, **settings: object) -> CNNF:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, sketched):
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sketched: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command on a small data set, in a folder of its own, without drawing."""
     monkeypatch.chdir(tmp_path)
     small.idx_folder(tmp_path / "data")
 
-    def command(*words: object) -> int:
+    def command(*words: Any) -> int:
         return main([*map(str, words), "--dataset", "mnist", "--data", "data"])
 
     return command
 
 
-def test_the_command_leaves_a_page(run, sketched, tmp_path, capsys):
+def test_the_command_leaves_a_page(
+    run: Callable[..., int], sketched: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sketched.undo()
     assert run("--figure", "9c", "--images", 3) == 0
     said = capsys.readouterr().out
@@ -65,7 +69,7 @@ def test_the_command_leaves_a_page(run, sketched, tmp_path, capsys):
     assert set(content(tmp_path / "results")) == {f"figure-9c/{name}" for name in names}, "and no lock, no staging folder"
 
 
-def test_the_page_is_that_of_the_final_folder(run, tmp_path):
+def test_the_page_is_that_of_the_final_folder(run: Callable[..., int], tmp_path: Path) -> None:
     assert run("--figure", "9c", "--images", 3) == 0
     page = (tmp_path / DEFAULT / PAGE).read_bytes()
     assert b"<dt>folder</dt><dd>figure-9c</dd>" in page
@@ -77,7 +81,7 @@ def test_the_page_is_that_of_the_final_folder(run, tmp_path):
 # Whose folder
 
 
-def test_the_same_question_takes_the_place_of_its_old_results(run, tmp_path):
+def test_the_same_question_takes_the_place_of_its_old_results(run: Callable[..., int], tmp_path: Path) -> None:
     assert run("--figure", "9c", "--images", 3) == 0
     table = (tmp_path / DEFAULT / "table.csv").read_bytes()
     (tmp_path / DEFAULT / "table.csv").write_text("damaged")
@@ -87,7 +91,9 @@ def test_the_same_question_takes_the_place_of_its_old_results(run, tmp_path):
     assert (tmp_path / DEFAULT / "notes.txt").read_text() == "mine"
 
 
-def test_folders_of_something_else_are_left_alone(run, tmp_path, capsys):
+def test_folders_of_something_else_are_left_alone(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--figure", "9c", "--images", 3) == 0
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "summary.json").write_text("{}")
@@ -107,7 +113,9 @@ def test_folders_of_something_else_are_left_alone(run, tmp_path, capsys):
     assert content(tmp_path) == before
 
 
-def test_an_error_leaves_the_old_results_and_no_empty_folder(run, tmp_path, monkeypatch, capsys):
+def test_an_error_leaves_the_old_results_and_no_empty_folder(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(folder: Path, text: str) -> None:
         folder.with_name("claims.md").write_text("half")
         raise OSError("disk full")
@@ -128,7 +136,7 @@ def test_an_error_leaves_the_old_results_and_no_empty_folder(run, tmp_path, monk
 # Weights
 
 
-def test_iterations_are_those_of_the_card_unless_given(tmp_path):
+def test_iterations_are_those_of_the_card_unless_given(tmp_path: Path) -> None:
     weights(tmp_path / "three.safetensors", iterations=3, step=0.25, match_norm=True)
     path = str(tmp_path / "three.safetensors")
     as_trained = command.load(path, None, "cpu")
@@ -137,7 +145,7 @@ def test_iterations_are_those_of_the_card_unless_given(tmp_path):
     assert command.load(None, None, "auto").iterations == 2
 
 
-def test_a_network_without_feedback(run, capsys, tmp_path):
+def test_a_network_without_feedback(run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights(tmp_path / "cnn.safetensors", iterations=0)
     assert run("--figure", "9a", "--weights", "cnn.safetensors") == 1
     said = capsys.readouterr().err
@@ -145,7 +153,9 @@ def test_a_network_without_feedback(run, capsys, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_weights_that_do_not_say_how_they_were_trained(run, capsys, tmp_path):
+def test_weights_that_do_not_say_how_they_were_trained(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     network = small_net(iterations=2)
     torch.save(network.state_dict(), tmp_path / "bare.pt")
     assert run("--figure", "9c", "--images", 3, "--weights", "bare.pt") == 1
@@ -153,7 +163,7 @@ def test_weights_that_do_not_say_how_they_were_trained(run, capsys, tmp_path):
     assert run("--figure", "9c", "--images", 3, "--weights", "bare.pt", "--iterations", 1) == 0
 
 
-def test_an_empty_name_is_not_the_shipped_network(run, capsys):
+def test_an_empty_name_is_not_the_shipped_network(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("--figure", "9c", "--images", 3, "--weights", "")
     assert caught.value.code == 2
@@ -163,33 +173,37 @@ def test_an_empty_name_is_not_the_shipped_network(run, capsys):
 # Bad input
 
 
-def test_images_of_another_size(tmp_path, monkeypatch, capsys):
+def test_images_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     small.idx_folder(tmp_path / "data", side=32)
     assert main(["--figure", "9d", "--dataset", "mnist", "--data", "data"]) == 1
     assert "images of 32 x 32 pixels, the network takes 28 x 28" in capsys.readouterr().err
 
 
-def test_more_images_than_there_are(run, capsys):
+def test_more_images_than_there_are(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--figure", "9d", "--images", 21) == 1
     assert "21 images are asked for and there are 20; give fewer" in capsys.readouterr().err
 
 
-def test_libraries_are_checked_before_data_are_read(run, monkeypatch, capsys):
+def test_libraries_are_checked_before_data_are_read(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "captum" else real(name))
-    monkeypatch.setattr(command.mnist, "find", lambda *given: pytest.fail("data were looked for"))
+    monkeypatch.setattr(command.mnist, "find", lambda *given: pytest.fail("data were looked for"))  # type: ignore[attr-defined]
     assert run("--figure", "9b") == 1
     assert "figure 9b needs captum: pip install 'cnnf-brain[visualize]'" in capsys.readouterr().err
 
 
-def test_a_device_that_is_not_there(run, capsys, tmp_path):
+def test_a_device_that_is_not_there(run: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("--figure", "9c", "--device", "gpu7") == 1
     assert "device 'gpu7' cannot be used here" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 
 
-def test_the_same_from_the_console_script(run, tmp_path, capsys):
+def test_the_same_from_the_console_script(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--figure", "9c", "--images", "3", "--dataset", "mnist", "--data", "data"]
     assert cli.main(["visualize", *words]) == 0
     assert cli.main(["report", str(tmp_path / DEFAULT)]) == 0
@@ -206,7 +220,7 @@ def test_the_same_from_the_console_script(run, tmp_path, capsys):
         ["--figure", "9a", "--iterations", "0"],
     ],
 )
-def test_flags_that_are_not_understood(words):
+def test_flags_that_are_not_understood(words: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2

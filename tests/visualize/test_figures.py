@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import small
 import torch
 from PIL import Image
+from visualize import small
 
 from cnnf_brain import style
 from cnnf_brain.attacks.gradient import PGD
@@ -56,12 +57,12 @@ class Made(dict[str, Path]):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("made"))
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_tables_figure_and_page_are_there(made, name):
+def test_tables_figure_and_page_are_there(made: Made, name: Any) -> None:
     common = {"run.json", "summary.json", "claims.md", "figure.svg", "figure.png", PAGE}
     assert {path.name for path in made[name].iterdir()} == FILES[name] | common
     with Image.open(made[name] / "figure.png") as image:
@@ -78,7 +79,7 @@ def test_tables_figure_and_page_are_there(made, name):
 
 
 @pytest.mark.parametrize("name", ["9b", *(pytest.param(name, marks=pytest.mark.slow) for name in ("9a", "9c", "9d"))])
-def test_the_figure_is_drawn_from_the_tables_alone(made, name, tmp_path):
+def test_the_figure_is_drawn_from_the_tables_alone(made: Made, name: Any, tmp_path: Path) -> None:
     module = {"9a": plane, "9b": attention, "9c": attention, "9d": restoration}[name]
     with style.styled():
         figure = module.draw({file.name: read_netcdf(file) for file in made[name].glob("*.nc")}, NAMES)
@@ -86,7 +87,7 @@ def test_the_figure_is_drawn_from_the_tables_alone(made, name, tmp_path):
     assert (tmp_path / "figure.svg").read_bytes() == (made[name] / "figure.svg").read_bytes()
 
 
-def test_9a_takes_the_images_it_says(made):
+def test_9a_takes_the_images_it_says(made: Made) -> None:
     table = rows(made["9a"] / "images.csv")
     expected = np.sort(np.random.default_rng(0).choice(N, 6, replace=False))
     assert [int(row["image"]) for row in table[::2]] == expected.tolist()
@@ -97,7 +98,7 @@ def test_9a_takes_the_images_it_says(made):
     assert read_netcdf(made["9a"] / "grids.nc").sizes["point"] == 49
 
 
-def test_9b_counts_what_it_shows(made):
+def test_9b_counts_what_it_shows(made: Made) -> None:
     table = rows(made["9b"] / "table.csv")
     attacks = {(r["threat"], r["epsilon"]) for r in table}
     assert attacks == {*(("first_pass", epsilon) for epsilon in ("0.02", "0.05", "0.1")), ("end_to_end", "0.05")}
@@ -110,7 +111,7 @@ def test_9b_counts_what_it_shows(made):
         assert (right[0], right[-1]) == ((False, True) if "corrected" in str(group) else (True, False))
 
 
-def test_9c_and_9d_cover_their_conditions(made):
+def test_9c_and_9d_cover_their_conditions(made: Made) -> None:
     assert [r["condition"] for r in rows(made["9c"] / "table.csv")[::3]] == ["clean", "blur 1", "noise 0.2"]
     table = rows(made["9d"] / "table.csv")
     strengths: dict[str, set[str]] = {}
@@ -127,12 +128,12 @@ def test_9c_and_9d_cover_their_conditions(made):
     assert float(row["mse_before"]) == pytest.approx(noisy[0].mean())
 
 
-def test_9d_goes_on_from_what_is_finished(tmp_path, monkeypatch, cache):
+def test_9d_goes_on_from_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     quick = [restoration.Condition("noise", 0.2), restoration.Condition("blur", 1.0)]
     monkeypatch.setattr(restoration, "STRENGTHS", quick)
-    real, done = restoration.under_condition, []
+    real, done = restoration.under_condition, []  # type: ignore[var-annotated]
 
-    def restored(sample, condition, chosen):
+    def restored(sample: Any, condition: Any, chosen: Any) -> Any:
         if str(condition) == stop_at:
             raise KeyboardInterrupt
         done.append(str(condition))
@@ -155,20 +156,20 @@ def test_9d_goes_on_from_what_is_finished(tmp_path, monkeypatch, cache):
     assert restoration.figure_9d(sample(), epsilons=()).tables == interrupted.tables
 
 
-def test_claims_follow_the_intervals():
+def test_claims_follow_the_intervals() -> None:
     assert Claim.of_interval("c", "m", 0.1, 0.2).holds is True
     assert Claim.of_interval("c", "m", -0.2, -0.1).holds is False
     assert Claim.of_interval("c", "m", -0.1, 0.1).holds is None
     assert Claim.of_interval("c", "m", np.nan, np.nan).holds is None
 
 
-def test_an_interval_that_does_not_exist_is_not_shown_as_nan():
+def test_an_interval_that_does_not_exist_is_not_shown_as_nan() -> None:
     assert view.percent(0.123, 0.11, 0.135) == "12.3 % [11.0, 13.5]"
     assert view.percent(0.123, np.nan, np.nan) == "12.3 % (no interval)"
 
 
-def test_9a_says_no_where_more_points_leave():
-    def row(measure: str, mean: float, low: float, high: float) -> dict:
+def test_9a_says_no_where_more_points_leave() -> None:
+    def row(measure: str, mean: float, low: float, high: float) -> dict[str, Any]:
         return {"iteration": 2, "measure": measure, "mean": mean, "low": low, "high": high, "images": 200}
 
     table = [
@@ -184,12 +185,12 @@ def test_9a_says_no_where_more_points_leave():
     found = plane.about(table, 0)
     words = "After 2 iterations fewer points have changed to the centre's class (2.0 % [1.0, 3.0])"
     assert found.answer.startswith(words)
-    assert [claim.holds for claim in found.claims] == [False, True]
+    assert [claim.holds for claim in found.claims] == [False, True]  # type: ignore[attr-defined]
     assert not any("Too few" in caveat for caveat in found.caveats)
     assert any("One network" in caveat for caveat in found.caveats)
 
 
-def test_examples_are_the_images_of_their_group():
+def test_examples_are_the_images_of_their_group() -> None:
     given = sample(torch.ones(N, dtype=torch.long))
     classes = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]])
     members = attention.groups(classes.numpy(), given.labels.numpy())["corrected"]
@@ -198,7 +199,7 @@ def test_examples_are_the_images_of_their_group():
     assert shown["decision"].values.tolist() == [[0, 1]]
 
 
-def test_nothing_corrected_and_nothing_spoiled_is_still_a_figure(tmp_path, monkeypatch):
+def test_nothing_corrected_and_nothing_spoiled_is_still_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     still = torch.zeros(3, 6, dtype=torch.long)  # feedback that changes no decision
     monkeypatch.setattr(view, "PGD", lambda steps, seed: PGD(steps=1, seed=seed))
     monkeypatch.setattr(attention, "grad_cam", lambda view, images, layer: (torch.rand(3, 6, 4, 4), still))
@@ -211,7 +212,7 @@ def test_nothing_corrected_and_nothing_spoiled_is_still_a_figure(tmp_path, monke
 # As a library
 
 
-def test_a_part_is_measured_without_a_folder(monkeypatch, tmp_path):
+def test_a_part_is_measured_without_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     part = figure9("9c", small.view().network, small.images(N), small.labels(N), n=6)
     assert [row["condition"] for row in part.tables["table.csv"][::3]] == ["clean", "blur 1", "noise 0.2"]
@@ -220,14 +221,16 @@ def test_a_part_is_measured_without_a_folder(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_and_numbers_that_there_are_not():
+def test_parts_and_numbers_that_there_are_not() -> None:
     with pytest.raises(ValueError, match=r"part of Figure 9 '9e' is not known; did you mean"):
         figure9("9e", small.view().network, small.images(N), small.labels(N))
     with pytest.raises(ValueError, match="11 images are asked for and there are 10; give fewer, or none for all"):
         figure9("9c", small.view().network, small.images(N), small.labels(N), n=11)
 
 
-def test_a_folder_that_holds_another_question_is_refused_before_the_work(made, monkeypatch):
+def test_a_folder_that_holds_another_question_is_refused_before_the_work(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PARTS, "9c", lambda sample: pytest.fail("it was measured"))
     with pytest.raises(ValueError, match=r"another question \(seed: 0 there, 1 now\)"):
         write("9c", sample(seed=1), made["9c"])

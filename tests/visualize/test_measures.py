@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
-import small
 import torch
 import xarray as xr
 from scipy.ndimage import convolve1d
 from sklearn.decomposition import PCA
 from torch import nn
+from visualize import small
 
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.types import LayerAt
@@ -20,7 +23,7 @@ from cnnf_brain.visualize.view import View, drawn, mean_interval
 # View
 
 
-def test_what_the_network_saw_is_what_it_computes():
+def test_what_the_network_saw_is_what_it_computes() -> None:
     view, x = small.view(), small.images()
     seen = view.see(x, whole=True)
     result = view.model.unroll(2 * x - 1, return_layers=["input@0", "input@1", "input@2"], return_reconstruction=True)
@@ -34,7 +37,7 @@ def test_what_the_network_saw_is_what_it_computes():
     assert torch.equal(view.see(x).classes, seen.classes)
 
 
-def test_units_of_several_channels():
+def test_units_of_several_channels() -> None:
     model = CNNF(small.layers(channels=3), iterations=1).eval()
     view = View(small.network(model, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0)))
     x = torch.rand(2, 3, 4, 4)
@@ -54,7 +57,7 @@ def test_units_of_several_channels():
         (CNNF(small.layers(), iterations=1).train(), r"training mode; call .eval\(\)"),
     ],
 )
-def test_networks_that_have_no_feedback_to_see(model, words):
+def test_networks_that_have_no_feedback_to_see(model: Any, words: str) -> None:
     training = model.training
     network = small.network(model)
     network.module.train(training)  # a Network puts its module into evaluation mode
@@ -75,12 +78,12 @@ def test_networks_that_have_no_feedback_to_see(model, words):
         (torch.rand(3, 1, 12, 12), torch.zeros(4), r"labels have shape \(4,\), expected \(3,\)"),
     ],
 )
-def test_images_that_do_not_fit(x, y, words):
+def test_images_that_do_not_fit(x: Any, y: torch.Tensor | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         small.view().check(x, y)
 
 
-def test_grey_images_are_not_silently_made_three_channels():
+def test_grey_images_are_not_silently_made_three_channels() -> None:
     model = CNNF(small.layers(channels=3), iterations=1).eval()
     view = View(small.network(model, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0)))
     view.check(torch.rand(2, 3, 12, 12))
@@ -90,7 +93,7 @@ def test_grey_images_are_not_silently_made_three_channels():
         view.check(torch.rand(2, 1, 12, 12))
 
 
-def test_a_network_that_does_not_reconstruct_the_image():
+def test_a_network_that_does_not_reconstruct_the_image() -> None:
     view = small.view(target="relu1")
     view.check(small.images())
     with pytest.raises(ValueError, match=r"reconstructs layer 'relu1', not the image.*9a and 9d need"):
@@ -99,7 +102,7 @@ def test_a_network_that_does_not_reconstruct_the_image():
         restoration.restore(view, small.images(), small.images(), small.labels())
 
 
-def test_intervals_cover_the_mean_as_often_as_they_say():
+def test_intervals_cover_the_mean_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     covered = [
         low <= 0.3 <= high for _, low, high in (mean_interval(rng.random(80) < 0.3, resamples=300) for _ in range(150))
@@ -109,7 +112,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     assert np.isnan(mean_interval(np.array([np.nan]))).all()
 
 
-def test_examples_are_drawn_among_all_that_qualify():
+def test_examples_are_drawn_among_all_that_qualify() -> None:
     qualify = np.arange(10, 30)
     assert np.array_equal(drawn(qualify, 4, 0), drawn(qualify, 4, 0))
     every = [drawn(qualify, 4, seed) for seed in range(200)]
@@ -121,7 +124,7 @@ def test_examples_are_drawn_among_all_that_qualify():
 # 9a
 
 
-def test_the_plane_is_that_of_scikit_learns_components():
+def test_the_plane_is_that_of_scikit_learns_components() -> None:
     x = small.images(30).double()
     made = plane.plane_through(x[0], x[1:])
     expected = PCA(2).fit(x[1:].flatten(1).numpy()).components_
@@ -131,7 +134,7 @@ def test_the_plane_is_that_of_scikit_learns_components():
     assert made.half_width == pytest.approx(np.median(np.linalg.norm((x[1:] - x[0]).flatten(1).numpy(), axis=1)))
 
 
-def test_the_grid_lies_on_the_plane_with_the_image_in_its_middle():
+def test_the_grid_lies_on_the_plane_with_the_image_in_its_middle() -> None:
     x = small.images(30)
     made = plane.plane_through(x[3], x[4:])
     places = made.places(5)
@@ -144,7 +147,7 @@ def test_the_grid_lies_on_the_plane_with_the_image_in_its_middle():
     assert torch.allclose(away.norm(dim=1), places.norm(dim=1), atol=1e-4)
 
 
-def test_neighbours_by_brute_force():
+def test_neighbours_by_brute_force() -> None:
     x = small.images(20)
     distances = [(float((x[i] - x[7]).norm()), i) for i in range(20) if i != 7]
     expected = [i for _, i in sorted(distances)[:6]]
@@ -152,7 +155,7 @@ def test_neighbours_by_brute_force():
     assert len(plane.neighbours(x, 7, 100)) == 19
 
 
-def test_images_that_span_no_plane():
+def test_images_that_span_no_plane() -> None:
     x = small.images(1)
     with pytest.raises(ValueError, match="too few for two principal components"):
         plane.plane_through(x[0], small.images(2))
@@ -160,7 +163,7 @@ def test_images_that_span_no_plane():
         plane.plane_through(x[0], x * torch.tensor([0.1, 0.5, 0.9, 0.3])[:, None, None, None])
 
 
-def test_arrows_are_the_change_of_the_input_taken_apart():
+def test_arrows_are_the_change_of_the_input_taken_apart() -> None:
     view, x = small.view(), small.images(20)
     made = plane.plane_through(x[0], plane.neighbours(x, 0, 10))
     found = plane.look(view, made, 5, x[9])
@@ -181,7 +184,7 @@ def test_arrows_are_the_change_of_the_input_taken_apart():
     assert found["off"].values[0] == pytest.approx(np.zeros(25), abs=1e-5)
 
 
-def test_shares_by_hand():
+def test_shares_by_hand() -> None:
     grid = xr.Dataset(
         {
             # the centre is of class 1; of 5 points 2 are inside at first
@@ -200,7 +203,7 @@ def test_shares_by_hand():
     assert np.isnan(row["enters_of_others"])
 
 
-def test_means_over_planes():
+def test_means_over_planes() -> None:
     table = [
         {
             "iteration": 1,
@@ -223,11 +226,11 @@ def test_means_over_planes():
 
 # 9b and 9c
 
-SETTINGS = ({}, {"match_norm": False, "step": 1.0}, {"target": "relu1"}, {"ada_relu": "printed"}, {"match_layers": True})
+SETTINGS = ({}, {"match_norm": False, "step": 1.0}, {"target": "relu1"}, {"ada_relu": "printed"}, {"match_layers": True})  # type: ignore[var-annotated]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_passes_are_the_iterations_of_the_network(settings):
+def test_passes_are_the_iterations_of_the_network(settings: Any) -> None:
     view, x = small.view(**settings), small.images(4)
     result = view.model.unroll(view.enter(x))
     for t, (network, h) in enumerate(attention.passes(view, x)):
@@ -236,7 +239,7 @@ def test_passes_are_the_iterations_of_the_network(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("layer", ["pool1", "relu2", "relu1", "conv2"])
-def test_grad_cam_against_autograd_through_the_whole_network(settings, layer):
+def test_grad_cam_against_autograd_through_the_whole_network(settings: Any, layer: str) -> None:
     view, x = small.view(**settings), small.images(4)
     if settings.get("target") == layer:  # it runs once, and no iteration looks at it
         with pytest.raises(ValueError, match="layer 'relu1' is not known in the layers above the target"):
@@ -253,14 +256,14 @@ def test_grad_cam_against_autograd_through_the_whole_network(settings, layer):
         assert torch.allclose(cams[t], expected, atol=1e-5)
 
 
-def test_batches_change_nothing():
+def test_batches_change_nothing() -> None:
     view, x = small.view(), small.images(7)
     cams, _ = attention.grad_cam(view, x, "relu2")
     one, _ = attention.grad_cam(View(view.network, batch_size=100), x, "relu2")
     assert torch.allclose(cams, one, atol=1e-6)
 
 
-def test_layers_for_grad_cam():
+def test_layers_for_grad_cam() -> None:
     view, x = small.view(), small.images(2)
     assert attention.last_map(view, x) == "relu2"
     with pytest.raises(ValueError, match=r"layer 'relu3' is not known .*did you mean 'relu2'"):
@@ -277,7 +280,7 @@ def test_layers_for_grad_cam():
         attention.last_map(View(small.network(flat)), x)
 
 
-def test_area_by_hand():
+def test_area_by_hand() -> None:
     maps = torch.zeros(1, 4, 2, 2)
     maps[0, 0] = 3.0  # even
     maps[0, 1, 0, 1] = 5.0  # one place of four
@@ -285,7 +288,7 @@ def test_area_by_hand():
     assert attention.area(maps)[0] == pytest.approx([1.0, 0.25, 0.5, np.nan], nan_ok=True)
 
 
-def test_groups_by_hand():
+def test_groups_by_hand() -> None:
     classes = np.array([[0, 1, 2, 3, 0], [9, 9, 9, 9, 9], [1, 1, 0, 3, 0]])
     found = attention.groups(classes, np.array([1, 1, 2, 3, 2]))
     assert {name: rows.tolist() for name, rows in found.items()} == {
@@ -296,7 +299,7 @@ def test_groups_by_hand():
     }
 
 
-def test_area_over_images_by_hand():
+def test_area_over_images_by_hand() -> None:
     areas = np.array([[0.5, 0.7, np.nan, 0.1], [0.4, 0.4, 0.2, 0.1]])
     first, second = attention.summarise(areas, np.array([0, 1, 2]))
     assert (first["area"], first["empty"], first["images"], first["change"]) == (pytest.approx(0.6), 1, 3, 0)
@@ -307,7 +310,7 @@ def test_area_over_images_by_hand():
 # 9d
 
 
-def test_corruptions():
+def test_corruptions() -> None:
     x = small.images(40, side=20) * 0.4 + 0.3
     assert torch.equal(restoration.corrupt(x, Condition("clean")), x)
     noisy = restoration.corrupt(x, Condition("noise", 0.05))
@@ -325,7 +328,7 @@ def test_corruptions():
     assert salted[hit].mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-def test_blur_is_a_gaussian_on_the_two_axes_of_the_image():
+def test_blur_is_a_gaussian_on_the_two_axes_of_the_image() -> None:
     x = torch.zeros(2, 1, 21, 21)
     x[0, 0, 10, 10] = 1
     blurred = restoration.corrupt(x, Condition("blur", 1.5))
@@ -335,14 +338,14 @@ def test_blur_is_a_gaussian_on_the_two_axes_of_the_image():
     assert blurred[1].max() == 0, "not over to the next image"
 
 
-def test_corruptions_that_are_not_known():
+def test_corruptions_that_are_not_known() -> None:
     with pytest.raises(ValueError, match=r"corruption 'blurr' is not known; did you mean 'blur'"):
         restoration.corrupt(small.images(), Condition("blurr", 1))
     with pytest.raises(ValueError, match="strength -1 must be a number >= 0"):
         restoration.corrupt(small.images(), Condition("noise", -1))
 
 
-def test_distances_against_their_formulas():
+def test_distances_against_their_formulas() -> None:
     x, y = small.images(3, side=16), small.images(3, seed=5, side=16)
     a, b = x.numpy().astype(float), y.numpy().astype(float)
     assert restoration.mse(x, y) == pytest.approx([((a[i] - b[i]) ** 2).mean() for i in range(3)])
@@ -350,10 +353,10 @@ def test_distances_against_their_formulas():
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     kernel /= kernel.sum()
 
-    def smooth(z: np.ndarray) -> np.ndarray:
+    def smooth(z: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return convolve1d(convolve1d(z, kernel, axis=0, mode="reflect"), kernel, axis=1, mode="reflect")
 
-    def ssim(p: np.ndarray, q: np.ndarray) -> float:  # Wang et al. (2004), eq. 13, range 1
+    def ssim(p: npt.NDArray[Any], q: npt.NDArray[Any]) -> float:  # Wang et al. (2004), eq. 13, range 1
         c1, c2 = 0.01**2, 0.03**2
         mp, mq = smooth(p), smooth(q)
         vp, vq, vpq = smooth(p * p) - mp**2, smooth(q * q) - mq**2, smooth(p * q) - mp * mq
@@ -364,7 +367,7 @@ def test_distances_against_their_formulas():
     assert restoration.ssim(x, x) == pytest.approx([1, 1, 1])
 
 
-def test_restoring_measures_what_the_network_made():
+def test_restoring_measures_what_the_network_made() -> None:
     view, x, y = small.view(), small.images(8), small.labels(8)
     noisy = restoration.corrupt(x, Condition("noise", 0.2))
     found = restoration.restore(view, x, noisy, y)
@@ -381,7 +384,7 @@ def test_restoring_measures_what_the_network_made():
     assert np.array_equal(found["correct"].values, (result.logits.argmax(-1) == y).numpy())
 
 
-def test_shares_that_come_closer_by_hand():
+def test_shares_that_come_closer_by_hand() -> None:
     mse = np.array([[0.4, 0.2, 0.2, 0.2], [0.1, 0.3, 0.1, 0.2]])
     ssim = np.array([[0.5, 0.5, 0.5, 0.5], [0.9, 0.4, 0.3, 0.5]])
     data = {name: (("what", "iteration", "image"), np.stack([v, v])) for name, v in (("mse", mse), ("ssim", ssim))}
