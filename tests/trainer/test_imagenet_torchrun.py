@@ -22,7 +22,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from tiny_imagenet import imagenet, without_dropout, zoo
+from trainer.tiny_imagenet import imagenet, without_dropout, zoo
 zoo.sequential = without_dropout
 name = "pid-" + os.environ["RANK"] + "-" + os.environ["TORCHELASTIC_RESTART_COUNT"]
 Path({folder!r}, name).write_text(str(os.getpid()))
@@ -34,7 +34,7 @@ sys.exit(imagenet.main(sys.argv[1:]))
 def test_training_goes_on_after_a_worker_of_torchrun_died(tmp_path: Path) -> None:
     images, output, log = write_images(tmp_path / "images"), tmp_path / "out", tmp_path / "log"
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     torchrun += ["--monitor-interval", "0.1", "--master-port", "0", "--standalone", str(script)]
     argv = flags(images, output, "--save-every", 1, "--validate-every", 1000, steps=300)
