@@ -193,6 +193,8 @@ def check_spec(spec: str) -> None:
     """A ValueError with the nearest names where ``spec`` names no network."""
     from torchvision import models
 
+    if not isinstance(spec, str):
+        raise TypeError(f"the network is named by a {type(spec).__name__}, expected a text such as 'vgg16'")
     if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
         return
     published = models.list_models(module=models)

@@ -95,7 +95,7 @@ def load_recordings(
     Recordings(simulated: V4, 320 images, 88 sites, up to 10 repeats, simulated)
     """
     named = _source(str(source))
-    sessions = [session] if isinstance(session, str) else session
+    sessions = [str(session)] if isinstance(session, str | int) else session
     if sessions and not named.takes_session:
         raise ValueError(
             f"recordings {str(source)!r}: session {' '.join(sessions)} applies to {v4_compact.NAME} without a session"

@@ -380,3 +380,8 @@ def test_the_readme_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_name_of_a_network_in_memory_says_nothing_about_its_accuracy() -> None:
     named = cb.Network(plain().module, cb.Preprocessing(16), name="vgg16 CNN", weights="IMAGENET1K_V1")
     assert scored(named, None, recordings(), "1").run["accuracy"] == []
+
+
+def test_a_module_where_a_name_is_expected() -> None:
+    with pytest.raises(TypeError, match="the network is named by a Sequential, expected a text"):
+        cb.load_network(plain().module)  # type: ignore[arg-type]
