@@ -133,16 +133,12 @@ def _said(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def expected_errors(more: Iterable[type[Exception]] = ()) -> tuple[type[Exception], ...]:
-    """Errors of the user's world: arguments, files, libraries that are missing."""
-    return (ValueError, OSError, ImportError, *more)
-
-
 def run(work: Callable[[], int], *expected: type[Exception]) -> int:
     """The exit code of a command: that of ``work``, 1 with one line on stderr for an error of the user's world, 130 for Ctrl-C."""
+    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, *expected)
     try:
         return work()
-    except expected_errors(expected) as error:
+    except errors as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -81,7 +81,8 @@ def layer_grams(
         counts = activations.probe(network, images, missing).counts
         for group in grouped(counts, len(images), scratch_bytes):
             some = {at: counts[at] for at in group}
-            found |= _computed(network, images, some, {at: keys[at] for at in group}, batch_size, progress)
+            known = {at: keys[at] for at in group}
+            found |= _computed(network, images, some, known, batch_size, progress, identity is not None)
     return {at: found[at] for at in layers}
 
 
@@ -92,8 +93,9 @@ def _computed(
     keys: dict[LayerAt, str],
     batch_size: int,
     progress: Progress,
+    keep: bool,
 ) -> dict[LayerAt, Gram]:
-    """The Grams of one group of layers, which go to the cache; ``counts`` are features by layer."""
+    """The Grams of one group of layers; ``counts`` are features by layer, ``keep``: whether they go to the cache."""
     with Scratch(counts, len(images), list(keys.values())) as scratch:
         # another process may have computed them while this one waited for the scratch
         found = _cached(keys) if scratch.waited else {}
@@ -101,7 +103,7 @@ def _computed(
             _stream(network, images, scratch, batch_size, progress)
         for at in (at for at in keys if at not in found):
             found[at] = Gram(at, scratch.gram(at), counts[at])
-            if network.identity is not None:
+            if keep:
                 write_gram(keys[at], found[at])
         return found
 

@@ -39,7 +39,7 @@ def test_the_public_names() -> None:
 
 
 def undocumented(name: str) -> list[str]:
-    """What of a public name, its methods and properties included, has no docstring."""
+    """The parts of a public name (itself, its methods and properties) that have no docstring."""
     thing = getattr(cnnf_brain, name)
     members = vars(thing) if inspect.isclass(thing) else {}
     documented = (property, classmethod, staticmethod)

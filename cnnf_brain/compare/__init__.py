@@ -136,11 +136,15 @@ def _listed(name: str, given: Any, kind: type[T], how: str) -> list[T]:
 def _check_names(models: Sequence[Network], baseline: Network | None) -> None:
     """A ValueError where two networks could not be told apart in the results, or one is given twice."""
     for number, one in enumerate(models):
-        if any(one is other for other in models[:number]):
-            raise ValueError(f"{one.title} [{one.weights}] is given twice as a model; give each network once")
-        beside = [*models[:number], *([baseline] if baseline and not same_network(one, baseline) else [])]
-        if any((one.title, one.weights) == (other.title, other.weights) for other in beside):
-            raise ValueError(f"two networks are called {one.title} [{one.weights}]; give each a name of its own (name=...)")
+        for other in [*models[:number], *([baseline] if baseline else [])]:
+            if (one.title, one.weights) != (other.title, other.weights):
+                continue
+            if other is not baseline and one is other:
+                raise ValueError(f"{one.title} [{one.weights}] is given twice as a model; give each network once")
+            if other is not baseline or not same_network(one, other):  # compared last: it hashes all weights
+                raise ValueError(
+                    f"two networks are called {one.title} [{one.weights}]; give each a name of its own (name=...)"
+                )
 
 
 def _describe(

@@ -122,8 +122,8 @@ def run(options: Options) -> Comparison:
     models, baseline = choice.load(options.device)
     shown = shown_networks(asked(options, models, baseline))
     accuracy.check(shown, index)  # files without a card are only known now
-    folder = Path(options.output) if options.output else Path("results", default_name(options, shown))
     configuration = _configuration(options, shown, recordings)
+    folder = Path(options.output) if options.output else Path("results", default_name(options, configuration["networks"]))
     with results.results(folder, KIND, configuration) as staging:
         theirs = by_region(options.baseline_layers, "baseline layers") or None
         found = compare(models, baseline, recordings, layer_names(options), baseline_layers=theirs, scoring=options.scoring)
@@ -262,10 +262,10 @@ def _named(network: Network) -> str:
     return f"{network.name} [{network.weights}]{state}"
 
 
-def default_name(options: Options, shown: Sequence[Network]) -> str:
+def default_name(options: Options, described: Sequence[Mapping[str, Any]]) -> str:
     """A folder name that is the same for the same question."""
     spec = options.model[0].split("/")[-1].replace(":", "-").replace(".py", "")
-    return f"{spec}-{short_hash([options.decided(), [network.digest for network in shown]])}"
+    return f"{spec}-{short_hash([options.decided(), [network['sha256'] for network in described]])}"
 
 
 def shown_networks(planned: Sequence[RegionAsked]) -> list[Network]:

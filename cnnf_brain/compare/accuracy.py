@@ -64,7 +64,7 @@ def of(network: Network, index: ImageIndex | None, batch_size: int = 8) -> list[
 
 def _published(network: Network) -> list[Accuracy]:
     """torchvision's own number, for the first pass."""
-    if not (network.origin and is_published(network.weights)):  # of a module in memory nobody knows
+    if not (network.origin and is_published(network.weights)):  # a module in memory has no published number
         return []
     arch = network.name.removeprefix(TORCHVISION).split()[0]
     entry = published_entry(arch, network.weights)

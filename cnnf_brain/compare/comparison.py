@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import escape
 from tabulate import tabulate
 
 from cnnf_brain import style
@@ -187,7 +188,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         head, rows, _ = words.cells(self.summary)
-        return f"{tabulate(rows, head, tablefmt='html', disable_numparse=True)}<p>{words.escaped(self.answer)}</p>"
+        return f"{tabulate(rows, head, tablefmt='html', disable_numparse=True)}<p>{escape(self.answer)}</p>"
 
 
 def _entry(e: Evaluation, adjusted: Mapping[str, float]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import permutations
 from numbers import Integral
 
@@ -67,7 +67,8 @@ class Scoring:
     batch_size: int = option(8, "images of a batch")
 
     def __post_init__(self) -> None:
-        for name, known in (("splits", ("kfold", "brainscore")), ("select", (None, NESTED)), ("per_site", (True, False))):
+        choices = {one.name: one.metadata["choices"] for one in fields(self) if "choices" in one.metadata}
+        for name, known in {**choices, "select": (None, *choices["select"]), "per_site": (True, False)}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, known))}")
         for name, least in (("components", 1), ("pca", 1), ("batch_size", 1), ("seed", 0)):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from cnnf_brain.networks import BEYOND, CHANGED, UNTRAINED
 from cnnf_brain.predictivity.scores import SMALL_FOLD
 from cnnf_brain.predictivity.statistics import LEVEL, PERMUTATION, RESAMPLED, TESTS, WELCH
@@ -275,11 +273,6 @@ def _undefined(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             "others."
         )
     return found
-
-
-def escaped(text: str) -> Markup:
-    """``text`` for HTML."""
-    return escape(text)
 
 
 def short_names(sources: Sequence[str]) -> dict[str, str]:

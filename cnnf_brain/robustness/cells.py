@@ -64,7 +64,7 @@ class Workshop:
     device: torch.device | str = "cpu"
 
     def network_folder(self, model: Model, seed: int) -> Path:
-        """Of the run of one seed; the same for the same configuration, whatever the grid."""
+        """The folder of the run of one seed; grids share it where the configuration is the same."""
         name = f"{self.grid.dataset}-{f'cnnf-{model.iterations}' if model.iterations else 'cnn'}-seed{seed}"
         return self.models / f"{name}-{short_hash(self.configuration_of(model, seed), DIGITS)}"
 

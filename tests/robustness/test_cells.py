@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from robustness.outcomes import words_of
 
 from cnnf_brain import cli
 from cnnf_brain import robustness as working
@@ -314,33 +315,8 @@ def test_what_is_crafted_against_a_cnn_is_crafted_once(shop: Any) -> None:
 
 @pytest.mark.slow
 def test_the_command_stops_by_signal_and_continues(idx_folder: Path, tmp_path: Path) -> None:
-    words = [
-        "--experiment",
-        "fig12",
-        "--quick",
-        "--limit",
-        "20",
-        "--epochs",
-        "1",
-        "--images",
-        "2",
-        "--strong-images",
-        "1",
-        "--seeds",
-        "0",
-        "--epsilons",
-        "0",
-        "0.2",
-        "--data",
-        idx_folder,
-        "--models",
-        tmp_path / "models",
-        "--output",
-        tmp_path / "out",
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, "-m", "cnnf_brain.robustness", *map(str, words)]
+    words = words_of(tmp_path, "--quick", "--epsilons", 0, 0.2, "--data", idx_folder)
+    command = [sys.executable, "-m", "cnnf_brain.robustness", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(

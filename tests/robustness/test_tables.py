@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from robustness.outcomes import write_outcome
+from robustness.outcomes import words_of, write_outcome
 
 from cnnf_brain import results
 from cnnf_brain.attacks.sanity_checks import Finding
@@ -353,34 +353,6 @@ def test_a_network_trained_with_a_former_norm_loss_is_not_taken_for_one_of_now(d
         weights = ("reconstruction", "latent", "norm")
         before = {**configuration, "losses": {name: configuration["losses"][name] for name in weights}}
         assert (before == configuration) == (configuration["losses"]["norm"] == 0)
-
-
-def words_of(folder: Any, *more: Any) -> list[str]:
-    """A small run of the command."""
-    words = [
-        "--experiment",
-        "fig12",
-        "--limit",
-        "20",
-        "--epochs",
-        "1",
-        "--images",
-        "2",
-        "--strong-images",
-        "1",
-        "--seeds",
-        "0",
-        "--epsilons",
-        "0",
-        "--models",
-        folder / "models",
-        "--output",
-        folder / "out",
-        "--device",
-        "cpu",
-        *more,
-    ]
-    return [str(word) for word in words]
 
 
 @pytest.mark.parametrize(
