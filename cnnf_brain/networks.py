@@ -264,9 +264,8 @@ class Plan:
                 module = zoo.small_net(source, **(given if source else zoo.settings(self.card, zoo.SMALL_DEFAULTS, given)))
                 preprocessing = Preprocessing(self.preprocessing_size, (0.5,), (0.5,))
             else:
-                module = zoo.from_torchvision(
-                    self.spec, source, **(given if source else zoo.settings(self.card, zoo.STABLE, given))
-                )
+                chosen = given if source else zoo.settings(self.card, zoo.STABLE, given)
+                module = zoo.from_torchvision(self.spec, source, head=self.card.head, **chosen)
                 preprocessing = self._imagenet()
         kind = "CNN-F" if module.iterations else "CNN"
         headless = self.spec != SMALL and not hasattr(module, "classifier")

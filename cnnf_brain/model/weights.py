@@ -22,6 +22,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 # The feedback's settings besides the number of iterations, as CNNF takes them and as cards hold them.
 SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
 SMALL = "small"
+HEADS = ("torchvision", "linear")  # classifiers of torchvision's networks, see zoo.from_torchvision
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MISSING, EXTRA, SHAPES, TYPES = "missing", "not in the network", "other shapes", "other types"  # how a state dict can misfit
 
@@ -43,7 +44,7 @@ class Card:
     """What the trainers wrote about a network, in the form that loading needs; empty where a file has no card.
 
     ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: the other settings, of a
-    CNN-F alone. ``normalisation``: of the small net. ``image_size``, ``resize``: pixels, see ``images.Preprocessing``.
+    CNN-F alone. ``normalisation``: of the small net. ``head``: of torchvision's networks. ``image_size``, ``resize``: pixels, see ``images.Preprocessing``.
     ``started_from``: a published name, ``none`` (random weights) or a file, with ``started_sha256``. ``top1``: validation accuracy
     (shares) at iterations 0 to N. ``content``: all of it.
     """
@@ -52,6 +53,7 @@ class Card:
     iterations: int | None = None
     feedback: Mapping[str, Any] = field(default_factory=dict)
     normalisation: str | None = None
+    head: str = HEADS[0]
     image_size: int | None = None
     resize: int | None = None
     started_from: str | None = None
@@ -74,6 +76,7 @@ class Card:
             iterations=merged.get("iterations"),
             feedback={name: merged[name] for name in SETTINGS if name in merged} if merged.get("iterations") else {},
             normalisation=trained.get("normalisation"),
+            head=configuration.get("head", HEADS[0]),
             image_size=content.get("image_size"),
             resize=content.get("resize"),
             started_from=None if named is None or named.startswith("sha256:") else named,

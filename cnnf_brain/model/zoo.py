@@ -14,7 +14,7 @@ from torch import nn
 from cnnf_brain.checks import near, unknown
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
-from cnnf_brain.model.weights import SMALL, Card, check_state, is_published, load_into, read_card, read_weights
+from cnnf_brain.model.weights import HEADS, SMALL, Card, check_state, is_published, load_into, read_card, read_weights
 
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 ARCHITECTURES = ("alexnet", *VGGS)
@@ -38,7 +38,12 @@ SMALL_DEFAULTS = {"match_norm": True}
 
 
 def from_torchvision(
-    arch: str, weights: str | Path | None = None, *, num_classes: int | None = None, **feedback: Any
+    arch: str,
+    weights: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    head: str | None = None,
+    **feedback: Any,
 ) -> CNNF:
     """CNN-F of torchvision's ``arch``, with torchvision's names of layers.
 
@@ -55,6 +60,9 @@ def from_torchvision(
         feature map.
     num_classes
         Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
+    head
+        ``"torchvision"``, its classifier, or ``"linear"``: the mean over the map of the last convolutions and one matrix
+        (``classifier``). By default as on the card inside ``weights``, without a card torchvision's.
     **feedback
         iterations, target, step, match_norm, match_layers, ada_relu, tolerance: see ``CNNF``. What is not given is as on the card
         inside ``weights`` (so that the network is the one that was trained), without a card two iterations with both norms matched.
@@ -78,11 +86,11 @@ def from_torchvision(
     if arch not in ARCHITECTURES:
         raise unknown("architecture", arch, ARCHITECTURES)
     if weights is None:
-        return CNNF(sequential(arch, num_classes or 1000), **{**STABLE, **feedback})
+        return CNNF(sequential(arch, num_classes or 1000, head or HEADS[0]), **{**STABLE, **feedback})
     card = Card() if is_published(weights) else read_card(weights)
     check_arch(card, arch, weights)
     with torch.device("meta"):
-        network = sequential(arch, num_classes or 1000)
+        network = sequential(arch, num_classes or 1000, head or card.head)
     return CNNF(load_into(network, weights, arch, any_classes=num_classes is None), **settings(card, STABLE, feedback))
 
 
@@ -98,11 +106,19 @@ def check_arch(card: Card, arch: str, weights: str | Path) -> None:
         raise ValueError(f"weights {weights}: by their card they are of {card.arch}, not of {arch}; name that network")
 
 
-def sequential(arch: str, num_classes: int) -> nn.Sequential:
-    """torchvision's ``arch`` as one nn.Sequential under its own names (its forward also flattens after ``avgpool``)."""
+def sequential(arch: str, num_classes: int, head: str = HEADS[0]) -> nn.Sequential:
+    """torchvision's ``arch`` as one nn.Sequential under its own names (its forward also flattens after ``avgpool``).
+
+    ``head``: see ``from_torchvision``; a ValueError for another one.
+    """
     from torchvision import models
 
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
     net = models.get_model(arch, weights=None, num_classes=num_classes)
+    if head == "linear":
+        width = [layer.out_channels for layer in net.features if isinstance(layer, nn.Conv2d)][-1]
+        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(width, num_classes)
     return nn.Sequential(
         OrderedDict(features=net.features, avgpool=net.avgpool, flatten=nn.Flatten(), classifier=net.classifier)
     )

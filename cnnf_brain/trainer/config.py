@@ -12,6 +12,7 @@ import torch
 from cnnf_brain.checks import differences, unknown
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.state import REDUCTIONS
+from cnnf_brain.model.weights import HEADS
 from cnnf_brain.model.zoo import ARCHITECTURES
 from cnnf_brain.types import option
 
@@ -102,6 +103,7 @@ class Schedule:
 
 # Settings that change how a step is computed, not what it computes: its result differs in rounding, or not at all.
 MEANS = ("accumulate", "checkpoint_iterations", "channels_last", "compile")
+LATER = ("resize", "head", "hold")  # settings that the first runs did not have
 # Settings of what is done beside the steps.
 BESIDE = ("steps", "save_every", "keep", "validate_every", "log_every", "max_bad", "workers")
 
@@ -119,6 +121,10 @@ class Recipe(Schedule):
     weights: str = option(
         "IMAGENET1K_V1", "a published name, a file (convolutions alone: a new classifier on top) or none", metavar="FILE"
     )
+    head: str = option(
+        HEADS[0], "a new classifier: torchvision's, or the mean over the last map and one matrix (linear)", choices=HEADS
+    )
+    hold: str | None = option(None, "layers up to this one keep their weights (features.30: all convolutions)", metavar="LAYER")
     feedback: dict[str, Any] = field(default_factory=lambda: {"iterations": 2})
     losses: LossWeights = field(default_factory=LossWeights)
     image_size: int = option(224, "the square that is shown", metavar="PIXELS", above=0)
@@ -159,10 +165,10 @@ class Recipe(Schedule):
         return f"{self.arch} {f'CNN-F-{n}' if n else 'CNN'}, ImageNet ({self.num_classes} classes)"
 
     def outcome(self) -> dict[str, Any]:
-        """What decides what each step learns, as JSON values: a run is only continued where it is the same. ``resize``, which the
-        first runs did not have, has an entry only where it is not the default."""
+        """What decides what each step learns, as JSON values: a run is only continued where it is the same. Settings in LATER,
+        which the first runs did not have, have an entry only where they are not at their default."""
         settings = {**asdict(self), "losses": self.losses.configuration()}
-        left_out = (*MEANS, *BESIDE, *(("resize",) if self.resize is None else ()))
+        left_out = (*MEANS, *BESIDE, *(name for name in LATER if settings[name] == getattr(Recipe, name)))
         return {name: value for name, value in settings.items() if name not in left_out}
 
 

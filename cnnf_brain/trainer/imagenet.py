@@ -62,6 +62,7 @@ def train(
             return card
         torch.manual_seed(recipe.seed)
         model, origin = starting_network(recipe)
+        hold(model, recipe.hold)
         model.to(ranks.device)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -99,7 +100,7 @@ def trainer_of(
     descent: dict[str, Any] = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     return Trainer(
         Objective(model, recipe.losses, amp=recipe.amp, recompute=recipe.checkpoint_iterations),
-        torch.optim.SGD(model.parameters(), **descent),
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **descent),
         train,
         recipe,
         replace(run, rounding={"ranks": ranks.size, **{name: getattr(recipe, name) for name in MEANS}}),
@@ -154,7 +155,7 @@ def new_network(recipe: Recipe) -> nn.Sequential:
     """The layers of the recipe's network, all weights new."""
     if recipe.arch not in zoo.ARCHITECTURES:
         raise unknown("architecture", recipe.arch, zoo.ARCHITECTURES)
-    return zoo.sequential(recipe.arch, recipe.num_classes or 1000)
+    return zoo.sequential(recipe.arch, recipe.num_classes or 1000, recipe.head)
 
 
 def starting_network(recipe: Recipe) -> tuple[CNNF, str]:
@@ -184,6 +185,16 @@ def starting_network(recipe: Recipe) -> tuple[CNNF, str]:
     return CNNF(network, **recipe.feedback), words
 
 
+def hold(model: CNNF, last: str | None) -> None:
+    """Let the layers of ``model`` up to ``last`` keep their weights (None: no layer). A ValueError where none is trained then."""
+    if last is None:
+        return
+    for layer in model.layer_names[: model.index(last) + 1]:
+        model.get_submodule(layer).requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"hold {last!r}: no layer above it has weights, so that nothing would be trained; name a lower one")
+
+
 def introduction(recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Mapping[str, Any], *, holds: bool) -> str:
     """What is about to be done; ``holds``: there is batch normalisation."""
     train, validation = images
@@ -196,6 +207,8 @@ def introduction(recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Ma
         f"learning rate {recipe.learning_rate:g} for that step, whatever the ranks, x {recipe.decay_factor:g} every "
         f"{recipe.decay_every}",
     ]
+    if recipe.hold:
+        lines.append(f"layers up to {recipe.hold} keep their weights")
     if holds:
         lines.append("batch normalisation keeps its statistics; its scale and bias are trained")
     return "\n".join([*lines, ""])

@@ -26,21 +26,23 @@ imagenet: Any = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(imagenet)
 
 
-def tiny(arch: str, num_classes: int, dropout: float = 0.3) -> nn.Sequential:
-    """Named as torchvision's VGGs are: convolutions, average pooling, a classifier of two layers with dropout."""
+def tiny(arch: str, num_classes: int, head: str = "torchvision", *, dropout: float = 0.3) -> nn.Sequential:
+    """Named as torchvision's VGGs are: convolutions, average pooling, a classifier of two layers with dropout, or of one."""
     batch_norm = (nn.BatchNorm2d(6),) if arch.endswith("_bn") else ()
+    full = nn.Sequential(nn.Dropout(dropout), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, num_classes))
+    linear = head == "linear"
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(nn.Conv2d(3, 6, 5, stride=4), *batch_norm, nn.ReLU(), nn.MaxPool2d(2)),
-            avgpool=nn.AdaptiveAvgPool2d(2),
+            avgpool=nn.AdaptiveAvgPool2d(1 if linear else 2),
             flatten=nn.Flatten(),
-            classifier=nn.Sequential(nn.Dropout(dropout), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, num_classes)),
+            classifier=nn.Linear(6, num_classes) if linear else full,
         )
     )
 
 
-def without_dropout(arch: str, num_classes: int) -> nn.Sequential:
-    return tiny(arch, num_classes, dropout=0.0)
+def without_dropout(arch: str, num_classes: int, head: str = "torchvision") -> nn.Sequential:
+    return tiny(arch, num_classes, head, dropout=0.0)
 
 
 def child(argv: list[str], log: str, environment: dict[str, str] | None = None, builder: Any = tiny) -> None:
