@@ -124,7 +124,9 @@ class Recipe(Schedule):
     head: str = option(
         HEADS[0], "a new classifier: torchvision's, or the mean over the last map and one matrix (linear)", choices=HEADS
     )
-    hold: str | None = option(None, "layers up to this one keep their weights (features.30: all convolutions)", metavar="LAYER")
+    hold: str | None = option(
+        None, "layers up to this one keep their weights (features.30: all convolutions)", metavar="LAYER"
+    )
     feedback: dict[str, Any] = field(default_factory=lambda: {"iterations": 2})
     losses: LossWeights = field(default_factory=LossWeights)
     image_size: int = option(224, "the square that is shown", metavar="PIXELS", above=0)
