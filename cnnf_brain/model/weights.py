@@ -45,8 +45,8 @@ class Card:
 
     ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: the other settings, of a
     CNN-F alone. ``normalisation``: of the small net. ``head``: of torchvision's networks. ``image_size``, ``resize``: pixels,
-    see ``images.Preprocessing``. ``started_from``: a published name, ``none`` (random weights) or a file, with ``started_sha256``. ``top1``: validation accuracy
-    (shares) at iterations 0 to N. ``content``: all of it.
+    see ``images.Preprocessing``. ``started_from``: a published name, ``none`` (random weights) or a file, with
+    ``started_sha256``. ``top1``: validation accuracy (shares) at iterations 0 to N. ``content``: all of it.
     """
 
     arch: str | None = None
