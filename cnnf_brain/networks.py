@@ -274,11 +274,7 @@ class Plan:
         return Network(module, preprocessing, layers, name=name, weights=label, headless=headless, card=self.card)
 
     def _imagenet(self) -> Preprocessing:
-        size = self.preprocessing_size
-        if self.source is None or not weight_files.is_published(self.source):
-            return Preprocessing(size)
-        trained = weight_files.published_entry(self.spec, self.source).transforms()
-        return Preprocessing(size, tuple(trained.mean), tuple(trained.std))
+        return Preprocessing(self.preprocessing_size, *weight_files.units(self.spec, self.source, self.card))
 
 
 def plan(
@@ -333,12 +329,16 @@ def _torchvision(wish: Plan) -> Network:
     with torch.random.fork_rng():
         torch.manual_seed(wish.seed)
         module = models.get_model(arch, weights=None, **extra)
+    headless = published and weight_files.lacks_classifier(arch, str(source))
+    if headless:
+        module.classifier = nn.Identity()
     if source is not None:
         _load(module, weight_files.published(arch, source) if published else weight_files.read_weights(source), source)
     trained = entry.transforms()
     size = wish.image_size or wish.card.image_size or trained.crop_size[0]
-    preprocessing = Preprocessing(size, tuple(trained.mean), tuple(trained.std))
-    return Network(module, preprocessing, REGIONS.get(arch, {}), name=wish.spec, weights=wish.label, card=wish.card)
+    preprocessing = Preprocessing(size, wish.card.mean or tuple(trained.mean), wish.card.std or tuple(trained.std))
+    layers, label = REGIONS.get(arch, {}), wish.label
+    return Network(module, preprocessing, layers, name=wish.spec, weights=label, headless=headless, card=wish.card)
 
 
 def _from_file(wish: Plan) -> Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def _published(network: Network) -> list[Accuracy]:
     entry = published_entry(arch, network.weights)
     share = entry.meta.get("_metrics", {}).get(PUBLISHED_ON, {}).get("acc@1")
     shown = entry.transforms()
-    if share is None or shown.crop_size[0] != network.preprocessing.size:
+    if share is None or math.isnan(share) or shown.crop_size[0] != network.preprocessing.size:
         return []
     how = f"torchvision: {PUBLISHED_ON} validation, shorter side {shown.resize_size[0]}, centre crop {shown.crop_size[0]}"
     return _rows(network, (share / 100,), how)

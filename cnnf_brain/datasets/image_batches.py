@@ -83,10 +83,12 @@ def decode(content: bytes, size: int, resize: int | None = None) -> Array:
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to float32 with ImageNet's mean and standard deviation (B.5.1), on the device of ``images``."""
-    mean, std = (_channels(values, images.device) for values in (Preprocessing.mean, Preprocessing.std))
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+def normalise(
+    images: Tensor, mean: tuple[float, ...] = Preprocessing.mean, std: tuple[float, ...] = Preprocessing.std
+) -> Tensor:
+    """uint8 (B, 3, H, W) to float32 less ``mean``, over ``std`` (by default ImageNet's, B.5.1), on the device of ``images``."""
+    means, deviations = (_channels(values, images.device) for values in (mean, std))
+    return images.to(torch.float32).div_(255).sub_(means).div_(deviations)
 
 
 @lru_cache
@@ -220,7 +222,8 @@ class DiskBatches:
 
     ``size``, ``resize``: see ``decode``. ``batch_size``: images of a step over all ranks; rank r gets the images r,
     r + ``world_size``, ... of it. ``seed``: of the order of the images and of what is mirrored. ``workers``: processes that decode;
-    0: this one. ``device``: where the batches will go; for CUDA they are put into pinned memory.
+    0: this one. ``device``: where the batches will go; for CUDA they are put into pinned memory. ``mean``, ``std``: see
+    ``normalise``.
     """
 
     index: ImageIndex
@@ -232,6 +235,8 @@ class DiskBatches:
     world_size: int = 1
     workers: int = 0
     device: torch.device | str = "cpu"
+    mean: tuple[float, ...] = Preprocessing.mean
+    std: tuple[float, ...] = Preprocessing.std
 
     def __len__(self) -> int:
         return len(self.index)
@@ -251,7 +256,7 @@ class DiskBatches:
 
     def prepare(self, images: Tensor) -> Tensor:
         """``normalise``: as the network takes them."""
-        return normalise(images)
+        return normalise(images, self.mean, self.std)
 
     def _loader(self, order: Iterable[Keys], *, persistent: bool = False) -> DataLoader[Batch]:
         return DataLoader(

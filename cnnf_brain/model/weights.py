@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import ask_sizes, sha256
 from cnnf_brain.model import settings
 
@@ -44,9 +46,10 @@ class Card:
     """What the trainers wrote about a network, in the form that loading needs; empty where a file has no card.
 
     ``arch``: ``small``, or torchvision's name. ``iterations``: as trained, 0 for a CNN. ``feedback``: the other settings, of a
-    CNN-F alone. ``normalisation``: of the small net. ``head``: of torchvision's networks. ``image_size``, ``resize``: pixels,
-    see ``images.Preprocessing``. ``started_from``: a published name, ``none`` (random weights) or a file, with
-    ``started_sha256``. ``top1``: validation accuracy (shares) at iterations 0 to N. ``content``: all of it.
+    CNN-F alone. ``normalisation``: of the small net. ``head``: of torchvision's networks. ``image_size``, ``resize``,
+    ``mean``, ``std``: see ``images.Preprocessing``; older cards lack the last two. ``started_from``: a published name, ``none``
+    (random weights) or a file, with ``started_sha256``. ``top1``: validation accuracy (shares) at iterations 0 to N. ``content``:
+    all of it.
     """
 
     arch: str | None = None
@@ -56,6 +59,8 @@ class Card:
     head: str = HEADS[0]
     image_size: int | None = None
     resize: int | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     started_from: str | None = None
     started_sha256: str | None = None
     top1: tuple[float, ...] = ()
@@ -79,6 +84,8 @@ class Card:
             head=configuration.get("head", HEADS[0]),
             image_size=content.get("image_size"),
             resize=content.get("resize"),
+            mean=tuple(content.get("mean", ())),
+            std=tuple(content.get("std", ())),
             started_from=None if named is None or named.startswith("sha256:") else named,
             started_sha256=start.get("sha256", named.removeprefix("sha256:") if str(named).startswith("sha256:") else None),
             top1=tuple(content.get("validation_accuracy", ())),
@@ -247,10 +254,29 @@ def published(arch: str, name: str) -> dict[str, Tensor]:
     if not published_file(arch, name).is_file():
         print(f"downloading {entry.url} ({entry.meta.get('_file_size', '?')} MiB)", file=sys.stderr)
     try:
-        return torch.hub.load_state_dict_from_url(entry.url, map_location="cpu", check_hash=True, weights_only=True)
+        state = torch.hub.load_state_dict_from_url(entry.url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         todo = "connect to the network and try again, or give a file that you have"
         raise OSError(f"weights {name} of {arch}: {entry.url} cannot be had ({error}); {todo}") from error
+    # torchvision fills a classifier that these weights lack with NaN
+    return {key: value for key, value in state.items() if not value.isnan().all()} if lacks_classifier(arch, name) else state
+
+
+def lacks_classifier(arch: str, name: str) -> bool:
+    """Whether torchvision publishes the convolutions alone under ``name`` (``IMAGENET1K_FEATURES``), by the accuracy it states."""
+    metrics = published_entry(arch, name).meta.get("_metrics", {})
+    return any(math.isnan(value) for found in metrics.values() for value in found.values())
+
+
+def units(arch: str, weights: str | Path | None, card: Card) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images, scaled to [0, 1], that weights of torchvision's ``arch`` take.
+
+    Those that torchvision states for published weights, else those of the card, else ImageNet's.
+    """
+    if weights is not None and is_published(weights):
+        trained = published_entry(arch, str(weights)).transforms()
+        return tuple(trained.mean), tuple(trained.std)
+    return card.mean or Preprocessing.mean, card.std or Preprocessing.std
 
 
 def published_entry(arch: str, name: str) -> Any:

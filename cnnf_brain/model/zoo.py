@@ -55,9 +55,10 @@ def from_torchvision(
     arch
         ``"alexnet"``, or ``"vgg11"``, ``"vgg13"``, ``"vgg16"``, ``"vgg19"``, each with or without ``"_bn"``.
     weights
-        None (random), ``"IMAGENET1K_V1"`` (torchvision's, downloaded once), or a ``.safetensors``, ``.pt`` or ``.pth`` file. A file
-        with the convolutions alone gives a headless network, with a HeadlessNetworkWarning: its feedback starts from the top
-        feature map.
+        None (random), ``"IMAGENET1K_V1"`` (torchvision's, downloaded once; for VGG-16 also ``"IMAGENET1K_FEATURES"``, the
+        convolutions of the original network, which take images with a mean and deviation of their own), or a ``.safetensors``,
+        ``.pt`` or ``.pth`` file. Convolutions alone give a headless network, with a HeadlessNetworkWarning: its feedback starts
+        from the top feature map.
     num_classes
         Outputs of the classifier; by default as many as ``weights`` have, 1000 without weights.
     head

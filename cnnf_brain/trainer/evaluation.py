@@ -17,7 +17,7 @@ from cnnf_brain.datasets.image_index import ImageIndex
 from cnnf_brain.io import plain, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
-from cnnf_brain.model.weights import SMALL, Card, is_published, published_entry, published_file, read_card
+from cnnf_brain.model.weights import SMALL, Card, is_published, lacks_classifier, published_entry, published_file, read_card
 from cnnf_brain.model.zoo import STABLE, TORCHVISION
 from cnnf_brain.networks import Network, Plan, place, plan
 from cnnf_brain.results import commit, machine, versions
@@ -60,6 +60,10 @@ def planned_network(
     """What is to be evaluated: as on the card of ``weights`` (a file or a published name), unless told otherwise; nothing is
     downloaded. ``given``, ``model``: see ``evaluated_feedback``."""
     card = Card() if is_published(weights) else read_card(weights)
+    if is_published(weights) and lacks_classifier(arch or Recipe().arch, weights):
+        raise ValueError(
+            f"weights {weights}: they are convolutions without a classifier, and have no top-1; train one first"
+        )
     feedback = evaluated_feedback(given, card, model)
     iterations, arch = feedback.pop("iterations"), arch or card.arch or Recipe().arch
     return plan(arch, weights, iterations=iterations, feedback=feedback, image_size=image_size or card.image_size)
@@ -115,7 +119,7 @@ def evaluate_network(
     check_classes(network, index)
 
     def logits(images: Tensor) -> Tensor:
-        x = shown.normalise(images.to(torch.float32).div_(255))
+        x = batches.prepare(images)
         return module.unroll(x).logits if isinstance(module, CNNF) else module(x)[None]
 
     batches = DiskBatches(
@@ -127,6 +131,8 @@ def evaluate_network(
         world_size=ranks.size,
         workers=workers,
         device=ranks.device,
+        mean=shown.mean,
+        std=shown.std,
     )
     accuracy = measure(logits, batches.once(), network.iterations, ranks)
     check_bad(accuracy.bad, len(index), max_bad, "validation")

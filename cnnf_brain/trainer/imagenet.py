@@ -16,10 +16,11 @@ from cnnf_brain import results
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets.image_batches import DiskBatches
 from cnnf_brain.datasets.image_index import ImageIndex
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import check_state, is_published, read_state
+from cnnf_brain.model.weights import Card, check_state, is_published, read_card, read_state, units
 from cnnf_brain.results import machine
 from cnnf_brain.trainer.checkpoint import about, finish, finished, save_weights
 from cnnf_brain.trainer.config import MEANS, Recipe
@@ -63,6 +64,7 @@ def train(
         torch.manual_seed(recipe.seed)
         model, origin = starting_network(recipe)
         hold(model, recipe.hold)
+        mean, std = units_of(recipe)
         model.to(ranks.device)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -76,6 +78,8 @@ def train(
             "started_from": start,
             "image_size": recipe.image_size,
             "resize": recipe.resize,
+            "mean": mean,
+            "std": std,
             "classes_sha256": train.classes_digest(),
             "machine": machine(ranks.device),
             "ranks": ranks.size,
@@ -114,6 +118,7 @@ def trainer_of(
 
 def batches_of(index: ImageIndex, recipe: Recipe, ranks: Ranks) -> DiskBatches:
     """The images of a part as the recipe shows them, this rank's part of each batch."""
+    mean, std = units_of(recipe)
     return DiskBatches(
         index=index,
         size=recipe.image_size,
@@ -124,7 +129,17 @@ def batches_of(index: ImageIndex, recipe: Recipe, ranks: Ranks) -> DiskBatches:
         world_size=ranks.size,
         workers=recipe.workers,
         device=ranks.device,
+        mean=mean,
+        std=std,
     )
+
+
+def units_of(recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images that the starting weights take."""
+    if recipe.weights == NO_WEIGHTS:
+        return Preprocessing.mean, Preprocessing.std
+    card = Card() if is_published(recipe.weights) else read_card(recipe.weights)
+    return units(recipe.arch, recipe.weights, card)
 
 
 def validate(model: CNNF, images: DiskBatches, ranks: Ranks) -> Accuracy:
