@@ -18,6 +18,11 @@ val-*.tar with members <wnid>/<file>. Images are seen once an epoch, in an order
 its whole middle square at --image-size pixels, in training and validation; with --resize 256 its shorter side becomes 256 pixels
 first and the middle is cut out of it, as in torchvision's published accuracies. Shards are listed once, until they change.
 
+A new classifier on convolutions alone is torchvision's, or with --head linear the mean over the last map and one matrix, which
+a small data set can train. --hold LAYER keeps the weights of the layers up to it: --hold features.30 trains the classifier alone.
+Weights named IMAGENET1K_FEATURES (VGG-16, the original network's convolutions) take images with their own mean and standard
+deviation. The trainer shows them so, and so does whoever loads the result, by its card.
+
 --evaluate trains nothing: it prints top-1 and top-5 of --weights on the validation images (a val part alone is enough) at
 iterations 0..N, and writes evaluation.json where --output is given. Of weights with a card the architecture, feedback,
 iterations, image size and resize are those of the card, unless flags say otherwise; published weights are evaluated as a CNN
