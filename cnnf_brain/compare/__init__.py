@@ -15,14 +15,13 @@ from cnnf_brain import results
 from cnnf_brain.activations import Probe
 from cnnf_brain.compare import accuracy
 from cnnf_brain.compare.comparison import Comparison
-from cnnf_brain.compare.evaluate import Scoring, check_features, check_scoring, evaluate_region
-from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, same_network
-from cnnf_brain.gram import Progress
+from cnnf_brain.compare.evaluate import Scoring, check_features, check_scoring, evaluate_region, wanted_features
+from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, networks_of, same_network
+from cnnf_brain.gram import Features, Progress
 from cnnf_brain.io import array_hash, short_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings
-from cnnf_brain.types import Evaluation
 
 __all__ = ["Comparison", "Scoring", "compare"]
 
@@ -98,12 +97,12 @@ def compare(
     for source in used:
         check_scoring(source, scoring)
         source.images.check()
-    probes = check_features(asked, used[0].images, scoring)
-    evaluations: list[Evaluation] = []
-    for one in asked:
-        evaluations += evaluate_region(one, sources[one.region], scoring, progress)
+    features = Features(wanted_features(asked, sources), batch_size=scoring.batch_size)
+    probes = check_features(features, scoring)
+    grams = iter(features.compute(progress))
+    evaluations = [row for one in asked for row in evaluate_region(one, sources[one.region], grams, scoring)]
     options = {**asdict(scoring), "layers": {one.region: _in_words(one) for one in asked}}
-    return Comparison(tuple(evaluations), _describe(probes, used, options, started))
+    return Comparison(tuple(evaluations), _describe(networks_of(asked), probes, used, options, started))
 
 
 def _checked(
@@ -148,10 +147,13 @@ def _check_names(models: Sequence[Network], baseline: Network | None) -> None:
 
 
 def _describe(
-    probes: Sequence[tuple[Network, Probe]], recordings: Sequence[Recordings], options: dict[str, Any], started: float
+    networks: Sequence[Network],
+    probes: Sequence[tuple[Network, Probe]],
+    recordings: Sequence[Recordings],
+    options: dict[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     """What the run was, as plain values (``Comparison.run``)."""
-    networks = [network for network, _ in probes]
     decides = {
         "options": options,
         "networks": [describe_network(network) for network in networks],
@@ -161,7 +163,10 @@ def _describe(
         **decides,
         "simulated": any(source.simulated for source in recordings),
         "accuracy": [asdict(row) for network in networks for row in accuracy.of(network, None)],
-        "notes": [note for network, probe in probes for note in _notes(network, probe)],
+        "notes": [
+            *map(_headless, (one for one in networks if one.headless)),
+            *(note for one in probes for note in _grown(*one)),
+        ],
         **results.provenance(networks[0].device, started),
         "configuration": decides,
     }
@@ -220,16 +225,15 @@ def describe_recordings(recordings: Recordings) -> dict[str, Any]:
     }
 
 
-def _notes(network: Network, probe: Probe) -> list[str]:
-    """What a reader must know of a network beside the table."""
-    found = []
-    if network.headless:
-        found.append(
-            f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
-        )
-    for at, by in probe.growth.items():
-        found.append(
-            f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
-            "regression; matched norms (match_norm, match_layers) hold them"
-        )
-    return found
+def _headless(network: Network) -> str:
+    """What a reader must know of a network without a classifier."""
+    return f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
+
+
+def _grown(network: Network, probe: Probe) -> list[str]:
+    """What a reader must know of maps that grow with the iterations."""
+    return [
+        f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
+        "regression; matched norms (match_norm, match_layers) hold them"
+        for at, by in probe.growth.items()
+    ]

@@ -182,6 +182,34 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scored(plain(), None, recordings(), "1").rows == first.rows
 
 
+def small(iterations: int) -> cb.Network:
+    return cb.load_network("small", "none", iterations=iterations)
+
+
+@pytest.mark.parametrize("regions", [("V4",), ("V4", "IT")])
+@pytest.mark.parametrize("baseline", ["the CNN of the same weights", "its own first pass"])
+def test_the_network_sees_each_image_once(
+    empty_cache: None, monkeypatch: pytest.MonkeyPatch, baseline: str, regions: tuple[str, ...]
+) -> None:
+    """Whatever is compared over these images; the CNN is the first pass of its CNN-F and is never run."""
+    model, of = small(2), [recordings(region) for region in regions]
+    other = small(0) if baseline.startswith("the CNN") else model
+    seen: dict[int, int] = {}
+    below = cb.CNNF.below_target
+
+    def counted(self: cb.CNNF, x: torch.Tensor, wanted: Any = ()) -> Any:
+        seen[id(self)] = seen.get(id(self), 0) + len(x)
+        return below(self, x, wanted)
+
+    monkeypatch.setattr(cb.CNNF, "below_target", counted)
+    rows = scored(model, other, of, ["relu1", "pool2"]).table()
+    tried = 4 + 4 + 1 + 3  # the first images, shown before long work
+    assert seen == {id(model.module): tried + N}
+    assert set(rows["iteration"]) == {0, 1, 2}
+    alone = scored(small(0), None, of, ["relu1", "pool2"]).table()
+    assert rows.loc[rows["role"] == "baseline", "median_r"].tolist() == alone["median_r"].tolist()
+
+
 def test_the_module_of_a_network_is_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Dropout(0.5), nn.ReLU())
     assert cb.Network(module, cb.Preprocessing(16)).module.training is False
