@@ -19,7 +19,7 @@ from typing import Any
 from cnnf_brain import cli, images, networks, results
 from cnnf_brain.compare import accuracy, compare, describe_network, describe_recordings
 from cnnf_brain.compare.choice import Choice, choose
-from cnnf_brain.compare.comparison import FILES, KIND, Comparison
+from cnnf_brain.compare.comparison import AGAIN, FILES, KIND, Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_scoring
 from cnnf_brain.compare.layers import RegionAsked, asked_layers, networks_of
 from cnnf_brain.io import short_hash
@@ -130,9 +130,10 @@ def run(options: Options) -> Comparison:
         measured = [asdict(row) for network in shown for row in accuracy.of(network, index, options.scoring.batch_size)]
         about = {"options": options.decided(), "chosen": why, "configuration": configuration, "accuracy": measured}
         done = Comparison(found.evaluations, {**found.run, **about, "seconds": round(time.time() - started, 1)})
-        done.write(staging, folder)
+        missing = done.write(staging, folder)
     print(done.markdown())
-    print(f"written to {folder}: {', '.join(FILES)}")
+    print(f"written to {folder}: {', '.join(name for name in FILES if (folder / name).exists())}", flush=True)
+    results.tell(folder, missing, AGAIN.format(folder))
     return done
 
 
