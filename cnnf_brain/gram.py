@@ -147,7 +147,7 @@ class Features:
             found.append((first.network, probed))
         return found
 
-    def compute(self, progress: Progress = True) -> list[Mapping[LayerAt, Gram]]:
+    def compute(self, progress: Progress = True, memory: int = 0) -> list[Mapping[LayerAt, Gram]]:
         """K of every layer, for each entry of ``wanted``; from the cache where it is there.
 
         A call that did not end well (Ctrl-C, an error, kill, power) goes on, when it is repeated, from the images whose features it
@@ -157,6 +157,8 @@ class Features:
         ----------
         progress
             True: a bar on stderr. False: none. A function ``(what, done, total)``: called after each batch.
+        memory
+            Bytes that the caller will need for what it does with the result; they are asked for with what is needed here.
 
         Raises
         ------
@@ -177,6 +179,11 @@ class Features:
                 run.counts = activations.probe(run.network, run.images, missing).counts
             counts = {at: run.counts[at] for at in missing}
             todo += [(run, group) for group in grouped(counts, len(run.images), self.scratch_bytes)]
+        needed = max([memory, *(gram_bytes(len(run.images)) for run, _ in todo)])
+        most = max((len(run.images) for run in self.runs), default=0)
+        io.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
+        if progress is True and needed > 2**30:
+            print(f"up to {needed / 2**30:.3g} GiB of memory are needed beside the networks", file=sys.stderr)
         for run, group in todo:
             self._compute(run, group, progress)
         return [Lazy(keys, functools.partial(self._read, keys)) for keys in self.keys]
@@ -233,6 +240,11 @@ class Features:
 def _last(layers: Iterable[LayerAt]) -> float:
     """The last iteration that a network has to run for these layers, with half an iteration for a feedback pass."""
     return max((at.iteration + at.feedback / 2 for at in layers), default=0)
+
+
+def gram_bytes(n_images: int) -> int:
+    """Memory that it takes to make one Gram: K in float64, a block of columns, and what K gains by it at a time."""
+    return 8 * n_images**2 + 3 * BLOCK_BYTES
 
 
 def grouped(counts: Mapping[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -113,6 +115,72 @@ def test_too_little_scratch_is_an_error_before_the_images_run(cache: Path, passe
     with pytest.raises(OSError, match=r"relu1@0: its features over 12 images take"):
         compute(tiny.network(), tiny.images(12), scratch_bytes=4 * 1176 * 12 - 1)
     assert passes == PROBE, "the first images alone"
+
+
+def test_too_little_memory_is_an_error_before_the_images_run(
+    cache: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    free = type("Free", (), {"available": gram.gram_bytes(12) - 1})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(
+        OSError, match=r"a Gram of 12 images.* takes 0.75 GiB of memory, and 0.75 GiB are free; free memory, or"
+    ):
+        compute(tiny.network(), tiny.images(12))
+    assert passes == PROBE, "the first images alone"
+    free.available = gram.gram_bytes(12)  # type: ignore[attr-defined]
+    compute(tiny.network(), tiny.images(12))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Free", (), {"available": 10**6}))
+    compute(tiny.network(), tiny.images(12))  # it is there already
+    with pytest.raises(OSError, match=r"takes 1 GiB of memory, and 0.000931 GiB are free"):
+        gram.Features([(tiny.network(), tiny.images(12), AT)]).compute(progress=False, memory=2**30)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its group has cached of files can be had back; a group without a limit limits nothing."""
+    files = {"memory.max": "3000000\n", "memory.current": "2500000\n", "memory.stat": "anon 1500000\nfile 1000000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(io, "GROUP", tmp_path)
+    io.check_memory(1_500_000, "this")
+    with pytest.raises(OSError, match=r"this takes 0\.0014 GiB"):
+        io.check_memory(1_500_001, "this")
+    (tmp_path / "memory.max").write_text("max\n")
+    io.check_memory(1_500_001, "this")
+
+
+def grown(work: Any) -> int:
+    """Bytes by which the memory of a process grows at most while it does ``work``."""
+    with TemporaryFile() as file:
+
+        def measured(_: int) -> None:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            work()
+            file.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
+            file.flush()
+
+        assert tiny.processes(measured, 1) == [0]
+        file.seek(0)
+        return 1024 * int(file.read())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the making of K; its product with itself at once would take half of K more, in float32."""
+    monkeypatch.setattr(gram, "BLOCK_BYTES", 2**22)
+    n, at = 4000, LayerAt("layer")
+    rows = np.random.default_rng(0).standard_normal((n, 500), dtype=np.float32)
+
+    def work() -> None:
+        with gram.Scratch("key", 500, n) as scratch:
+            scratch.append(rows)
+            gram.write_gram(cache / "k.npz", Gram(at, scratch.gram(), 500))
+
+    assert 8 * n**2 <= grown(work) <= gram.gram_bytes(n) + 2**23
+    made = gram.read_gram(at, cache / "k.npz")
+    assert made is not None
+    assert_same(made.values, rows.astype(float) @ rows.T.astype(float))
 
 
 def test_a_full_disk_says_so_and_leaves_no_gram(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from numbers import Integral
 
@@ -13,13 +13,14 @@ from cnnf_brain.activations import Probe
 from cnnf_brain.compare.layers import BASELINE, MODEL, Asked, RegionAsked, Row
 from cnnf_brain.gram import Features, Wanted
 from cnnf_brain.networks import Network
-from cnnf_brain.predictivity.crossval import make_splits, select_nested
-from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
+from cnnf_brain.predictivity.crossval import N_SPLITS, make_splits, select_nested
+from cnnf_brain.predictivity.pls import FOLDS_AT_ONCE, cross_predict, truncate_gram
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores, pool_scores
 from cnnf_brain.recordings import Recordings
 from cnnf_brain.types import Array, Difference, Evaluation, Gram, LayerAt, Lazy, Predictions, Scores, Split, option
 
+SMALL_BYTES = 2**27  # of what does not grow with images and sites, as the resamples of the tests
 NESTED = "nested"
 POOLED = "pooled"
 
@@ -125,6 +126,16 @@ def wanted_features(asked: Sequence[RegionAsked], sources: Mapping[str, Sequence
         for recordings in sources[region.region]
         for one in region.networks
     ]
+
+
+def scoring_bytes(recordings: Recordings, scoring: Scoring, n_layers: int) -> int:
+    """Memory that it takes to score ``n_layers`` on one source: a Gram, PLS of the folds that are fitted at once, predictions."""
+    (n, sites), components = recordings.responses.shape, scoring.components
+    inner = N_SPLITS - 1 if scoring.nested else 1  # folds within each split
+    problems = sites if scoring.per_site else min(FOLDS_AT_ONCE, N_SPLITS * inner)
+    held = problems * 2 * components + (1 if scoring.per_site else problems) * 3 * sites
+    predictions = sites * (2 * components * inner + n_layers)
+    return 8 * n * (n * (5 if scoring.pca else 1) + held + predictions) + SMALL_BYTES
 
 
 def check_features(features: Features, scoring: Scoring) -> list[tuple[Network, Probe]]:
@@ -236,16 +247,19 @@ def _fit_layers(grams: Mapping[LayerAt, Gram], recordings: Recordings, scoring: 
     def product(at: LayerAt) -> Array:
         return truncate_gram(grams[at].values, scoring.pca) if scoring.pca else grams[at].values
 
-    ks = Lazy(grams, product)
-    chosen: tuple[str, ...] = ()
+    ks, n = Lazy(grams, product), scoring.components
     if scoring.nested:
-        predicted, best = select_nested(ks, responses, splits, scoring.components, per_site=scoring.per_site)
-        chosen, predictions = tuple(map(str, best)), {NESTED: predicted}
-    else:
-        n, alone = scoring.components, scoring.per_site
-        predictions = {str(at): cross_predict(k, responses, splits, n, per_site=alone) for at, k in ks.items()}
-    scores = {
-        name: score_predictions(one, responses, repeats=recordings.repeats, seed=scoring.seed)
-        for name, one in predictions.items()
+        predicted, best = select_nested(ks, responses, splits, n, per_site=scoring.per_site)
+        return {NESTED: _fitted(predicted, recordings, scoring, tuple(map(str, best)))}
+    # by name, not by items(), which would hold the last Gram while the next is read
+    return {
+        str(at): _fitted(cross_predict(ks[at], responses, splits, n, per_site=scoring.per_site), recordings, scoring)
+        for at in ks
     }
-    return {name: Fitted(one, scores[name], chosen) for name, one in predictions.items()}
+
+
+def _fitted(predictions: Predictions, recordings: Recordings, scoring: Scoring, chosen: tuple[str, ...] = ()) -> Fitted:
+    """Scores, and of the predictions those with all components, which the tests take."""
+    scores = score_predictions(predictions, recordings.responses, repeats=recordings.repeats, seed=scoring.seed)
+    last = tuple(values[-1:].copy() for values in predictions.values)
+    return Fitted(replace(predictions, values=last), scores, chosen)

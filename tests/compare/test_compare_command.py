@@ -859,7 +859,7 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world: World, capsys
     [
         "scores.nc",
         "run.json",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table.md", "figure.svg", "summary.json")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("table.md", "summary.json")),
     ],
 )
 def test_a_disk_that_fills_up_leaves_the_results_as_they_were(
