@@ -4,6 +4,7 @@ two configurations, labels of rows and columns, and which sites are constant."""
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,11 +42,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def check_text(what: str, text: str) -> str:
+    """``text``; a ValueError where it holds what no file of results can: control characters, or bytes that are no text (as a file's
+    name may)."""
+    wrong = next((sign for sign in text if unicodedata.category(sign) in ("Cc", "Cs")), None)
+    if wrong is not None:
+        raise ValueError(f"{what} {text!r} holds the character {wrong!r}, which is no text; rename it")
+    return text
+
+
 def labels_of(what: str, given: Sequence[Any] | np.ndarray[Any, Any], n: int, where: str) -> list[str]:
-    """``n`` labels as text. A ValueError for another number, for a single text, and for ids (``..._ids``) that are not unique."""
+    """``n`` labels as text. A ValueError for another number, for a single text, for control characters, and for ids (``..._ids``)
+    that are not unique."""
     if isinstance(given, (str, bytes)):
         raise ValueError(f"{where}: {what} are given as the single text {given!r}; expected a list of {n}, one for each")
-    labels = [str(label) for label in given]
+    labels = [check_text(f"{where}: one of {what},", str(label)) for label in given]
     if len(labels) != n:
         raise ValueError(f"{where}: {len(labels)} {what} were given, expected {n}")
     if what.endswith("_ids") and len(set(labels)) < n:

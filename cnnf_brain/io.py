@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -14,24 +16,28 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
+HELD = ".held"  # the lock of a hidden folder
+GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
 
 
 def cache_folder(*parts: str) -> Path:
     """``$CNNF_BRAIN_CACHE`` (default ``$XDG_CACHE_HOME/cnnf-brain``, else ``~/.cache/cnnf-brain``) / parts, created."""
     base = os.environ.get(CACHE_VARIABLE)
-    if base is None:
+    if not base:  # an empty variable is as none: it would name the current folder
         base = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnf-brain")
     folder = Path(base, *parts)
     try:
@@ -51,33 +57,46 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; renamed to it when the block ends well, removed when it does not.
+    """A temporary path of the same name, in a hidden folder beside ``path``; it becomes ``path`` when the block ends well, and is
+    removed when it does not.
 
-    The name ends as ``path`` does, for writers that look at the suffix. An OSError (disk full, read-only folder) is
-    raised again with the path and what to do.
+    Several processes may write ``path`` at once: the last one that ends stays, whole. What a killed writer left is removed by the
+    next one. An OSError (disk full, read-only folder) is raised again with the path and what to do.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        with _hidden(path) as folder:
+            temporary = folder / path.name
+            temporary.touch()
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         raise OSError(
             error.errno,
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder",
         ) from error
+
+
+@contextmanager
+def _hidden(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``path``, held by a lock inside; those that nobody holds any more are removed first."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*/{HELD}"):
+        with suppress(OSError), FileLock(left).acquire(timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        lock = FileLock(folder / HELD)
+        with suppress(Timeout, FileNotFoundError):  # another process took it for left behind
+            lock.acquire(timeout=0)
+            break
+    try:
+        yield folder
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -143,11 +162,76 @@ def write_netcdf(path: Path, data: xr.Dataset) -> None:
             raise OSError(errno.EIO, str(error)) from error
 
 
+class Rows:
+    """A growing file of float32 rows of ``width`` numbers, beside a file with one CRC-32 for each row, so that rows which a crash
+    left damaged do not count."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.path, self.sums, self.width = path, path.with_suffix(".crc"), width
+
+    def whole(self) -> int:
+        """How many rows from the start are as their sums say."""
+        if not (self.path.is_file() and self.sums.is_file()):
+            return 0
+        sums = np.frombuffer(self.sums.read_bytes()[: self.sums.stat().st_size // 4 * 4], dtype=np.uint32)
+        with open(self.path, "rb") as file:
+            for number, expected in enumerate(sums):
+                row = file.read(4 * self.width)
+                if len(row) < 4 * self.width or zlib.crc32(row) != expected:
+                    return number
+        return len(sums)
+
+    def cut(self, n: int) -> None:
+        """Keep the first n rows alone."""
+        for path, size in ((self.path, 4 * self.width), (self.sums, 4)):
+            path.touch()
+            os.truncate(path, n * size)
+
+    def append(self, rows: np.ndarray[Any, Any]) -> None:
+        """Add rows (n, width)."""
+        rows = np.ascontiguousarray(rows)
+        sums = np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
+        for path, values in ((self.path, rows), (self.sums, sums)):
+            with open(path, "ab") as file:
+                file.write(values.data)
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """All rows, (n, width)."""
+        return np.fromfile(self.path, dtype=np.float32).reshape(-1, self.width)
+
+
 def check_writable(folder: Path, room: int = 2**20) -> None:
     """An OSError now rather than after hours of work where ``folder`` cannot be written or has no room (bytes) left."""
-    probe = Path(folder) / ".write-probe"
-    write_whole(probe, lambda file: file.write(bytes(room)))
-    probe.unlink()
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(
+            dir=folder
+        ) as probe:  # without a name, where the system can: nothing stays of a killed run
+            probe.write(bytes(room))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write to {folder}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+
+
+def check_memory(needed: int, what: str) -> None:
+    """An OSError now rather than after hours of work where ``needed`` bytes of memory are not free: of the machine, or of the
+    container (control group) that this process is in."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no group, or one without a limit
+        cached = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())["file"]
+        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used + int(cached))
+    if needed > free:
+        raise OSError(
+            f"{what} takes {needed / 2**30:.3g} GiB of memory, and {free / 2**30:.3g} GiB are free; free memory, or take a machine "
+            "with more of it"
+        )
 
 
 def download_size(url: str, timeout: float = 2.0) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain import io
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import check_text, unknown
 from cnnf_brain.identity import Unidentifiable, call, network_identity, weights_digest
 from cnnf_brain.images import AUTO, Preprocessing, pick_device
 from cnnf_brain.model import weights as weight_files
@@ -83,6 +83,8 @@ class Network:
             raise TypeError(f"layers is {self.layers!r}, expected a dict from regions to names of layers")
         if not (isinstance(self.name, str) and isinstance(self.weights, str) and isinstance(self.card, Card)):
             raise TypeError(f"name {self.name!r} and weights {self.weights!r}: expected texts; card: expected a Card")
+        check_text("the name of a network,", self.name)
+        check_text("the label of weights,", self.weights)
         self.module.eval()
         object.__setattr__(self, "name", self.name or type(self.module).__name__)
 

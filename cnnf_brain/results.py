@@ -5,6 +5,7 @@ And what a run was: command, commit, versions, machine.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cnnf_brain.io import check_writable, plain, write_json
 
 RECORD = "run.json"  # what a run was; says whose folder it is
 NEW, OLD = "new", "old"  # hidden folders beside a folder: what takes its place, and what stood there
+READY = ".ready"  # a hidden folder inside a folder that grows: files that are whole and on their way into their places
 
 
 @contextmanager
@@ -114,8 +116,8 @@ def results(folder: Path, kind: str, configuration: Mapping[str, Any]) -> Iterat
     """A folder beside ``folder`` to write into; it takes its place when the block ends well, and is removed when it does not.
 
     The block writes ``run.json`` there, to which ``kind`` and ``configuration`` are added. Files of the old folder that the new
-    one does not have, and that no run wrote, are kept. What a killed run left is put right first. Raises what ``locked`` and
-    ``claim`` raise, before the block is entered.
+    one does not have, and that no run wrote, are kept. Old and new change places in one step, where the system can do that. What a
+    killed run left is put right first. Raises what ``locked`` and ``claim`` raise, before the block is entered.
     """
     folder = _real(folder)
     with locked(folder):
@@ -141,12 +143,16 @@ def grown(folder: Path, kind: str, configuration: Mapping[str, Any], wait: float
     """``folder`` itself, for runs that fill it step by step; other processes wait for the end of the block.
 
     The first step writes a ``run.json`` with ``kind`` and ``configuration``: from then on the folder belongs to this question. A
-    block that replaces ``run.json`` keeps these two entries (``write_record``). Raises what ``locked`` and ``claim`` raise.
+    block that replaces ``run.json`` keeps these two entries (``write_record``), and writes several files that belong together
+    within ``renewed``. Raises what ``locked`` and ``claim`` raise.
     """
     folder = _real(folder)
     with locked(folder, wait):
         claim(folder, kind, configuration)
         check_writable(folder)
+        finish(folder)
+        for left in folder.glob(f".{NEW}-*"):
+            shutil.rmtree(left, ignore_errors=True)
         if not (folder / RECORD).exists():
             write_record(folder, kind, configuration, {"command": command()})
         yield folder
@@ -157,16 +163,67 @@ def write_record(folder: Path, kind: str, configuration: Mapping[str, Any], reco
     write_json(folder / RECORD, {"kind": kind, **record, "configuration": plain(configuration)})
 
 
+@contextmanager
+def renewed(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside ``folder`` (of ``grown``) to write into; its files take the places of those of the same names when the
+    block ends well, and are removed when it does not. What a kill leaves half done is finished by ``finish``."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{NEW}-", dir=folder))
+    try:
+        yield staging
+        staging.rename(folder / READY)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Put what a run has left ready in ``folder`` into its place."""
+    ready = folder / READY
+    for path in sorted(ready.iterdir()) if ready.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process does the same
+            path.replace(folder / path.name)
+    with suppress(OSError):
+        ready.rmdir()
+
+
+class NotDrawnError(OSError):
+    """All results are written, but a figure or page could not be made of them."""
+
+
+def attempt(files: str, make: Callable[[], object]) -> list[str]:
+    """Make ``files`` (in words) of results that are written; a line that says why where they could not be made."""
+    try:
+        make()
+    except Exception as error:  # whatever drawing raises, the results are worth more
+        why = next(iter(str(error).splitlines()), "")
+        return [f"no {files} ({type(error).__name__}: {why})"]
+    return []
+
+
+def tell(folder: Path, missing: Sequence[str], how: str) -> None:
+    """A NotDrawnError where files of ``folder`` are missing: which (``attempt``), and how they are made."""
+    if missing:
+        raise NotDrawnError(f"{folder} has all results, but {', '.join(missing)}; to make what is missing: {how}")
+
+
 def _swap(new: Path, folder: Path) -> None:
-    """``new`` in place of ``folder``, whose files that no run wrote move over."""
+    """``new`` in place of ``folder``, whose files that no run wrote it gets as well."""
     if not folder.exists():
         new.rename(folder)
         return
-    old = beside(folder, OLD)
-    folder.rename(old / folder.name)
-    new.rename(folder)
-    _keep(old / folder.name, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _keep(folder, new)
+    if not _exchange(new, folder):  # then there is a moment without ``folder``, which ``recover`` puts right
+        old = beside(folder, OLD)
+        folder.rename(old / folder.name)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two folders in one step; False where that cannot be done: it is Linux's, and not of every file system."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 def beside(folder: Path, part: str) -> Path:
@@ -177,7 +234,7 @@ def beside(folder: Path, part: str) -> Path:
 def recover(folder: Path) -> None:
     """Put right what killed runs left beside ``folder`` (a real path), which the caller holds with ``locked``.
 
-    A folder that was moved away comes back. Where its successor stands already, the files that no run wrote move there.
+    A folder that was moved away comes back, where its successor does not stand already.
     """
     name = re.compile(rf"\.{re.escape(folder.name)}-({NEW}|{OLD})-[a-z0-9_]{{8}}")  # as ``beside`` makes it
     for path in sorted(folder.parent.iterdir()):
@@ -185,23 +242,32 @@ def recover(folder: Path) -> None:
         if found is None or path.is_symlink():
             continue
         before = path / folder.name
-        if found[1] == OLD and before.is_dir():
-            if folder.exists():
-                _keep(before, folder)
-            else:
-                before.rename(folder)
+        if found[1] == OLD and before.is_dir() and not folder.exists():
+            before.rename(folder)
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _keep(before: Path, folder: Path) -> None:
-    """Move the files of ``before`` that no run wrote, and that ``folder`` lacks, to ``folder``."""
+    """Give ``folder`` the files of ``before`` that no run wrote and that it lacks, without taking them from ``before``."""
     try:
         written = set(json.loads((before / RECORD).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError):
         written = set()
     for path in before.iterdir():
-        if path.name not in written and not (folder / path.name).exists():
-            shutil.move(path, folder / path.name)
+        if path.name in written or (folder / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True, copy_function=_link)
+        else:
+            _link(path, folder / path.name)
+
+
+def _link(old: Path | str, new: Path | str) -> None:
+    """The same file under another name, or a copy where the file system has no such links."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
 
 
 def _real(folder: Path) -> Path:

@@ -12,10 +12,10 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from PIL import Image
 from cnnf_brain.checks import labels_of
 
 Array = NDArray[Any]
+T = TypeVar("T")
 FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
 _LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
 
@@ -68,6 +69,24 @@ class LayerAt:
 
     def __str__(self) -> str:
         return f"{self.layer}@{self.iteration}" + (":feedback" if self.feedback else "")
+
+
+class Lazy(Mapping[LayerAt, T]):
+    """Values of layers, each made when it is asked for, so that one is in memory at a time."""
+
+    def __init__(self, layers: Iterable[LayerAt], make: Callable[[LayerAt], T]) -> None:
+        self.layers, self.make = tuple(layers), make
+
+    def __getitem__(self, at: LayerAt) -> T:
+        if at not in self.layers:
+            raise KeyError(at)
+        return self.make(at)
+
+    def __iter__(self) -> Iterator[LayerAt]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
 
 class ChangedImageError(ValueError):

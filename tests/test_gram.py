@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -34,7 +36,7 @@ AT = [LayerAt.parse(name) for name in ("relu1@0", "pool2@1", "pool2@2", "relu2@1
 
 
 def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **options: Any) -> dict[LayerAt, Gram]:
-    return layer_grams(network, stimuli, layers, progress=False, **options)
+    return dict(layer_grams(network, stimuli, layers, progress=False, **options))
 
 
 def centred(product: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -115,11 +117,76 @@ def test_too_little_scratch_is_an_error_before_the_images_run(cache: Path, passe
     assert passes == PROBE, "the first images alone"
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_before_the_images_run(
+    cache: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    free = type("Free", (), {"available": gram.gram_bytes(12) - 1})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(
+        OSError, match=r"a Gram of 12 images.* takes 0.75 GiB of memory, and 0.75 GiB are free; free memory, or"
+    ):
+        compute(tiny.network(), tiny.images(12))
+    assert passes == PROBE, "the first images alone"
+    free.available = gram.gram_bytes(12)  # type: ignore[attr-defined]
+    compute(tiny.network(), tiny.images(12))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Free", (), {"available": 10**6}))
+    compute(tiny.network(), tiny.images(12))  # it is there already
+    with pytest.raises(OSError, match=r"takes 1 GiB of memory, and 0.000931 GiB are free"):
+        gram.Features([(tiny.network(), tiny.images(12), AT)]).compute(progress=False, memory=2**30)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its group has cached of files can be had back; a group without a limit limits nothing."""
+    files = {"memory.max": "3000000\n", "memory.current": "2500000\n", "memory.stat": "anon 1500000\nfile 1000000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(io, "GROUP", tmp_path)
+    io.check_memory(1_500_000, "this")
+    with pytest.raises(OSError, match=r"this takes 0\.0014 GiB"):
+        io.check_memory(1_500_001, "this")
+    (tmp_path / "memory.max").write_text("max\n")
+    io.check_memory(1_500_001, "this")
+
+
+def grown(work: Any) -> int:
+    """Bytes by which the memory of a process grows at most while it does ``work``."""
+    with TemporaryFile() as file:
+
+        def measured(_: int) -> None:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            work()
+            file.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
+            file.flush()
+
+        assert tiny.processes(measured, 1) == [0]
+        file.seek(0)
+        return 1024 * int(file.read())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the making of K; its product with itself at once would take half of K more, in float32."""
+    monkeypatch.setattr(gram, "BLOCK_BYTES", 2**22)
+    n, at = 4000, LayerAt("layer")
+    rows = np.random.default_rng(0).standard_normal((n, 500), dtype=np.float32)
+
+    def work() -> None:
+        with gram.Scratch("key", 500, n) as scratch:
+            scratch.append(rows)
+            gram.write_gram(cache / "k.npz", Gram(at, scratch.gram(), 500))
+
+    assert 8 * n**2 <= grown(work) <= gram.gram_bytes(n) + 2**23
+    made = gram.read_gram(at, cache / "k.npz")
+    assert made is not None
+    assert_same(made.values, rows.astype(float) @ rows.T.astype(float))
+
+
+def test_a_full_disk_says_so_and_leaves_no_gram(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "ascontiguousarray", lambda rows: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"cannot write features to .*No space left on device; free space or point CNNF_BRAIN"):
         compute(tiny.network(), tiny.images(12))
-    assert list((cache / "scratch").iterdir()) == []
     assert not (cache / "grams").exists() or list((cache / "grams").iterdir()) == []
 
 
@@ -133,7 +200,6 @@ def test_features_that_are_not_finite_are_an_error(cache: Path, monkeypatch: pyt
         ValueError, match=r"relu2@2: features are not finite .*fewer iterations, a smaller step, match_norm or match_layers"
     ):
         compute(network, tiny.images(12), [LayerAt("relu2", 2)])
-    assert list((cache / "scratch").iterdir()) == []
 
 
 def test_features_that_are_not_finite_are_found_with_the_first_image(cache: Path, passes: list[int]) -> None:
@@ -164,6 +230,97 @@ def test_convolutions_on_a_gpu_are_not_rounded_to_tf32() -> None:
     assert torch.backends.cudnn.allow_tf32 == before
     with activations.float32_convolutions(torch.device("cpu")):
         assert torch.backends.cudnn.allow_tf32 == before
+
+
+# What several networks share
+
+
+def images_seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Images that were shown to each network, by its module; those of the probe as well."""
+    seen: dict[int, int] = {}
+    below = CNNF.below_target
+
+    def counted(self: CNNF, x: Any, wanted: Any = ()) -> Any:
+        seen[id(self)] = seen.get(id(self), 0) + len(x)
+        return below(self, x, wanted)
+
+    monkeypatch.setattr(CNNF, "below_target", counted)
+    return seen
+
+
+PROBED = sum(PROBE)
+CNN_LAYERS = [LayerAt("relu1"), LayerAt("pool2")]
+
+
+def test_a_cnn_of_the_same_weights_is_never_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass of its CNN-F is that CNN: same identity, same preprocessing."""
+    cnn, cnnf, stimuli = tiny.network(iterations=0), tiny.network(iterations=2), tiny.images(40)
+    alone = dict(layer_grams(cnn, stimuli, CNN_LAYERS, progress=False))
+    monkeypatch.setenv(io.CACHE_VARIABLE, str(cache / "other"))
+    seen = images_seen(monkeypatch)
+    features = gram.Features([(cnn, stimuli, CNN_LAYERS), (cnnf, stimuli, AT)])
+    features.probe()
+    of_cnn, of_cnnf = features.compute(progress=False)
+    assert seen == {id(cnnf.module): PROBED + 40}
+    for at in CNN_LAYERS:
+        assert np.array_equal(of_cnn[at].values, alone[at].values), "bit for bit"
+    for at in AT:
+        assert_same(of_cnnf[at].values, expected(cnnf, stimuli, at))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: tiny.network(iterations=0, seed=1),
+        lambda: replace(tiny.network(iterations=0), preprocessing=Preprocessing(16, mean=(0.5, 0.5, 0.5))),
+        lambda: replace(tiny.network(iterations=0), code=b"other"),
+    ],
+)
+def test_another_cnn_is_run(cache: Path, monkeypatch: pytest.MonkeyPatch, other: Any) -> None:
+    cnn, cnnf, stimuli = other(), tiny.network(iterations=2), tiny.images(12)
+    seen = images_seen(monkeypatch)
+    gram.Features([(cnn, stimuli, CNN_LAYERS), (cnnf, stimuli, AT)]).compute(progress=False)
+    assert seen == {id(cnn.module): PROBED + 12, id(cnnf.module): PROBED + 12}
+
+
+def test_two_feedbacks_share_the_first_pass_of_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, small, stimuli = tiny.network(), tiny.network(step=0.3, iterations=1), tiny.images(12)
+    layers = [LayerAt("pool2"), LayerAt("pool2", 1)]
+    runs = gram.Features([(small, stimuli, layers), (full, stimuli, [LayerAt("pool2", 1), LayerAt("pool2", 2)])]).runs
+    assert {(id(run.network), at) for run in runs for at in run.keys} == {
+        (id(full), LayerAt("pool2")),
+        (id(full), LayerAt("pool2", 1)),
+        (id(full), LayerAt("pool2", 2)),
+        (id(small), LayerAt("pool2", 1)),
+    }
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_same_images_are_shown_once(cache: Path, monkeypatch: pytest.MonkeyPatch, hooked: bool) -> None:
+    """Of two regions, or of ten sessions; also to a network without identity."""
+    network = tiny.network()
+    if hooked:
+        network.module.relu1.register_forward_hook(lambda *a: None)
+    seen = images_seen(monkeypatch)
+    features = gram.Features([(network, tiny.images(12), AT[:2]), (network, tiny.images(12), AT[1:])])
+    first, second = features.compute(progress=False)
+    assert seen == {id(network.module): PROBED + 12}
+    assert np.array_equal(first[AT[1]].values, second[AT[1]].values)
+    assert list(first) == AT[:2]
+    with pytest.raises(KeyError):
+        first[AT[2]]
+    assert len(list((cache / "scratch").iterdir())) == hooked
+    del features, first, second
+    assert list((cache / "scratch").iterdir()) == []
+
+
+def test_a_gram_that_is_taken_from_the_cache_is_told(cache: Path) -> None:
+    found = layer_grams(tiny.network(), tiny.images(12), AT, progress=False)
+    for path in (cache / "grams").iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match=r"relu1@0: .*npz was removed or damaged while this run needed it; start it again"):
+        found[AT[0]]
 
 
 # The cache
@@ -349,7 +506,7 @@ def test_an_interrupted_run_goes_on_from_the_rows_done(
         interrupt(patch, after=len(PROBE) + 3)
         with pytest.raises(KeyboardInterrupt):
             compute(network, stimuli, batch_size=2)
-    assert len(list((cache / "scratch").iterdir())) == 1
+    assert len(list((cache / "scratch").iterdir())) == len(AT)
     passes = request.getfixturevalue("passes")
     found = compute(network, stimuli, batch_size=2)
     assert passes == [*PROBE, 2, 2, 2], "six images were done"
@@ -358,10 +515,63 @@ def test_an_interrupted_run_goes_on_from_the_rows_done(
     assert list((cache / "scratch").iterdir()) == []
 
 
-def test_an_error_removes_the_scratch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, OSError])
+def test_any_error_leaves_the_rows_done(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, error: type[Exception]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=len(PROBE) + 4, error=error)
+        with pytest.raises(error, match="enough"):
+            compute(tiny.network(), tiny.images(12), batch_size=2)
+    passes = request.getfixturevalue("passes")
+    compute(tiny.network(), tiny.images(12), batch_size=2)
+    assert passes == [*PROBE, 2, 2], "eight images were done"
+    assert list((cache / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("fails_at", range(len(AT)))
+def test_an_error_while_k_is_made_loses_no_features(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, passes: list[int], fails_at: int
+) -> None:
+    """Also where some layers have their K already, and their rows are gone."""
+    made, product = [], gram.Scratch.gram
+
+    def too_large(scratch: gram.Scratch) -> npt.NDArray[Any]:
+        made.append(scratch)
+        if len(made) > fails_at:
+            raise MemoryError
+        return product(scratch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gram.Scratch, "gram", too_large)
+        with pytest.raises(MemoryError):
+            compute(tiny.network(), tiny.images(12))
+    passes.clear()
+    found = compute(tiny.network(), tiny.images(12))
+    assert passes == PROBE
+    for at in AT:
+        assert_same(found[at].values, expected(tiny.network(), tiny.images(12), at))
+
+
+def test_layers_that_stopped_at_different_images_go_on_together(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of one layer stopped late, one of another early; then a run of both."""
+    for at, passed in ((AT[0], 4), (AT[3], 1)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, after=len(PROBE) + passed)
+            with pytest.raises(KeyboardInterrupt):
+                compute(tiny.network(), tiny.images(12), [at], batch_size=2)
+    found = compute(tiny.network(), tiny.images(12), batch_size=2)
+    for at in AT:
+        assert_same(found[at].values, expected(tiny.network(), tiny.images(12), at))
+
+
+def test_a_network_without_identity_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could go on from it: its features are known to this run alone."""
+    network = tiny.network()
+    network.module.relu1.register_forward_hook(lambda *a: None)
     interrupt(monkeypatch, after=len(PROBE) + 2, error=RuntimeError)
     with pytest.raises(RuntimeError, match="enough"):
-        compute(tiny.network(), tiny.images(12), batch_size=2)
+        compute(network, tiny.images(12), batch_size=2)
     assert list((cache / "scratch").iterdir()) == []
 
 
@@ -405,6 +615,21 @@ def test_old_scratch_is_removed_and_young_is_kept(cache: Path) -> None:
         os.utime(folder, (time.time() - days * 86400,) * 2)
     compute(tiny.network(), tiny.images(12), AT[:1])
     assert [path.name for path in (cache / "scratch").iterdir()] == ["young"]
+
+
+def test_the_oldest_scratch_that_nobody_holds_makes_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, hours in (("oldest", 3), ("held", 4), ("older", 2), ("young", 1)):
+        folder = io.cache_folder("scratch", name)
+        (folder / "0.f32").write_bytes(bytes(100))
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+
+    def usage(path: Path) -> Any:
+        return type("Usage", (), {"free": 1000 - sum(file.stat().st_size for file in path.glob("*/*.f32"))})
+
+    monkeypatch.setattr(gram.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+    with FileLock(io.cache_folder("locks") / "held.lock"):
+        gram.make_room(800)
+    assert {path.name for path in (cache / "scratch").iterdir()} == {"held", "young"}
 
 
 def test_what_interrupted_runs_left_counts_as_free(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +712,7 @@ def test_two_processes_at_once_compute_once(cache: Path) -> None:
 
 def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
-    scratch = gram.Scratch({AT[0]: 6 * 14 * 14}, 12, [gram_key(network, stimuli.digest(), AT[0], 8)])
+    scratch = gram.Scratch(gram_key(network, stimuli.digest(), AT[0], 8), 6 * 14 * 14, 12)
     held = threading.Event()
 
     def hold() -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.server
 import os
+import signal
 import stat
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import xarray as xr
 
 from cnnf_brain import io
@@ -28,6 +30,11 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "mine"))
     assert io.cache_folder("a", "b") == tmp_path / "mine" / "a" / "b"
     assert (tmp_path / "mine" / "a" / "b").is_dir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", "")  # as if it were not set
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert io.cache_folder("a") == tmp_path / "xdg" / "cnnf-brain" / "a"
+    assert sorted(os.listdir()) == ["mine", "xdg"]
     monkeypatch.delenv("CNNF_BRAIN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert io.cache_folder() == tmp_path / "xdg" / "cnnf-brain"
@@ -50,10 +57,11 @@ def test_a_whole_file_appears_with_the_usual_rights(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-def test_the_temporary_name_has_the_suffix(tmp_path: Path) -> None:
+def test_the_temporary_file_has_the_name(tmp_path: Path) -> None:
     with io.atomic_path(tmp_path / "a.svg") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".svg"
+        assert temporary.parent.parent == tmp_path
+        assert temporary.parent.name.startswith(".a.svg-")
+        assert temporary.name == "a.svg"
         assert not (tmp_path / "a.svg").exists()
 
 
@@ -101,11 +109,42 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_without_room_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = open
-    monkeypatch.setattr("builtins.open", lambda name, mode="r": real("/dev/full" if mode == "wb" else name, mode))
+    monkeypatch.setattr(io.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))  # type: ignore[attr-defined] # noqa: SIM115
     with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
         io.check_writable(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_processes_that_probe_and_write_at_once(tmp_path: Path) -> None:
+    """On one folder and one file; the file is one of theirs, whole, and nothing else is left."""
+    path = tmp_path / "entry.npz"
+
+    def write(number: int) -> None:
+        for _ in range(40):
+            io.check_writable(tmp_path, 2**10)
+            io.write_whole(path, lambda file: file.write(bytes([number]) * 100_000))
+
+    assert tiny.processes(write, 6) == [0] * 6
+    assert path.read_bytes() in [bytes([number]) * 100_000 for number in range(6)]
+    assert os.listdir(tmp_path) == ["entry.npz"]
+
+
+def test_what_killed_writers_left_is_removed_by_the_next_alone(tmp_path: Path) -> None:
+    path = tmp_path / "scores.nc"
+
+    def write(number: int) -> None:
+        with io.atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert tiny.processes(write, 2) == [-signal.SIGKILL] * 2
+    assert 1 <= len(os.listdir(tmp_path)) <= 2
+    with io.atomic_path(path) as held:
+        assert os.listdir(tmp_path) == [held.parent.name], "the killed ones' are gone"
+        io.write_text(path, "b")
+        held.write_text("a")
+    assert path.read_text() == "a", "a writer that is alive was left alone"
+    assert os.listdir(tmp_path) == ["scores.nc"]
 
 
 # Hashes

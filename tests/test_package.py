@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "cnnf_brain"
 OPTIONAL = {"brainscore_core", "brainscore_vision", "captum", "skimage"}  # the extra's; their dependencies come with them
-BESIDE_BRAINSCORE = {"psutil", "pytest"}  # imported where the extra is there, which brings them
+BESIDE_BRAINSCORE = {"pytest"}  # imported where the extra is there, which brings them
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> str:

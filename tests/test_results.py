@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
+from cnnf_brain import results as module
 from cnnf_brain.io import write_json
-from cnnf_brain.results import check_place, claim, grown, locked, occupied, opened, results, write_record
+from cnnf_brain.results import check_place, claim, finish, grown, locked, occupied, opened, renewed, results, write_record
 
 
 def fill(folder: Any, number: int, configuration: Any = None) -> None:
@@ -141,55 +142,103 @@ def test_a_link_stands_for_its_folder(tmp_path: Path) -> None:
         pass
 
 
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-from cnnf_brain import results
-from cnnf_brain.io import write_json
+def die_at(moment: int) -> None:
+    """Kill this process, as kill -9 does, before the call number ``moment`` that changes the disk."""
+    calls = []
 
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
+    def dying(change: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            calls.append(change)
+            if len(calls) > moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return change(*given, **more)
 
-where, rename = sys.argv[2], Path.rename
+        return call
 
-def renamed(path, target):
-    if where == "between" and "-new-" in path.name:
-        die()
-    rename(path, target)
-
-Path.rename = renamed
-if where == "before the notes":
-    shutil.move = die
-with results.results(Path(sys.argv[1]), "compare", {"seed": 0}) as staging:
-    write_json(staging / "run.json", {"number": 2})
-    (staging / "only2.txt").write_text("x")
-    if where == "inside":
-        die()
-"""
+    for name in ("rename", "replace", "link", "mkdir", "rmdir", "unlink"):
+        setattr(os, name, dying(getattr(os, name)))
+    module._exchange = dying(module._exchange)
 
 
-@pytest.mark.parametrize(
-    ("where", "kept"),
-    [
-        pytest.param("inside", "only1.txt", marks=pytest.mark.slow),
-        ("between", None),
-        pytest.param("before the notes", "only2.txt", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_loses_nothing_and_its_rest_is_removed(tmp_path: Path, where: str, kept: str | None) -> None:
-    """kill -9 inside the block, between the two renames, and before the user's notes moved over."""
-    folder = tmp_path / "results"
-    fill(folder, 1)
-    (folder / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_run_that_is_killed_at_any_moment_leaves_old_or_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    """With the user's own files, in folders too. Where the system cannot exchange folders, the next run puts that right."""
+    if exchange and not (sys.platform == "linux" and exchanged(tmp_path)):
+        pytest.skip("this file system exchanges no folders")
+    if not exchange:
+        monkeypatch.setattr(module, "_exchange", lambda *_: False)
+    old, new = {"only1.txt": "x", "notes.txt": "mine"}, {"only2.txt": "x", "notes.txt": "mine"}
+    seen = []
+    for moment in range(100):
+        folder = tmp_path / str(moment) / "results"
+        fill(folder, 1)
+        (folder / "notes.txt").write_text("mine")
+        (folder / "more").mkdir()
+        (folder / "more" / "notes.txt").write_text("mine too")
+
+        def run(_: int, folder: Path = folder, moment: int = moment) -> None:
+            with results(folder, "compare", {"seed": 0}) as staging:
+                write_json(staging / "run.json", {"number": 2})
+                (staging / "only2.txt").write_text("x")
+                die_at(moment)
+
+        code = tiny.processes(run, 1)[0]
+        if folder.exists() or exchange:
+            seen.append(files := {path.name: path.read_text() for path in folder.glob("*.txt")})
+            assert files in (old, new)
+            assert (folder / "more" / "notes.txt").read_text() == "mine too"
+        with pytest.raises(RuntimeError), results(folder, "compare", {"seed": 0}):
+            raise RuntimeError  # even a run that fails puts right what the killed one left
+        assert {path.name: path.read_text() for path in folder.glob("*.txt")} in (old, new)
+        assert (folder / "more" / "notes.txt").read_text() == "mine too"
+        assert [path.name for path in folder.parent.iterdir() if not path.name.endswith(".lock")] == ["results"]
+        if code == 0:
+            break
+    assert code == 0
+    assert old in seen
+    assert new in seen
+
+
+def exchanged(folder: Path) -> bool:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+    return module._exchange(folder / "a", folder / "b")
+
+
+def test_what_killed_runs_of_other_folders_left_is_not_touched(tmp_path: Path) -> None:
     other = tmp_path / ".results-b-new-abcdefgh"  # of the folder results-b
     other.mkdir()
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), where], env=os.environ, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert (kept is not None) == folder.exists()
-    if kept:
-        assert (folder / kept).exists()
-    assert len(list(tmp_path.glob(".results-*"))) > 1
-    with pytest.raises(RuntimeError), results(folder, "compare", {"seed": 0}):
-        raise RuntimeError  # even a run that fails puts right what the killed one left
-    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", kept or "only1.txt", "run.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "results"]
+    fill(tmp_path / "results", 1)
+    assert other.exists()
+
+
+def test_files_that_are_renewed_take_their_places_together(tmp_path: Path) -> None:
+    """Killed at any moment: all old, or all new once any later run or reader has finished what was ready."""
+    seen = set()
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        with grown(folder, "grid", {}):
+            for name in ("a", "b", "c"):
+                (folder / name).write_text("old")
+
+        def run(_: int, folder: Path = folder, moment: int = moment) -> None:
+            with grown(folder, "grid", {}):
+                die_at(moment)
+                with renewed(folder) as staging:
+                    for name in ("a", "b", "c"):
+                        (staging / name).write_text("new")
+
+        code = tiny.processes(run, 1)[0]
+        finish(folder)
+        found = {(folder / name).read_text() for name in ("a", "b", "c")}
+        assert len(found) == 1
+        seen |= found
+        with grown(folder, "grid", {}):
+            pass
+        assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c", "run.json"]
+        if code == 0:
+            break
+    assert seen == {"old", "new"}
+    assert code == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,18 @@ def wrong():
 
 not_a_function = 3
 """
+
+
+def processes(work: Callable[[int], object], n: int) -> list[int]:
+    """``work(0)`` to ``work(n - 1)`` at once, each in a process of its own; their exit codes, a signal's as its negative."""
+    started = [multiprocessing.get_context("fork").Process(target=work, args=(number,)) for number in range(n)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: other threads of this process do not go along
+        for process in started:
+            process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode or 0 for process in started]
 
 
 def pictures(n: int, seed: int = 0, size: int = 20) -> npt.NDArray[Any]:

@@ -15,14 +15,20 @@ from cnnf_brain import results
 from cnnf_brain.activations import Probe
 from cnnf_brain.compare import accuracy
 from cnnf_brain.compare.comparison import Comparison
-from cnnf_brain.compare.evaluate import Scoring, check_features, check_scoring, evaluate_region
-from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, same_network
-from cnnf_brain.gram import Progress
+from cnnf_brain.compare.evaluate import (
+    Scoring,
+    check_features,
+    check_scoring,
+    evaluate_region,
+    scoring_bytes,
+    wanted_features,
+)
+from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, networks_of, same_network
+from cnnf_brain.gram import Features, Progress
 from cnnf_brain.io import array_hash, short_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings
-from cnnf_brain.types import Evaluation
 
 __all__ = ["Comparison", "Scoring", "compare"]
 
@@ -74,7 +80,7 @@ def compare(
         A layer or iteration that a network lacks, a region without a layer, recordings too small for the scoring, a network whose
         rows do not belong to the images, features that are not finite.
     OSError
-        Too little space for the features of one layer.
+        Too little disk space for the features of one layer, or too little memory.
 
     Examples
     --------
@@ -98,12 +104,14 @@ def compare(
     for source in used:
         check_scoring(source, scoring)
         source.images.check()
-    probes = check_features(asked, used[0].images, scoring)
-    evaluations: list[Evaluation] = []
-    for one in asked:
-        evaluations += evaluate_region(one, sources[one.region], scoring, progress)
+    features = Features(wanted_features(asked, sources), batch_size=scoring.batch_size)
     options = {**asdict(scoring), "layers": {one.region: _in_words(one) for one in asked}}
-    return Comparison(tuple(evaluations), _describe(probes, used, options, started))
+    decides = _decides(networks_of(asked), used, options)  # before long work: nothing of it can fail afterwards
+    probes = check_features(features, scoring)
+    rows = sum(len(network.layers) for one in asked for network in one.networks)
+    grams = iter(features.compute(progress, max(scoring_bytes(source, scoring, rows) for source in used)))
+    evaluations = [row for one in asked for row in evaluate_region(one, sources[one.region], grams, scoring)]
+    return Comparison(tuple(evaluations), _describe(networks_of(asked), probes, decides, started))
 
 
 def _checked(
@@ -147,23 +155,27 @@ def _check_names(models: Sequence[Network], baseline: Network | None) -> None:
                 )
 
 
-def _describe(
-    probes: Sequence[tuple[Network, Probe]], recordings: Sequence[Recordings], options: dict[str, Any], started: float
-) -> dict[str, Any]:
-    """What the run was, as plain values (``Comparison.run``)."""
-    networks = [network for network, _ in probes]
-    decides = {
+def _decides(networks: Sequence[Network], recordings: Sequence[Recordings], options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the numbers, as plain values."""
+    return {
         "options": options,
         "networks": [describe_network(network) for network in networks],
         "recordings": [describe_recordings(source) for source in recordings],
+        "simulated": any(source.simulated for source in recordings),
     }
+
+
+def _describe(
+    networks: Sequence[Network], probes: Sequence[tuple[Network, Probe]], decides: dict[str, Any], started: float
+) -> dict[str, Any]:
+    """What the run was, as plain values (``Comparison.run``)."""
+    headless = [_headless(network) for network in networks if network.headless]
     return {
         **decides,
-        "simulated": any(source.simulated for source in recordings),
         "accuracy": [asdict(row) for network in networks for row in accuracy.of(network, None)],
-        "notes": [note for network, probe in probes for note in _notes(network, probe)],
+        "notes": headless + [note for one in probes for note in _grown(*one)],
         **results.provenance(networks[0].device, started),
-        "configuration": decides,
+        "configuration": {name: value for name, value in decides.items() if name != "simulated"},
     }
 
 
@@ -220,16 +232,15 @@ def describe_recordings(recordings: Recordings) -> dict[str, Any]:
     }
 
 
-def _notes(network: Network, probe: Probe) -> list[str]:
-    """What a reader must know of a network beside the table."""
-    found = []
-    if network.headless:
-        found.append(
-            f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
-        )
-    for at, by in probe.growth.items():
-        found.append(
-            f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
-            "regression; matched norms (match_norm, match_layers) hold them"
-        )
-    return found
+def _headless(network: Network) -> str:
+    """What a reader must know of a network without a classifier."""
+    return f"{network.name} [{network.weights}] is headless: without a classifier, feedback starts from its top feature map"
+
+
+def _grown(network: Network, probe: Probe) -> list[str]:
+    """What a reader must know of maps that grow with the iterations."""
+    return [
+        f"{network.name} {at}: maps are {by:.1e} times as large as in the first pass, so that a few images may drive the "
+        "regression; matched norms (match_norm, match_layers) hold them"
+        for at, by in probe.growth.items()
+    ]

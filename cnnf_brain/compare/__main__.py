@@ -19,9 +19,9 @@ from typing import Any
 from cnnf_brain import cli, images, networks, results
 from cnnf_brain.compare import accuracy, compare, describe_network, describe_recordings
 from cnnf_brain.compare.choice import Choice, choose
-from cnnf_brain.compare.comparison import FILES, KIND, Comparison
+from cnnf_brain.compare.comparison import AGAIN, FILES, KIND, Comparison
 from cnnf_brain.compare.evaluate import Scoring, check_scoring
-from cnnf_brain.compare.layers import RegionAsked, asked_layers
+from cnnf_brain.compare.layers import RegionAsked, asked_layers, networks_of
 from cnnf_brain.io import short_hash
 from cnnf_brain.model import zoo
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
@@ -120,7 +120,7 @@ def run(options: Options) -> Comparison:
     for source in recordings:
         check_scoring(source, options.scoring)
     models, baseline = choice.load(options.device)
-    shown = shown_networks(asked(options, models, baseline))
+    shown = networks_of(asked(options, models, baseline))
     accuracy.check(shown, index)  # files without a card are only known now
     configuration = _configuration(options, shown, recordings)
     folder = Path(options.output) if options.output else Path("results", default_name(options, configuration["networks"]))
@@ -130,9 +130,10 @@ def run(options: Options) -> Comparison:
         measured = [asdict(row) for network in shown for row in accuracy.of(network, index, options.scoring.batch_size)]
         about = {"options": options.decided(), "chosen": why, "configuration": configuration, "accuracy": measured}
         done = Comparison(found.evaluations, {**found.run, **about, "seconds": round(time.time() - started, 1)})
-        done.write(staging, folder)
+        missing = done.write(staging, folder)
     print(done.markdown())
-    print(f"written to {folder}: {', '.join(FILES)}")
+    print(f"written to {folder}: {', '.join(name for name in FILES if (folder / name).exists())}", flush=True)
+    results.tell(folder, missing, AGAIN.format(folder))
     return done
 
 
@@ -266,12 +267,6 @@ def default_name(options: Options, described: Sequence[Mapping[str, Any]]) -> st
     """A folder name that is the same for the same question."""
     spec = options.model[0].split("/")[-1].replace(":", "-").replace(".py", "")
     return f"{spec}-{short_hash([options.decided(), [network['sha256'] for network in described]])}"
-
-
-def shown_networks(planned: Sequence[RegionAsked]) -> list[Network]:
-    """All networks of a comparison, the baseline first, once each."""
-    found = {id(one.network): one.network for region in planned for one in region.networks}
-    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import numpy as np
 from markupsafe import escape
 from tabulate import tabulate
 
-from cnnf_brain import style
+from cnnf_brain import results, style
 from cnnf_brain.compare import show, words
 from cnnf_brain.io import plain, read_netcdf, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report.runs import Run
-from cnnf_brain.results import read_record, results
+from cnnf_brain.results import read_record
 from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 KIND = "compare"
 SCHEMA = 3  # of summary.json and scores.nc
-FILES = ("summary.json", "scores.nc", "table.md", "figure.png", "figure.svg", "run.json", PAGE)
+FIGURES = ("figure.png", "figure.svg")
+FILES = ("summary.json", "scores.nc", "table.md", *FIGURES, "run.json", PAGE)
+AGAIN = "cnnf-brain report {}"  # makes figure and page from the other files
 VERDICTS = {1: "above", -1: "below", 0: "undecided"}
 RECORD = ("options", "networks", "recordings", "accuracy", "notes")  # entries of run.json
 COLUMNS = ("region", "source", "role", "network", "weights", "layer")  # of scores.nc, equal over the sites of a row
@@ -139,21 +141,29 @@ class Comparison:
         ValueError
             The folder holds the results of another question or command.
         OSError
-            It cannot be written, or another run is writing to it.
+            It cannot be written, or another run is writing to it. A ``NotDrawnError``: all else is written, but figure or page
+            could not be made.
         """
         folder = Path(folder)
-        with results(folder, KIND, self.run["configuration"]) as staging:
-            self.write(staging, folder)
+        with results.results(folder, KIND, self.run["configuration"]) as staging:
+            missing = self.write(staging, folder)
+        results.tell(folder, missing, AGAIN.format(folder))
         return folder
 
-    def write(self, folder: Path, shown_as: Path | None = None) -> None:
-        """The files of ``save`` into a folder that is made already; the page names ``shown_as``."""
+    def write(self, folder: Path, shown_as: Path | None = None) -> list[str]:
+        """The files of ``save`` into a folder that is there; the page names ``shown_as``. Returns what could not be drawn."""
         write_json(folder / "run.json", plain(self.run))
         write_scores(folder / "scores.nc", self)
         write_text(folder / "table.md", f"# Neural predictivity\n\n{self.markdown()}\n")
-        style.save(self.plot(), folder)
         write_json(folder / "summary.json", self.summary)
-        page.write(self.page(shown_as or folder), folder)
+        return self.draw(folder, shown_as)
+
+    def draw(self, folder: Path, shown_as: Path | None = None) -> list[str]:
+        """The page of ``write``, and the figure where it is not there. Returns what could not be drawn, in words."""
+        missing = []
+        if not all((folder / name).exists() for name in FIGURES):
+            missing += results.attempt(" and ".join(FIGURES), lambda: style.save(self.plot(), folder))
+        return missing + results.attempt(PAGE, lambda: page.write(self.page(shown_as or folder), folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from numbers import Integral
 
 import numpy as np
 
-from cnnf_brain.activations import Probe, probe
+from cnnf_brain.activations import Probe
 from cnnf_brain.compare.layers import BASELINE, MODEL, Asked, RegionAsked, Row
-from cnnf_brain.gram import Progress, layer_grams
+from cnnf_brain.gram import Features, Wanted
 from cnnf_brain.networks import Network
-from cnnf_brain.predictivity.crossval import make_splits, select_nested
-from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
+from cnnf_brain.predictivity.crossval import N_SPLITS, make_splits, select_nested
+from cnnf_brain.predictivity.pls import FOLDS_AT_ONCE, cross_predict, truncate_gram
 from cnnf_brain.predictivity.scores import score_predictions
 from cnnf_brain.predictivity.statistics import compare_scores, pool_scores
 from cnnf_brain.recordings import Recordings
-from cnnf_brain.types import Array, Difference, Evaluation, Gram, Images, LayerAt, Predictions, Scores, Split, option
+from cnnf_brain.types import Array, Difference, Evaluation, Gram, LayerAt, Lazy, Predictions, Scores, Split, option
 
+SMALL_BYTES = 2**27  # of what does not grow with images and sites, as the resamples of the tests
 NESTED = "nested"
 POOLED = "pooled"
 
@@ -116,15 +117,33 @@ def check_scoring(recordings: Recordings, scoring: Scoring) -> tuple[Split, ...]
     return splits
 
 
-def check_features(asked: Sequence[RegionAsked], images: Images, scoring: Scoring) -> list[tuple[Network, Probe]]:
-    """Show every network the first images (``activations.probe``); what was found of each.
+def wanted_features(asked: Sequence[RegionAsked], sources: Mapping[str, Sequence[Recordings]]) -> list[Wanted]:
+    """The layers of every network over the images of every source of its region, in the order in which ``evaluate_region`` takes
+    their Grams."""
+    return [
+        (one.network, recordings.images, one.layers)
+        for region in asked
+        for recordings in sources[region.region]
+        for one in region.networks
+    ]
+
+
+def scoring_bytes(recordings: Recordings, scoring: Scoring, n_layers: int) -> int:
+    """Memory that it takes to score ``n_layers`` on one source: a Gram, PLS of the folds that are fitted at once, predictions."""
+    (n, sites), components = recordings.responses.shape, scoring.components
+    inner = N_SPLITS - 1 if scoring.nested else 1  # folds within each split
+    problems = sites if scoring.per_site else min(FOLDS_AT_ONCE, N_SPLITS * inner)
+    held = problems * 2 * components + (1 if scoring.per_site else problems) * 3 * sites
+    predictions = sites * (2 * components * inner + n_layers)
+    return 8 * n * (n * (5 if scoring.pca else 1) + held + predictions) + SMALL_BYTES
+
+
+def check_features(features: Features, scoring: Scoring) -> list[tuple[Network, Probe]]:
+    """Show every network that is to run the first images (``activations.probe``); what was found of each.
 
     A ValueError before long work where a network's rows cannot be scored, or a layer gives fewer features than components.
     """
-    wanted: dict[int, tuple[Network, list[LayerAt]]] = {}
-    for one in (one for region in asked for one in region.networks):
-        wanted.setdefault(id(one.network), (one.network, []))[1].extend(one.layers)
-    found = [(network, probe(network, images, layers)) for network, layers in wanted.values()]
+    found = features.probe()
     for network, seen in found:
         for at, count in seen.counts.items():
             if count < scoring.components:
@@ -135,10 +154,13 @@ def check_features(asked: Sequence[RegionAsked], images: Images, scoring: Scorin
 
 
 def evaluate_region(
-    asked: RegionAsked, sources: Sequence[Recordings], scoring: Scoring, progress: Progress = True
+    asked: RegionAsked, sources: Sequence[Recordings], grams: Iterator[Mapping[LayerAt, Gram]], scoring: Scoring
 ) -> list[Evaluation]:
-    """Evaluations of one region: for each source the baseline's layers and the models', then all sources pooled."""
-    fitted = [[_fit_source(one, recordings, scoring, progress) for one in asked.networks] for recordings in sources]
+    """Evaluations of one region: for each source the baseline's layers and the models', then all sources pooled.
+
+    ``grams``: of each source and network the Grams of its layers (``wanted_features``).
+    """
+    fitted = [[_fit_layers(next(grams), recordings, scoring) for _ in asked.networks] for recordings in sources]
     groups = [([source], [of_source]) for source, of_source in zip(sources, fitted, strict=True)]
     if len(sources) > 1:
         groups.append((list(sources), fitted))
@@ -218,27 +240,26 @@ def _compare(mine: Sequence[Fitted], bases: Sequence[Fitted], responses: Sequenc
     )
 
 
-def _fit_source(asked: Asked, recordings: Recordings, scoring: Scoring, progress: Progress) -> dict[str, Fitted]:
+def _fit_layers(grams: Mapping[LayerAt, Gram], recordings: Recordings, scoring: Scoring) -> dict[str, Fitted]:
     """Every layer of a network, scored on one source, by name."""
-    splits = check_scoring(recordings, scoring)
-    grams = layer_grams(asked.network, recordings.images, asked.layers, batch_size=scoring.batch_size, progress=progress)
-    return _fit_layers(grams, recordings, splits, scoring)
+    splits, responses = check_scoring(recordings, scoring), recordings.responses
 
+    def product(at: LayerAt) -> Array:
+        return truncate_gram(grams[at].values, scoring.pca) if scoring.pca else grams[at].values
 
-def _fit_layers(
-    grams: Mapping[LayerAt, Gram], recordings: Recordings, splits: tuple[Split, ...], scoring: Scoring
-) -> dict[str, Fitted]:
-    responses = recordings.responses
-    ks = {at: truncate_gram(gram.values, scoring.pca) if scoring.pca else gram.values for at, gram in grams.items()}
-    chosen: tuple[str, ...] = ()
+    ks, n = Lazy(grams, product), scoring.components
     if scoring.nested:
-        predicted, best = select_nested(ks, responses, splits, scoring.components, per_site=scoring.per_site)
-        chosen, predictions = tuple(map(str, best)), {NESTED: predicted}
-    else:
-        n, alone = scoring.components, scoring.per_site
-        predictions = {str(at): cross_predict(k, responses, splits, n, per_site=alone) for at, k in ks.items()}
-    scores = {
-        name: score_predictions(one, responses, repeats=recordings.repeats, seed=scoring.seed)
-        for name, one in predictions.items()
+        predicted, best = select_nested(ks, responses, splits, n, per_site=scoring.per_site)
+        return {NESTED: _fitted(predicted, recordings, scoring, tuple(map(str, best)))}
+    # by name, not by items(), which would hold the last Gram while the next is read
+    return {
+        str(at): _fitted(cross_predict(ks[at], responses, splits, n, per_site=scoring.per_site), recordings, scoring)
+        for at in ks
     }
-    return {name: Fitted(one, scores[name], chosen) for name, one in predictions.items()}
+
+
+def _fitted(predictions: Predictions, recordings: Recordings, scoring: Scoring, chosen: tuple[str, ...] = ()) -> Fitted:
+    """Scores, and of the predictions those with all components, which the tests take."""
+    scores = score_predictions(predictions, recordings.responses, repeats=recordings.repeats, seed=scoring.seed)
+    last = tuple(values[-1:].copy() for values in predictions.values)
+    return Fitted(replace(predictions, values=last), scores, chosen)

@@ -138,6 +138,11 @@ def _rows(
     return tuple(dict.fromkeys(Row(roles[at], at, other) for at, other in pairs if not (same and at == other)))
 
 
+def networks_of(asked: Sequence[RegionAsked]) -> list[Network]:
+    """All networks of a comparison, the baseline first, once each."""
+    return list({id(one.network): one.network for region in asked for one in region.networks}.values())
+
+
 def _layers_of(model: Network, region: str, names: Sequence[Name]) -> list[LayerAt]:
     """The layers asked of a model, the first pass of each before its iterations."""
     found: dict[str, list[LayerAt]] = {}

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from cnnf_brain.checks import is_constant, labels_of
+from cnnf_brain.checks import check_text, is_constant, labels_of
 from cnnf_brain.types import Array, Images
 
 List = Sequence[Any] | Array  # its entries are taken as text
@@ -70,6 +70,8 @@ class Recordings:
     excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_text("the source of recordings,", self.source)
+        check_text("the region of recordings,", self.region)
         sizes = len(self.images), len(self.site_ids)
         expected = dict.fromkeys(("responses", "repeats"), sizes) | {"object_names": sizes[:1]}
         for name, shape in (expected | dict.fromkeys(("subjects", "true_ceilings"), sizes[1:])).items():

@@ -9,12 +9,14 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cnnf_brain import results
 from cnnf_brain.compare import Comparison
-from cnnf_brain.report import page
+from cnnf_brain.report import PAGE, page
 from cnnf_brain.report.charts import Chart, Mark
 from cnnf_brain.report.runs import FEW_IMAGES, Claim, Picture, Run, Table, TableChart, about_the_code, flat, version_keys
 from cnnf_brain.results import read_record
@@ -29,11 +31,17 @@ SAME += ("epochs", "batch_size", "learning_rate", "seed")
 
 
 def leave(folder: Path, shown_as: Path | None = None) -> Path:
-    """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path.
+    """Write ``report.html`` into the folder of a run, from the files that are in it; returns its path. Of a comparison also the
+    figure, where it is not there.
 
-    ``shown_as`` is the folder that the page names, where the files stand in another folder for now. Raises what ``read`` raises.
+    ``shown_as`` is the folder that the page names, where the files stand in another folder for now. Raises what ``read`` raises,
+    and a ``NotDrawnError``.
     """
     run = read(folder)
+    if run.kind == "comparison":
+        missing = Comparison.load(folder).draw(Path(folder), shown_as)
+        results.tell(folder, missing, "report this as a fault of cnnf-brain")
+        return Path(folder) / PAGE
     return page.write(run if shown_as is None else replace(run, folder=Path(shown_as)), folder)
 
 
@@ -48,6 +56,8 @@ def read(folder: Path) -> Run:
         raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; name the folder that it is in")
+    with suppress(OSError):
+        results.finish(folder)
     try:
         return _read(folder, {path.name for path in folder.iterdir()})
     except (KeyError, TypeError, IndexError, AttributeError) as error:

@@ -30,6 +30,7 @@ from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model
 from cnnf_brain.robustness.table import WORST, Check, collect, over_seeds, own, sanity
 
 KIND = "robustness"
+FIGURES = ("figure.png", "figure.svg")
 PATIENCE = 120.0  # seconds that a process waits for another one's tables
 QUICK = "QUICK RUN: few images, epochs and seeds"
 SHOWN_ITERATIONS = (0, 1, 2, 3, 5, 8, 10, 15)
@@ -72,16 +73,21 @@ def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -
     """All files of the grid's folder from the outcomes that there are; a ValueError where there are none."""
     grid = shop.grid
     with results.grown(shop.folder, KIND, shop.configuration, PATIENCE) as folder:
-        (folder / "summary.json").unlink(missing_ok=True)
         table = collect(shop)
         if table.empty:
             raise ValueError(f"{folder}: no cell is finished yet; the same command continues")
         run = record(shop, finished=finished, seconds=seconds, device_name=device_name)
         checks, claimed = sanity(shop, table), claims(grid, table)
         result = Result(grid, run, table, over_seeds(table), claimed, checks, folder / PAGE)
-        results.write_record(folder, KIND, shop.configuration, run)
-        _write(result, folder)
-        readers.leave(folder)
+        with results.renewed(folder) as staging:
+            results.write_record(staging, KIND, shop.configuration, run)
+            _write(result, staging)
+            missing = results.attempt(" and ".join(FIGURES), lambda: draw(grid, result.means, staging))
+            missing += results.attempt(PAGE, lambda: readers.leave(staging, shown_as=folder))
+            made = {path.name for path in staging.iterdir()}
+        for old in {*FIGURES, PAGE} - made:  # not of these tables
+            (folder / old).unlink(missing_ok=True)
+    results.tell(folder, missing, "the same command, for all cells are kept")
     return result
 
 
@@ -94,7 +100,6 @@ def _write(result: Result, folder: Path) -> None:
     columns = [*typed.columns.drop("strong"), "strong"]
     write_netcdf(folder / "table.nc", xr.Dataset({name: ("row", typed[name].to_numpy()) for name in columns}))
     write_json(folder / "checks.json", {"findings": [check.record() for check in result.checks]})
-    draw(result.grid, result.means, folder)
     write_text(folder / "figure.md", section(result))
     summary(result).save(folder)
 

@@ -202,20 +202,22 @@ class Part:
         with style.styled():
             return self.draw(self.data, names)
 
-    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> None:
-        """All files but the page into ``folder``: tables, figure, claims.md, run.json (``record``) and, last, summary.json."""
+    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> list[str]:
+        """All files but the page into ``folder``: tables, claims.md, run.json (``record``), summary.json and, last, the figure.
+        Returns what could not be drawn, in words."""
         for file, rows in self.tables.items():
             write_csv(folder / file, rows)
         for file, dataset in self.data.items():
             write_netcdf(folder / file, dataset)
-        style.save(self.plot(names), folder)
         head = ("claim of the paper", "what we measured", "holds or not")
         table = tabulate([claim.cells for claim in self.about.claims], head, tablefmt="github", disable_numparse=True)
         write_text(folder / "claims.md", f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n")
         write_json(folder / results.RECORD, dict(record))
         self.about.save(folder)
-        if self.parts is not None:
+        missing = results.attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))
+        if self.parts is not None and not missing:
             shutil.rmtree(self.parts, ignore_errors=True)
+        return missing
 
 
 def mean_interval(values: Array, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:

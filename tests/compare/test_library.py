@@ -16,8 +16,11 @@ from PIL import Image
 from torch import nn
 
 import cnnf_brain as cb
-from cnnf_brain import gram, networks
+from cnnf_brain import gram, networks, style
+from cnnf_brain.compare import comparison
 from cnnf_brain.compare.__main__ import main
+from cnnf_brain.report.__main__ import main as report_command
+from cnnf_brain.results import NotDrawnError
 
 N, SITES = 40, 5
 FEW = cb.Scoring(components=3)
@@ -94,6 +97,61 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     other = scored(recurrent(), None, recordings(), "pool2")
     with pytest.raises(ValueError, match="holds the results of another question"):
         other.save(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("fails", ["figure", "page"])
+def test_a_figure_or_page_that_fails_loses_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    result, folder = scored(recurrent(), plain(), recordings(), "pool2", baseline_layers="1"), tmp_path / "mine"
+    where, files = (style, ["figure.png", "figure.svg"]) if fails == "figure" else (comparison.page, ["report.html"])
+    with monkeypatch.context() as patch:
+        patch.setattr(where, "save" if fails == "figure" else "write", lambda *_: 1 / 0)
+        with pytest.raises(
+            NotDrawnError,
+            match=rf"mine has all results, but no {' and '.join(files)} \(ZeroDivisionError: .*cnnf-brain report .*mine$",
+        ):
+            result.save(folder)
+    written = {path.name for path in folder.iterdir()}
+    assert written == set(comparison.FILES) - set(files)
+    assert cb.Comparison.load(folder).summary == result.summary
+    assert report_command([str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == set(comparison.FILES)
+    for name in files[:2]:
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_dollars_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """matplotlib would read what stands between two of them as mathematics, and fail."""
+    network = cb.Network(plain().module, cb.Preprocessing(16), name="a$_{b$", weights="$x^{$")
+    of = cb.Recordings.from_arrays(responses(pixels()), pixels(), region="V4", source="$s\\frac$")
+    folder = scored(network, None, of, "1").save(tmp_path / "mine")
+    drawn = (folder / "figure.svg").read_text()
+    for name in ("a$_{b$", "$x^{$ 1@0", "$s\\frac$"):
+        assert name in drawn
+
+
+class Recurrent(cb.CNNF):
+    """With an attribute of its own under the name of one that the records read."""
+
+    settings = ("lr", 0.1)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("what", ["site", "image", "source", "network", "weights", "an attribute"])
+def test_what_no_file_can_hold_is_found_before_work(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    bad = "a\x01b" if what != "network" else b"a\xff".decode(errors="surrogateescape")
+
+    def call() -> object:
+        if what == "an attribute":
+            module = Recurrent(tiny.layers(), iterations=1)
+            return scored(cb.Network(module, cb.Preprocessing(16)), None, recordings(), "pool2")
+        if what in ("network", "weights"):
+            names = {"name": "fine", "weights": "fine", ("name" if what == "network" else what): bad}
+            return cb.Network(plain().module, cb.Preprocessing(16), **names)
+        named = {"site": {"site_ids": [bad, *"bcde"]}, "image": {"image_ids": [bad, *map(str, range(N - 1))]}}
+        return labelled(**named[what]) if what in named else recordings(source=bad)
+
+    with pytest.raises((ValueError, AttributeError), match="as_dict" if what == "an attribute" else "which is no text"):
+        call()
 
 
 def test_the_figure_is_matplotlib_s() -> None:
@@ -180,6 +238,34 @@ def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     first = scored(plain(), None, recordings(), "1")
     monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("computed again"))
     assert scored(plain(), None, recordings(), "1").rows == first.rows
+
+
+def small(iterations: int) -> cb.Network:
+    return cb.load_network("small", "none", iterations=iterations)
+
+
+@pytest.mark.parametrize("regions", [("V4",), ("V4", "IT")])
+@pytest.mark.parametrize("baseline", ["the CNN of the same weights", "its own first pass"])
+def test_the_network_sees_each_image_once(
+    empty_cache: None, monkeypatch: pytest.MonkeyPatch, baseline: str, regions: tuple[str, ...]
+) -> None:
+    """Whatever is compared over these images; the CNN is the first pass of its CNN-F and is never run."""
+    model, of = small(2), [recordings(region) for region in regions]
+    other = small(0) if baseline.startswith("the CNN") else model
+    seen: dict[int, int] = {}
+    below = cb.CNNF.below_target
+
+    def counted(self: cb.CNNF, x: torch.Tensor, wanted: Any = ()) -> Any:
+        seen[id(self)] = seen.get(id(self), 0) + len(x)
+        return below(self, x, wanted)
+
+    monkeypatch.setattr(cb.CNNF, "below_target", counted)
+    rows = scored(model, other, of, ["relu1", "pool2"]).table()
+    tried = 4 + 4 + 1 + 3  # the first images, shown before long work
+    assert seen == {id(model.module): tried + N}
+    assert set(rows["iteration"]) == {0, 1, 2}
+    alone = scored(small(0), None, of, ["relu1", "pool2"]).table()
+    assert rows.loc[rows["role"] == "baseline", "median_r"].tolist() == alone["median_r"].tolist()
 
 
 def test_the_module_of_a_network_is_in_evaluation_mode() -> None:

@@ -50,5 +50,5 @@ def test_the_conductor_fits_a_screen() -> None:
     assert doc is not None
     body = len(source.splitlines()) - len(doc.splitlines())
     assert body <= SCREEN
-    for name in ("check_features", "evaluate_region", "Comparison"):
+    for name in ("Features", "check_features", "evaluate_region", "Comparison"):
         assert name in source

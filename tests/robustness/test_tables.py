@@ -16,6 +16,8 @@ from robustness.outcomes import words_of, write_outcome
 from cnnf_brain import results
 from cnnf_brain.attacks.sanity_checks import Finding
 from cnnf_brain.io import short_hash, write_json
+from cnnf_brain.report import PAGE
+from cnnf_brain.results import NotDrawnError
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import grids, open_workshop, report, table, tasks
 from cnnf_brain.robustness.cells import Examination, Training, Workshop, cells
@@ -170,15 +172,44 @@ def test_a_network_without_outcomes_has_no_empty_row(sketched: pytest.MonkeyPatc
     assert "| CNN-F-1 " not in text
 
 
-def test_an_interrupted_write_leaves_no_summary(
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("fails", ["collect", "write_csv", "write_netcdf", "write_json", "section", "summary"])
+def test_a_failed_rerun_leaves_all_as_it_was(
+    sketched: pytest.MonkeyPatch, drawn: Any, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    before = contents(drawn.folder)
+    assert {"summary.json", "table.csv", PAGE} <= before.keys()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, fails, full)
+    with pytest.raises(OSError, match="No space left"):
+        report.write(drawn, finished=True, seconds=2.0, device_name="m")
+    assert contents(drawn.folder) == before
+    assert not list(drawn.folder.glob(".new-*"))
+
+
+def test_a_figure_that_fails_loses_no_table(
     sketched: pytest.MonkeyPatch, drawn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("jinja2", reason="the page needs the extra page")
     report.write(drawn, finished=True, seconds=1.0, device_name="m")
-    monkeypatch.setattr(report, "draw", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        report.write(drawn, finished=True, seconds=1.0, device_name="m")
-    assert not (drawn.folder / "summary.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "draw", lambda *_: 1 / 0)
+        with pytest.raises(
+            NotDrawnError, match=r"has all results, but no figure.png and figure.svg \(ZeroDivisionError: .*command"
+        ):
+            report.write(drawn, finished=True, seconds=2.0, device_name="m")
+    left = contents(drawn.folder)
+    assert {"summary.json", "table.csv", "run.json"} <= left.keys()
+    assert json.loads(left["run.json"])["seconds"] == 2.0
+    assert not {"figure.png", "figure.svg", PAGE} & left.keys(), "those of the run before are not of these tables"
+    report.write(drawn, finished=True, seconds=3.0, device_name="m")
+    assert {"figure.png", "figure.svg", PAGE} <= contents(drawn.folder).keys()
 
 
 def test_nothing_to_report_is_said(tiny: Grid, idx_folder: Path, tmp_path: Path) -> None:
