@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from cnnf_brain.checks import unknown
@@ -247,6 +246,8 @@ def split(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
             f"{len(images)} training images are too few: a twelfth is held out for validation, "
             f"and that must be at least {CLASSES}"
         )
+    from sklearn.model_selection import train_test_split
+
     rows, labels = np.arange(len(images)), images.labels.numpy()
     train, validation = train_test_split(rows, test_size=n_validation, random_state=seed, stratify=labels)
     return images[np.sort(train)], images[np.sort(validation)]

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import KFold, ShuffleSplit, StratifiedShuffleSplit
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.predictivity.pls import cross_predict
@@ -66,12 +65,16 @@ def _test_images(name: str, n: int) -> int:
 
 
 def _kfold(ids: Sequence[str], seed: int) -> tuple[Split, ...]:
+    from sklearn.model_selection import KFold
+
     order = np.argsort(ids, kind="stable")
     folds = KFold(N_SPLITS, shuffle=True, random_state=seed).split(order)
     return tuple(Split(np.sort(order[train]), np.sort(order[test])) for train, test in folds)
 
 
 def _brainscore(n: int, object_names: Sequence[str] | Array | None) -> tuple[Split, ...]:
+    from sklearn.model_selection import ShuffleSplit, StratifiedShuffleSplit
+
     options = {"n_splits": N_SPLITS, "train_size": 0.9, "random_state": 1}
     if object_names is None:
         return tuple(Split(train, test) for train, test in ShuffleSplit(**options).split(np.zeros(n)))

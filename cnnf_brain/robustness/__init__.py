@@ -22,9 +22,10 @@ from cnnf_brain.attacks import external
 from cnnf_brain.datasets import mnist
 from cnnf_brain.results import machine
 from cnnf_brain.robustness import report
-from cnnf_brain.robustness.cells import Cell, Interrupted, Task, Workshop, tasks
+from cnnf_brain.robustness.cells import Cell, Interrupted, Task, Training, Workshop, tasks
 from cnnf_brain.robustness.grids import Grid, grid
 from cnnf_brain.robustness.report import Result
+from cnnf_brain.trainer.config import check_amp
 from cnnf_brain.trainer.loop import Stop
 
 __all__ = ["Grid", "Interrupted", "Result", "Workshop", "grid", "open_workshop", "run_grid", "tasks", "work"]
@@ -78,11 +79,14 @@ def run_grid(shop: Workshop, *, only_tables: bool = False, stop: Stop | None = N
     ImportError
         A library of the attacks is missing; nothing is made then.
     ValueError
-        The folder is that of something else, a file is damaged, or a network returns NaN.
+        The folder is that of something else, a file is damaged, a network returns NaN, or there are networks to train in an
+        ``amp`` for which the processor has no instructions.
     """
     started, todo = time.monotonic(), tasks(shop)
     if not only_tables:
         check_packages(todo)
+        if not all(task.done() for task in todo if isinstance(task, Training)):
+            check_amp(shop.grid.amp, torch.device(shop.device))
     report.begin(shop)
     if only_tables:
         tell_outdated(todo, "left out of the tables; the whole run makes it again")

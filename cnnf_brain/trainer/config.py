@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from cnnf_brain.checks import differences, unknown
 from cnnf_brain.model.settings import FeedbackSettings
@@ -18,6 +21,7 @@ from cnnf_brain.types import option
 
 NORM_LOSS = 2  # 1 took the norm of f(l) behind its normalisation
 CNN = {"iterations": 0}  # the feedback of a network without any
+TOO_SLOW = 2.5  # times as long as in float32: bfloat16 takes 0.2 to 1.7 with instructions of its own, without any 3 to 9
 NEWER = {"ada_relu": "signed", "tolerance": None}  # settings that the first runs did not have, and their defaults
 
 
@@ -187,3 +191,36 @@ def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
 def environment(device: torch.device) -> dict[str, Any]:
     """What the bits of a result depend on beside the configuration."""
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+
+
+def check_amp(amp: str | None, device: torch.device) -> None:
+    """A ValueError where the ``device`` has no instructions for ``amp``, so that steps would take many times as long as in float32;
+    a RuntimeWarning where it is slower, but not that much. None is always fine."""
+    if amp is None:
+        return
+    if device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError(f"amp {amp}: {torch.cuda.get_device_name(device)} has no instructions for it; set amp to None")
+        return
+    cost = cost_of(getattr(torch, amp))
+    found = f"amp {amp}: on this processor a convolution takes {cost:.1f} times as long as in float32"
+    if cost > TOO_SLOW:
+        raise ValueError(f"{found}, as it has no instructions for it; set amp to None, or train where there are some")
+    if cost > 1.2:
+        warnings.warn(f"{found}; without amp the run is faster", RuntimeWarning, stacklevel=2)
+
+
+def cost_of(dtype: torch.dtype) -> float:
+    """How many times as long as in float32 a convolution takes on one core of this processor: the fastest of five each."""
+    threads, seconds = torch.get_num_threads(), {torch.float32: float("inf"), dtype: float("inf")}
+    shapes = ((4, 64, 28, 28), (64, 64, 3, 3))  # images, weights
+    torch.set_num_threads(1)  # those of other cores may wait for other programs
+    try:
+        for kind in 5 * list(seconds):
+            x, w = (torch.ones(shape, dtype=kind).contiguous(memory_format=torch.channels_last) for shape in shapes)
+            begin = time.perf_counter()
+            functional.conv2d(x, w)
+            seconds[kind] = min(seconds[kind], time.perf_counter() - begin)
+    finally:
+        torch.set_num_threads(threads)
+    return seconds[dtype] / seconds[torch.float32]

@@ -33,7 +33,7 @@ from cnnf_brain.model.state import feedback_losses
 from cnnf_brain.results import machine
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.checkpoint import Position
-from cnnf_brain.trainer.config import LossWeights, Schedule, check_same, environment
+from cnnf_brain.trainer.config import LossWeights, Schedule, check_amp, check_same, environment
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
 
@@ -146,8 +146,8 @@ class Stop:
 class Trainer:
     """A training run in a folder: ``begin(...)`` or ``resume()``, then ``run(...)``; every rank does the same, rank 0 writes.
 
-    ``objective`` has the model, on the device of ``ranks``, where it has the same weights in each. The learning rate of the
-    ``optimizer`` is set by ``schedule``.
+    ``objective`` has the model, on the device of ``ranks``, where it has the same weights in each; a ValueError where the device
+    is too slow in its ``amp`` (``config.check_amp``). The learning rate of the ``optimizer`` is set by ``schedule``.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class Trainer:
         hooks: Hooks,
         ranks: Ranks,
     ) -> None:
+        check_amp(objective.amp, ranks.device)
         self.model, self.optimizer, self.source, self.schedule = objective.model, optimizer, source, schedule
         self.place, self.hooks, self.ranks = run, hooks, ranks
         self.amp, self.checkpoints = objective.amp, run.folder / "checkpoints"

@@ -23,10 +23,10 @@ from robustness.outcomes import words_of
 from cnnf_brain import cli
 from cnnf_brain import robustness as working
 from cnnf_brain.attacks import threats
-from cnnf_brain.robustness import cells, grids, open_workshop, table, tasks, work
+from cnnf_brain.robustness import cells, grids, open_workshop, run_grid, table, tasks, work
 from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training, Workshop
 from cnnf_brain.robustness.grids import Against, Grid
-from cnnf_brain.trainer import small
+from cnnf_brain.trainer import config, small
 from cnnf_brain.trainer.checkpoint import HASH, finish
 
 
@@ -273,6 +273,15 @@ def test_missing_packages_are_found_before_anything_is_trained(
     working.check_packages(
         tasks(open_workshop(tiny, tmp_path / "a", tmp_path / "b", "c", data_folder=idx_folder))
     )  # needs none
+
+
+def test_a_slow_mixed_precision_is_refused_before_anything_is_made(empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "cost_of", lambda _: 6.0)
+    shop = replace(empty, grid=replace(empty.grid, amp="bfloat16"))
+    with pytest.raises(ValueError, match="amp bfloat16: on this processor"):
+        run_grid(shop)
+    assert not shop.folder.exists()
+    assert not shop.models.exists()
 
 
 def test_a_network_that_returns_nan_stops_the_grid_with_an_error(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,7 @@ class StopAt:
         return None if self.left >= 0 else signal.SIGTERM
 
 
+@pytest.mark.usefixtures("fast_bfloat16")
 def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

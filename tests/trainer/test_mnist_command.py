@@ -303,6 +303,7 @@ def test_limit_trains_on_fewer_images_and_says_so(
     assert "expected a number from 1 to the 220 training images" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("fast_bfloat16")
 def test_mixed_precision_is_another_configuration_and_is_in_the_card(
     make_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

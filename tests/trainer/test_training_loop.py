@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from trainer.idx_files import drawn
 
 from cnnf_brain import CNNF
 from cnnf_brain.datasets.mnist import ImageSet, MemoryBatches, scale
-from cnnf_brain.trainer import checkpoint, loop, small
+from cnnf_brain.trainer import checkpoint, config, loop, small
 from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
@@ -137,6 +140,7 @@ def test_the_step_is_that_of_the_losses_computed_by_hand() -> None:
         torch.testing.assert_close(p.detach(), wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("fast_bfloat16")
 def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +161,35 @@ def test_in_mixed_precision_the_pass_is_in_bfloat16_and_weights_and_validation_a
     for p, was in zip(run.model.parameters(), before, strict=True):
         assert p.dtype == torch.float32
         assert not torch.equal(p, was)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions that are held back here are x86's")
+def test_a_processor_without_bfloat16_instructions_is_found_out() -> None:
+    code = "import torch\nfrom cnnf_brain.trainer import config\nconfig.check_amp('bfloat16', torch.device('cpu'))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ValueError: amp bfloat16: on this processor a convolution takes" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_mixed_precision_is_refused_where_it_would_be_many_times_slower(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "cost_of", lambda _: 6.0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
+    with pytest.raises(ValueError, match=r"amp bfloat16: .*has no instructions for it; set amp to None"):
+        config.check_amp("bfloat16", torch.device(device))
+    config.check_amp(None, torch.device(device))
+    with pytest.raises(ValueError, match=r"takes 6\.0 times as long as in float32, as it has no instructions"):
+        trainer(tmp_path, amp="bfloat16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_precision_that_is_a_little_slower_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "cost_of", lambda _: 1.6)
+    with pytest.warns(RuntimeWarning, match=r"1\.6 times as long as in float32; without amp the run is faster"):
+        trainer(tmp_path, amp="bfloat16")
 
 
 def test_a_step_in_mixed_precision_is_close_to_one_in_float32() -> None:
