@@ -1,15 +1,44 @@
 """What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
-two configurations, labels of rows and columns, and which sites are constant."""
+two configurations, labels of rows and columns, which sites are constant, and what a network's code raises."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 CONSTANT = 1e-12  # of the largest absolute value; rounding stays below, a response that varies lies far above
+
+
+class RunError(RuntimeError):
+    """Something of the user's world failed during a run, and no argument was wrong: a model, images, a process."""
+
+
+class ModelError(RunError):
+    """A network could not be run. Names the network, the shape of its batch, and what its code raised."""
+
+
+@contextmanager
+def running(name: str, shape: Sequence[int], *known: type[Exception]) -> Iterator[None]:
+    """Whatever the network ``name`` raises on a batch of ``shape`` comes out as a ModelError; the ``known`` errors pass."""
+    try:
+        yield
+    except Exception as error:  # it is code of the user's
+        if isinstance(error, (RunError, *known)):
+            raise
+        raise ModelError(
+            f"{name} cannot be run on images of shape {tuple(shape[1:])}, {shape[0]} at once ({in_short(error)}); "
+            "it may need another image size or number of channels, or smaller batches"
+        ) from error
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    said = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> list[str]:
