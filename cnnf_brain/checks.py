@@ -4,8 +4,8 @@ two configurations, labels of rows and columns, which sites are constant, and wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,21 @@ class ModelError(RunError):
     """A network could not be run. Names the network, the shape of its batch, and what its code raised."""
 
 
-@contextmanager
-def running(name: str, shape: Sequence[int], *known: type[Exception]) -> Iterator[None]:
-    """Whatever the network ``name`` raises on a batch of ``shape`` comes out as a ModelError; the ``known`` errors pass."""
-    try:
-        yield
-    except Exception as error:  # it is code of the user's
-        if isinstance(error, (RunError, *known)):
-            raise
-        raise ModelError(
-            f"{name} cannot be run on images of shape {tuple(shape[1:])}, {shape[0]} at once ({in_short(error)}); "
-            "it may need another image size or number of channels, or smaller batches"
-        ) from error
+class running(AbstractContextManager[None]):
+    """Whatever the network ``name`` raises on a batch of ``shape`` comes out as a ModelError; the ``known`` errors pass.
+
+    A class, since a generator would let a StopIteration of the network through.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], *known: type[Exception]) -> None:
+        self.name, self.shape, self.known = name, shape, (RunError, *known)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, self.known):
+            raise ModelError(
+                f"{self.name} cannot be run on images of shape {tuple(self.shape[1:])}, {self.shape[0]} at once "
+                f"({in_short(error)}); it may need another image size or number of channels, or smaller batches"
+            ) from error
 
 
 def in_short(error: BaseException) -> str:

@@ -27,8 +27,8 @@ NOT_GIVEN = None
 _FOREIGN = {  # what a RuntimeError of a library says -> what it means, and what to do
     r"(?i)out of memory|can't allocate|not enough memory": "too little memory; take smaller batches or images",
     "DataLoader worker": "a process that loads images was ended from outside, often for want of memory; take fewer workers",
-    "CUDA|cuDNN|NCCL|HIP error": "the device failed; start again, or run on the CPU",
-    "(?i)gloo|connection (closed|reset) by peer": "another process of this run was lost; start all of them again",
+    "(?i)^Dist|gloo|connection (closed|reset) by peer": "another process of this run was lost; start all of them again",
+    "CUDA|cuDNN|HIP error": "the device failed; start again, or run on the CPU",
 }
 _LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "above": (operator.gt, "above {:g}"),
@@ -175,7 +175,8 @@ def _told(error: Exception) -> str:
     """An error of the user's world (files, models, devices, memory, other processes) in one line; empty for a bug."""
     if isinstance(error, (ValueError, OSError, ImportError, RunError)):
         return " ".join(str(error).split("\n")) or type(error).__name__
-    said = "out of memory" if isinstance(error, MemoryError) else str(error) if isinstance(error, RuntimeError) else ""
+    foreign = f"{type(error).__name__}: {error}" if isinstance(error, RuntimeError) else ""
+    said = "out of memory" if isinstance(error, MemoryError) else foreign
     means = next((words for pattern, words in _FOREIGN.items() if re.search(pattern, said)), "")
     return means and f"{means} ({in_short(error)})"
 

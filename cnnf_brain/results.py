@@ -96,14 +96,13 @@ def claim(folder: Path, kind: str, configuration: Mapping[str, Any]) -> None:
     advice = "choose another output folder, or remove this one"
     try:
         record = read_json(folder / RECORD)
-        found, belongs = record["kind"], record["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, changed = record["kind"], differences(record["configuration"], plain(configuration))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} is not empty and not the results of this command ({RECORD}: {error}); {advice}"
         ) from error
     if found != kind:
         raise ValueError(f"{folder} holds the results of {found}, not of {kind}; {advice}")
-    changed = differences(belongs, plain(configuration))
     if changed:
         raise ValueError(f"{folder} holds the results of another question ({'; '.join(changed[:5])}); {advice}")
 

@@ -26,7 +26,7 @@ SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
 SMALL = "small"
 HEADS = ("torchvision", "linear")  # classifiers of torchvision's networks, see zoo.from_torchvision
 KINDS = {"arch": str, "iterations": int, "normalisation": str, "image_size": int, "resize": int}  # of a card's entries
-KINDS |= {"started_from": str, "started_sha256": str}
+KINDS |= {"head": str, "started_from": str, "started_sha256": str}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MISSING, EXTRA, SHAPES, TYPES = "missing", "not in the network", "other shapes", "other types"  # how a state dict can misfit
 
@@ -125,8 +125,8 @@ def _check_card(card: Card) -> None:
     if not all(isinstance(share, int | float) for share in card.top1):
         raise ValueError(f"validation_accuracy is {list(card.top1)}, expected numbers")
     settings.FeedbackSettings(**{"iterations": card.iterations or 0, **card.feedback})
-    if card.image_size is not None:
-        Preprocessing(card.image_size, resize=card.resize)
+    units = {"mean": card.mean, "std": card.std} if card.mean or card.std else {}
+    Preprocessing(card.image_size or 1, resize=card.resize, **units)
 
 
 def _found(card: Card, path: Path) -> str | None:
