@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import running, unknown
 from cnnf_brain.images import batches
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.state import FeedbackResult
@@ -45,39 +46,46 @@ def check_layers(model: nn.Module, layers: Iterable[LayerAt]) -> None:
             raise ValueError(f"{at}: {type(model).__name__} runs no feedback; its layers have iteration 0 only")
 
 
-def extract(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Tensor]:
-    """The maps (B, ...) of ``layers`` for ``batch`` (B, C, H, W); a CNNF runs as many iterations as they need."""
+def extract(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt], name: str = "") -> dict[LayerAt, Tensor]:
+    """The maps (B, ...) of ``layers`` for ``batch`` (B, C, H, W); a CNNF runs as many iterations as they need.
+
+    A ModelError, with ``name``, where the network cannot be run.
+    """
+    name = name or type(model).__name__
     if isinstance(model, CNNF):
-        result = model.unroll(batch, iterations=max(at.iteration for at in layers), return_layers=layers)
+        with running(name, batch.shape, ValueError):
+            result = model.unroll(batch, iterations=max(at.iteration for at in layers), return_layers=layers)
         assert isinstance(result, FeedbackResult)
         return result.layers
-    return _hooked(model, batch, layers)
+    return _hooked(model, batch, layers, name)
 
 
-def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Tensor]:
+def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt], name: str) -> dict[LayerAt, Tensor]:
     """As ``extract`` for any other network, by forward hooks.
 
     Outputs are copied, since a following in-place layer would change them; a module that is called more than once gives its
     last output, as in Brain-Score.
     """
-    found: dict[LayerAt, Tensor] = {}
+    found: dict[LayerAt, Any] = {}
 
     def keep(at: LayerAt) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"{at}: the layer's output is a {type(output).__name__}, not one tensor; choose a layer inside it"
-                )
-            found[at] = output.detach().clone()
+            found[at] = output.detach().clone() if isinstance(output, Tensor) else output
 
         return hook
 
     handles = [model.get_submodule(at.layer).register_forward_hook(keep(at)) for at in layers]
     try:
-        model(batch)
+        with running(name, batch.shape):
+            model(batch)
     finally:
         for handle in handles:
             handle.remove()
+    for at, output in found.items():
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"{at}: the layer's output is a {type(output).__name__}, not one tensor; choose a layer inside it"
+            )
     missed = [str(at) for at in layers if at not in found]
     if missed:
         raise ValueError(
@@ -103,10 +111,12 @@ def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict
     ------
     ValueError
         A layer whose first axis is not the images; features that are not finite.
+    ModelError
+        The network cannot take the images, or its code fails.
     """
     shaped = batch.to(network.device, memory_format=torch.channels_last)
     with float32_convolutions(network.device):
-        maps = extract(network.module, shaped, layers)
+        maps = extract(network.module, shaped, layers, network.name)
     for at, values in maps.items():
         if values.dim() < 2 or len(values) != len(batch):
             raise ValueError(
@@ -125,8 +135,10 @@ def probe(network: Network, images: Images, layers: Sequence[LayerAt]) -> Probe:
     Raises
     ------
     ValueError
-        As ``features``; images that the network cannot take; a network that is not deterministic, stays in training mode after
-        ``eval()``, or whose rows depend on the other images of a batch (batch statistics), with the reason.
+        As ``features``; a network that is not deterministic, stays in training mode after ``eval()``, or whose rows depend on the
+        other images of a batch (batch statistics), with the reason.
+    ModelError
+        As ``features``.
     """
     layers = list(dict.fromkeys(layers))
     n = min(PROBED, len(images))
@@ -134,7 +146,7 @@ def probe(network: Network, images: Images, layers: Sequence[LayerAt]) -> Probe:
     _check_module(network)
     firsts = {at: LayerAt(at.layer, 0, at.feedback) for at in layers}  # what growth is measured against
     passes = [LayerAt(at.layer) for at in layers]
-    rows = _first_rows(network, batch, list(dict.fromkeys([*layers, *firsts.values(), *passes])))
+    rows = features(network, batch, list(dict.fromkeys([*layers, *firsts.values(), *passes])))
     _same(network, rows, features(network, batch, layers), NOT_DETERMINISTIC)
     # In the first pass: with feedback a batch's rounding may grow without bound, and a CNNF's feedback is of one image by itself.
     _same(network, rows, _in_parts(network, batch, passes), DEPENDS_ON_BATCH)
@@ -154,19 +166,6 @@ def _check_module(network: Network) -> None:
             raise ValueError(f"{network.name}: {name} is on the meta device, without values; load its weights first")
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ValueError(f"{network.name}: {name} is {weight.dtype}, expected float32; call float() on the module")
-
-
-def _first_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
-    try:
-        return features(network, batch, layers)
-    except ValueError:
-        raise
-    except Exception as error:  # whatever the code of a module raises
-        said = next(iter(str(error).splitlines()), "")
-        raise ValueError(
-            f"{network.name} cannot be run on images of shape {tuple(batch.shape[1:])} ({type(error).__name__}: {said}); "
-            "it may need another image size or number of channels"
-        ) from error
 
 
 def _in_parts(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:

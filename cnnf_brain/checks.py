@@ -1,16 +1,48 @@
 """What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
-two configurations, labels of rows and columns, and which sites are constant."""
+two configurations, labels of rows and columns, which sites are constant, and what a network's code raises."""
 
 from __future__ import annotations
 
 import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 CONSTANT = 1e-12  # of the largest absolute value; rounding stays below, a response that varies lies far above
+
+
+class RunError(RuntimeError):
+    """Something of the user's world failed during a run, and no argument was wrong: a model, images, a process."""
+
+
+class ModelError(RunError):
+    """A network could not be run. Names the network, the shape of its batch, and what its code raised."""
+
+
+class running(AbstractContextManager[None]):
+    """Whatever the network ``name`` raises on a batch of ``shape`` comes out as a ModelError; the ``known`` errors pass.
+
+    A class, since a generator would let a StopIteration of the network through.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], *known: type[Exception]) -> None:
+        self.name, self.shape, self.known = name, shape, (RunError, *known)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, self.known):
+            raise ModelError(
+                f"{self.name} cannot be run on images of shape {tuple(self.shape[1:])}, {self.shape[0]} at once "
+                f"({in_short(error)}); it may need another image size or number of channels, or smaller batches"
+            ) from error
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    said = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def near(name: str, known: Iterable[str], n: int = 3) -> list[str]:

@@ -1,11 +1,14 @@
-"""What the command lines share: flags made from the fields of a record, errors as one line, and ``cnnf-brain``."""
+"""What the command lines share: flags made from the fields of a record, errors as one line (``--debug``: with their traceback), and
+``cnnf-brain``."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import operator
+import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,12 +17,19 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from cnnf_brain.checks import unknown
+from cnnf_brain.checks import RunError, in_short, unknown
 
 COMMANDS = ("compare", "robustness", "visualize", "report", "submit")
 INTERRUPTED = 130
 STOPPED = 75  # EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
+BUG = 70  # EX_SOFTWARE
 NOT_GIVEN = None
+_FOREIGN = {  # what a RuntimeError of a library says -> what it means, and what to do
+    r"(?i)out of memory|can't allocate|not enough memory": "too little memory; take smaller batches or images",
+    "DataLoader worker": "a process that loads images was ended from outside, often for want of memory; take fewer workers",
+    "(?i)^Dist|gloo|connection (closed|reset) by peer": "another process of this run was lost; start all of them again",
+    "CUDA|cuDNN|HIP error": "the device failed; start again, or run on the CPU",
+}
 _LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "above": (operator.gt, "above {:g}"),
     "least": (operator.ge, "{:g} or above"),
@@ -133,17 +143,42 @@ def _said(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def run(work: Callable[[], int], *expected: type[Exception]) -> int:
-    """The exit code of a command: that of ``work``, 1 with one line on stderr for an error of the user's world, 130 for Ctrl-C."""
-    errors: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, *expected)
+class Parser(argparse.ArgumentParser):
+    """The parser of a command: ``--debug`` is for ``run``."""
+
+    def __init__(self, *names: Any, **how: Any) -> None:
+        super().__init__(*names, **how)
+        self.add_argument("--debug", action="store_true", help="where the command fails, show the traceback as well")
+
+
+def run(work: Callable[[], int], *, debug: bool = False) -> int:
+    """The exit code of a command: that of ``work``; 1 and one line on stderr for an error of the user's world; 130 for Ctrl-C.
+
+    Anything else is a bug of this software: 70, with the traceback and the request to report it. ``debug``: the traceback of any
+    error.
+    """
     try:
         return work()
-    except errors as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        told = _told(error)
+        if debug or not told:
+            traceback.print_exc()
+        bug = f"{in_short(error)}. This is a bug of cnnf-brain; please report it, with the lines above and the command"
+        print(f"error: {told or bug}", file=sys.stderr)
+        return 1 if told else BUG
+
+
+def _told(error: Exception) -> str:
+    """An error of the user's world (files, models, devices, memory, other processes) in one line; empty for a bug."""
+    if isinstance(error, (ValueError, OSError, ImportError, RunError)):
+        return " ".join(str(error).split("\n")) or type(error).__name__
+    foreign = f"{type(error).__name__}: {error}" if isinstance(error, RuntimeError) else ""
+    said = "out of memory" if isinstance(error, MemoryError) else foreign
+    means = next((words for pattern, words in _FOREIGN.items() if re.search(pattern, said)), "")
+    return means and f"{means} ({in_short(error)})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

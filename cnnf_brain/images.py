@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from cnnf_brain.checks import in_short
 from cnnf_brain.types import Images
 
 AUTO = "auto"  # a device: a GPU where there is one
+MOST_PIXELS = 10_000  # on a side
+LARGEST = 1e30  # of means and deviations; beyond it the network's units leave float32
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Preprocessing:
     shorter side scaled to it and ``size`` x ``size`` pixels cut from the centre (torchvision: 256 and 224). One mean means one
     (grey) channel.
 
-    Raises ValueError for sizes below 1, a ``resize`` below ``size``, and means and deviations that are not equally many.
+    Raises ValueError for sizes below 1 or above 10,000, a ``resize`` below ``size``, means and deviations that are not finite or
+    not equally many.
 
     Examples
     --------
@@ -40,17 +44,15 @@ class Preprocessing:
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"image size is {self.size!r}, expected a whole number of pixels, at least 1")
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= MOST_PIXELS:
+            raise ValueError(
+                f"image size is {self.size!r}, expected a whole number of pixels, at least 1, at most {MOST_PIXELS}"
+            )
         if self.resize is not None and not (isinstance(self.resize, int) and self.resize >= self.size):
             raise ValueError(f"resize is {self.resize!r}, expected at least the image size, {self.size} pixels")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if (
-                not isinstance(values, list | tuple)
-                or len(values) not in (1, 3)
-                or not all(isinstance(v, Real) for v in values)
-            ):
+            if not isinstance(values, list | tuple) or len(values) not in (1, 3) or not all(map(_is_number, values)):
                 raise ValueError(f"{name} is {values!r}, expected three numbers, or one for grey images")
             object.__setattr__(self, name, tuple(values))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
@@ -83,6 +85,10 @@ class Preprocessing:
         return x * _channels(self.std, x) + _channels(self.mean, x)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.floating | np.integer) and bool(abs(value) < LARGEST)
+
+
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
@@ -107,9 +113,9 @@ def pick_device(device: str | torch.device = AUTO) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(1, device=place).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # torch raises many kinds
         raise ValueError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu, or cuda where "
+            f"device {str(device)!r} cannot be used here ({in_short(error)}); expected auto, cpu, or cuda where "
             "there is a GPU"
         ) from error
     return place

@@ -1,4 +1,5 @@
-"""Files: hashing, writing under a final name only when whole, the cache folder, downloads with a pinned hash."""
+"""Files: reading regular files alone, with their name in every error; writing under a final name only when whole; hashing, the
+cache folder, downloads with a pinned hash."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -19,11 +21,14 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+
+from cnnf_brain.checks import in_short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
 GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
+PACKED, ROOM = 1000, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
 def cache_folder(*parts: str) -> Path:
@@ -49,9 +55,87 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
+def open_file(path: str | Path) -> BufferedReader:
+    """A regular file to read from; an OSError for anything else under its name (a pipe, a device), which might never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that nobody fills is not waited for
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file; give a file that lies on a disk", str(path))
+    return open(handle, "rb")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All of a regular file."""
+    with open_file(path) as file:
+        return file.read()
+
+
+@contextmanager
+def reading(path: str | Path, what: str, advice: str = "", kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Whatever the readers of a file run into comes out as an error ``kind`` that names it; the system's own OSErrors pass."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files, decoders raise whatever they run into
+        if (
+            isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
+        ):  # the NetCDF library's are below 0
+            raise
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise kind(
+            f"{path} cannot be read as {what} ({in_short(error)}); {advice or 'it may be damaged or incomplete'}"
+        ) from error
+
+
+def check_claim(path: str | Path, claimed: int) -> None:
+    """A ValueError where a file says that it unpacks to more bytes than its size admits, before memory is taken for them."""
+    size = os.stat(path).st_size
+    if claimed > PACKED * size + ROOM:
+        raise ValueError(f"{path} has {size} bytes and says that it holds {claimed:.3g}: it is damaged; get it again")
+
+
+def read_text(path: str | Path) -> str:
+    """UTF-8 text; a ValueError for anything else."""
+    with reading(path, "text in UTF-8"):
+        return read_bytes(path).decode()
+
+
+def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
+    """The object in a JSON file; a ValueError where it is damaged or holds something else."""
+    with reading(path, "JSON", advice):
+        found = json.loads(read_text(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected a JSON object; {advice or 'it may be damaged'}")
+    return found
+
+
+def read_json_lines(path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects in a file of JSON lines, and the number of lines that are none (a kill may cut a line short)."""
+    lines = read_bytes(path).decode(errors="replace").splitlines()
+    found = [content for content in map(parsed, lines) if isinstance(content, dict)]
+    return found, len(lines) - len(found)
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_array(path: str | Path, advice: str = "") -> np.ndarray[Any, Any]:
+    """The array in a ``.npy`` file, whose size must be what its header says; pickles are never loaded."""
+    with reading(path, "a NumPy array of numbers", advice):
+        open_file(path).close()
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -116,17 +200,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_netcdf(path: Path) -> xr.Dataset:
-    """A NetCDF file in memory; a ValueError where it cannot be read."""
+    """A NetCDF file in memory; a ValueError where it cannot be read, or claims to hold more than it can."""
+    import netCDF4
     import xarray
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
-            with xarray.open_dataset(path, engine="netcdf4") as file:
-                found: xr.Dataset = file.load()
-        return found
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as NetCDF ({error}); it may be damaged or incomplete") from error
+    with reading(path, "NetCDF"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
+        open_file(path).close()
+        with netCDF4.Dataset(path) as file:
+            sizes = [math.prod(one.shape) * max(8, np.dtype(one.dtype).itemsize) for one in file.variables.values()]
+        check_claim(path, sum(sizes))
+        with xarray.open_dataset(path, engine="netcdf4") as file:
+            found: xr.Dataset = file.load()
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -357,8 +357,8 @@ def _from_file(wish: Plan) -> Network:
     if wish.image_size is not None:
         preprocessing = replace(preprocessing, size=wish.image_size, resize=None)
     regions = getattr(made, "regions", {})
-    if not isinstance(regions, Mapping):
-        raise ValueError(f"model {spec}: its regions are a {type(regions).__name__}, expected a dict {{region: layer}}")
+    if not isinstance(regions, Mapping) or not all(isinstance(layer, str) for layer in regions.values()):
+        raise ValueError(f"model {spec}: its regions are {regions!r}, expected a dict {{region: layer}}")
     iterations = made.iterations if isinstance(made, CNNF) else 0
     name = spec.replace("\\", "/").rpartition("/")[2] + (f" ({iterations} iterations)" if iterations else "")
     return Network(made, preprocessing, dict(regions), name=name, weights=wish.label, card=wish.card, code=code)

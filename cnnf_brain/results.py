@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from cnnf_brain.checks import differences
-from cnnf_brain.io import check_writable, plain, write_json
+from cnnf_brain.io import check_writable, plain, read_json, write_json
 
 RECORD = "run.json"  # what a run was; says whose folder it is
 NEW, OLD = "new", "old"  # hidden folders beside a folder: what takes its place, and what stood there
@@ -98,15 +97,14 @@ def claim(folder: Path, kind: str, configuration: Mapping[str, Any]) -> None:
         return
     advice = "choose another output folder, or remove this one"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        found, belongs = record["kind"], record["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_json(folder / RECORD)
+        found, changed = record["kind"], differences(record["configuration"], plain(configuration))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} is not empty and not the results of this command ({RECORD}: {error}); {advice}"
         ) from error
     if found != kind:
         raise ValueError(f"{folder} holds the results of {found}, not of {kind}; {advice}")
-    changed = differences(belongs, plain(configuration))
     if changed:
         raise ValueError(f"{folder} holds the results of another question ({'; '.join(changed[:5])}); {advice}")
 
@@ -127,7 +125,7 @@ def results(folder: Path, kind: str, configuration: Mapping[str, Any]) -> Iterat
         try:
             check_writable(staging)
             yield staging
-            record = json.loads((staging / RECORD).read_text(encoding="utf-8"))
+            record = read_json(staging / RECORD)
             written = sorted(path.name for path in staging.iterdir())
             write_record(staging, kind, configuration, {**record, "files": written})
             umask = os.umask(0)
@@ -250,8 +248,8 @@ def recover(folder: Path) -> None:
 def _keep(before: Path, folder: Path) -> None:
     """Give ``folder`` the files of ``before`` that no run wrote and that it lacks, without taking them from ``before``."""
     try:
-        written = set(json.loads((before / RECORD).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError):
+        written = set(read_json(before / RECORD)["files"])
+    except (OSError, ValueError, KeyError, TypeError):
         written = set()
     for path in before.iterdir():
         if path.name in written or (folder / path.name).exists():
@@ -346,14 +344,9 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; name a folder that a run has left")
     try:
-        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+        return read_json(Path(folder, name), "do the run again")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is incomplete: no {name}; do the run again") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder}/{name} is damaged ({error}); do the run again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder}/{name} holds a {type(found).__name__}, expected a JSON object; do the run again")
-    return found
 
 
 def command() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnf_brain import cli, images
+from cnnf_brain.io import read_text
 from cnnf_brain.model import settings
 from cnnf_brain.model.settings import FeedbackSettings
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # a batch system's end is an interrupt: what it leaves is cleaned up
     ended = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return cli.run(work)
+        return cli.run(work, debug=args.debug)
     finally:
         signal.signal(signal.SIGTERM, ended)
 
@@ -56,7 +57,7 @@ def write(args: argparse.Namespace) -> int:
     from cnnf_brain.brainscore.plugin import Request, control_of, identify, write_plugins
 
     feedback = {name: value for name, value in cli.given(args, FeedbackSettings).items() if name in FEEDBACK}
-    bibtex = {"bibtex": args.bibtex.read_text(encoding="utf-8")} if args.bibtex else {}
+    bibtex = {"bibtex": read_text(args.bibtex)} if args.bibtex else {}
     request = Request(
         weights=args.weights,
         place=place(args.stored, args.url),
@@ -152,7 +153,7 @@ def outcome(archive: Path, failed: Sequence[str], not_run: Sequence[str], draft:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what contradicts itself is a usage error."""
-    p = argparse.ArgumentParser(prog="python -m cnnf_brain.submit", description=(__doc__ or "").split("\n\n")[0])
+    p = cli.Parser(prog="python -m cnnf_brain.submit", description=(__doc__ or "").split("\n\n")[0])
     add = p.add_argument
     upload: dict[str, Any] = {"nargs": 2, "metavar": ("PATH", "VERSION_ID")}
     names = "file, or published name (default: as --model has it); beside --check those of the ZIP's plugin, if not recorded"
@@ -189,7 +190,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _beside_check(p: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    given = [n for n, v in vars(args).items() if n not in ("check", "weights") and v != p.get_default(n)]
+    given = [n for n, v in vars(args).items() if n not in ("check", "weights", "debug") and v != p.get_default(n)]
     flags = [action.option_strings[0] for action in p._actions if action.dest in given]
     return f"{flags[0]}: --check takes --weights alone beside it" if flags else ""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnf_brain.checks import labels_of
+from cnnf_brain.io import read_bytes
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -172,9 +173,9 @@ class Images:
                 if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255, which leaves a white image
                     raise ValueError(f"mode {image.mode}; save it with 8 bits per channel")
                 return image.convert("RGB")
-        except ChangedImageError:
+        except (ChangedImageError, MemoryError):
             raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # on damaged bytes, Pillow's decoders raise whatever they run into
             raise ValueError(
                 f"{self.where}: image {self.ids[index]!r} cannot be decoded ({error}); "
                 "replace the file or leave the image out"
@@ -207,7 +208,7 @@ class Images:
 def _reader(image: Any, name: str) -> Callable[[], bytes]:
     """A function that gives the encoded bytes of a file, a PIL image or an array; ValueError for anything else."""
     if isinstance(image, Path):
-        return image.read_bytes
+        return lambda: read_bytes(image)
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"{name} has mode {image.mode}; expected 8 bits per channel")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cnnf_brain import cli
+from cnnf_brain.checks import ModelError
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.types import option
 
@@ -153,10 +154,6 @@ def test_the_flags_of_feedback_follow_from_its_settings() -> None:
     assert found == FeedbackSettings(4, "features.4", 0.1, match_norm=True, match_layers=False, ada_relu="printed")
 
 
-class OwnError(Exception):
-    """An error that a command expects beside the usual ones."""
-
-
 def failing(error: BaseException) -> Any:
     """Work that ends with ``error``."""
 
@@ -177,21 +174,62 @@ def test_the_exit_code_is_that_of_the_work(code: int) -> None:
         (ValueError("steps is 0"), 1, "error: steps is 0\n"),
         (FileNotFoundError("no file a.nc"), 1, "error: no file a.nc\n"),
         (ModuleNotFoundError("needs captum"), 1, "error: needs captum\n"),
-        (OwnError("stopped"), 1, "error: stopped\n"),
+        (OSError(), 1, "error: OSError\n"),
+        (ValueError("two\nlines"), 1, "error: two lines\n"),
+        (ModelError("net cannot be run"), 1, "error: net cannot be run\n"),
+        (MemoryError(), 1, "error: too little memory; take smaller batches or images (MemoryError)\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished\n"),
     ],
 )
 def test_an_error_of_the_users_world_is_one_line(
     error: Any, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(failing(error), OwnError) == code
+    assert cli.run(failing(error)) == code
     assert capsys.readouterr() == ("", message)
 
 
-@pytest.mark.parametrize("error", [OwnError("not expected"), ZeroDivisionError(), SystemExit(2)])
-def test_other_errors_keep_their_traceback(error: Any) -> None:
-    with pytest.raises(type(error)):
-        cli.run(failing(error))
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 80 bytes", "too little memory"),
+        ("CUDA out of memory. Tried to allocate 2 GiB", "too little memory"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", "a process that loads images was ended"),
+        ("CUDA error: device-side assert triggered", "the device failed"),
+        (
+            "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
+            "another process of this run was lost",
+        ),
+    ],
+)
+def test_what_libraries_say_of_memory_devices_and_processes(
+    said: str, means: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(failing(RuntimeError(said))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {means}")
+    assert said in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ZeroDivisionError(), KeyError("x"), AssertionError()])
+def test_a_bug_keeps_its_traceback_and_asks_to_be_reported(error: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(failing(error)) == cli.BUG == 70
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith(f"error: {type(error).__name__}")
+    assert "please report it" in last
+
+
+def test_debug_shows_the_traceback_of_any_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(failing(ValueError("steps is 0")), debug=True) == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", "error: steps is 0")
+    assert cli.Parser().parse_args([]).debug is False
+    assert cli.Parser().parse_args(["--debug"]).debug is True
+
+
+def test_leaving_is_no_error() -> None:
+    with pytest.raises(SystemExit):
+        cli.run(failing(SystemExit(2)))
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -199,7 +237,9 @@ def test_each_command_has_its_help(command: Any, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
     assert stopped.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: ")
+    help_ = capsys.readouterr().out
+    assert help_.startswith("usage: ")
+    assert "--debug" in help_
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock
 
 from cnnf_brain import activations, gram, io
+from cnnf_brain.checks import ModelError
 from cnnf_brain.gram import DamagedCacheWarning, gram_key, layer_grams
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
@@ -64,9 +65,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     extract = activations.extract
 
-    def counted(model: Any, batch: Any, layers: Any) -> Any:
+    def counted(model: Any, batch: Any, layers: Any, *name: Any) -> Any:
         seen.append(len(batch))
-        return extract(model, batch, layers)
+        return extract(model, batch, layers, *name)
 
     monkeypatch.setattr(activations, "extract", counted)
     return seen
@@ -212,7 +213,7 @@ def test_features_that_are_not_finite_are_found_with_the_first_image(cache: Path
 
 
 def test_an_image_that_the_network_cannot_take_is_an_error(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"tiny cannot be run on images of shape \(3, 9, 9\).*another image size"):
+    with pytest.raises(ModelError, match=r"tiny cannot be run on images of shape \(3, 9, 9\).*another image size"):
         compute(tiny.network(size=9), tiny.images(12))
 
 
@@ -489,11 +490,11 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseExcep
     """Let pass number ``after`` (the first ones try the network) end in ``error``."""
     extract, seen = activations.extract, []
 
-    def fails(model: Any, batch: Any, layers: Any) -> Any:
+    def fails(model: Any, batch: Any, layers: Any, *name: Any) -> Any:
         seen.append(1)
         if len(seen) > after:
             raise error("enough")
-        return extract(model, batch, layers)
+        return extract(model, batch, layers, *name)
 
     monkeypatch.setattr(activations, "extract", fails)
 
@@ -649,12 +650,12 @@ import tiny, torch
 from cnnf_brain import activations, gram
 from test_gram import AT
 extract, passes = activations.extract, []
-def halting(model, batch, layers):
+def halting(model, batch, layers, *name):
     passes.append(len(batch))
     if len(passes) > 4:  # behind the probe
         print("images", sum(passes[4:]), flush=True)
         sys.stdin.readline()
-    return extract(model, batch, layers)
+    return extract(model, batch, layers, *name)
 activations.extract = halting
 found = gram.layer_grams(tiny.network(), tiny.images(12), AT, batch_size=2, progress=False)
 print("sum", *(found[at].values.sum().hex() for at in AT), flush=True)

@@ -52,7 +52,7 @@ ranks bit for bit; with another number of ranks on the same images, with other m
 --steps than before continue a run as well. Where the run is finished, model.safetensors is checked against the SHA-256 in
 card.json, and restored from the last checkpoint if it is gone or damaged. SIGTERM and Ctrl-C finish the step, save and exit.
 
-Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal and saved: start it again.
+Exit codes: 0 finished, 1 error (one line), 2 usage, 70 a bug, 75 stopped by a signal and saved: start it again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ from pathlib import Path
 from typing import Any
 
 from cnnf_brain import cli, results
-from cnnf_brain.datasets.image_batches import TooManyBadImages
 from cnnf_brain.datasets.image_index import index_images, index_validation
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.zoo import STABLE
@@ -74,7 +73,7 @@ from cnnf_brain.trainer import evaluation, imagenet
 from cnnf_brain.trainer.checkpoint import WEIGHTS
 from cnnf_brain.trainer.config import LossWeights, Recipe, feedback_and_losses
 from cnnf_brain.trainer.distributed import Ranks, join
-from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import Stop
 
 LOADING = ("batch_size", "workers", "max_bad")
 EVALUATES = ("arch", "weights", "image_size", "resize", *LOADING)  # fields of Recipe that --evaluate uses
@@ -90,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         with join(args.device) as ranks:
             return evaluate(args, ranks, command) if args.evaluate else run(args, ranks, command)
 
-    return cli.run(work, NonFiniteLoss, TooManyBadImages)
+    return cli.run(work, debug=args.debug)
 
 
 def run(args: argparse.Namespace, ranks: Ranks, command: str) -> int:
@@ -162,7 +161,7 @@ def report(card: dict[str, Any], path: Path) -> None:
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; contradictions are usage errors (exit code 2)."""
     summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, count = parser.add_argument, cli.number(int, {"above": 0})
     add("--data", type=Path, metavar="DIR", required=True, help="train/ and val/, or train-*.tar and val-*.tar")
     add("--evaluate", action="store_true", help="no training: the accuracy of --weights at every iteration")

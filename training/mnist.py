@@ -32,7 +32,7 @@ The same command again continues where the output folder has a checkpoint, exact
 threads bit for bit). Where the run is finished it checks model.safetensors against the SHA-256 in card.json, and
 restores the file from the last checkpoint if it is gone or damaged. SIGTERM and Ctrl-C finish the step, save and exit.
 
-Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal and saved: start it again.
+Exit codes: 0 finished, 1 error (one line), 2 usage, 70 a bug, 75 stopped by a signal and saved: start it again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from cnnf_brain.report import readers
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.checkpoint import WEIGHTS
 from cnnf_brain.trainer.config import LossWeights, feedback_and_losses
-from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = arguments(argv)
     command = shlex.join(["python", "training/mnist.py", *argv])
-    return cli.run(lambda: train(args, command), NonFiniteLoss)
+    return cli.run(lambda: train(args, command), debug=args.debug)
 
 
 def train(args: argparse.Namespace, command: str) -> int:
@@ -107,7 +107,7 @@ def report(card: dict[str, Any], path: Path) -> None:
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; contradictions are usage errors (exit code 2)."""
     summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, whole = parser.add_argument, cli.number(int, {"least": 0})
     add("--dataset", choices=sorted(mnist.TITLES), required=True)
     add("--data", type=Path, metavar="DIR", help="folder of the IDX files; nothing else is tried then")

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnf_brain.checks import running
+
 Logits = Callable[[Tensor], Tensor]
 Epsilons = float | Sequence[float]
 BATCH = 64  # images at once: on CPUs larger batches leave the cache and take up to twice as long for each image
@@ -171,7 +173,8 @@ def gradient(threat: Threat, images: Tensor, labels: Tensor) -> Tensor:
     x = images.detach().requires_grad_()
     with torch.enable_grad():
         loss = F.cross_entropy(finite(threat.attacked(x), threat.name), labels, reduction="sum")
-        (found,) = torch.autograd.grad(loss, x)
+        with running(f"the network under {threat.name}", images.shape):
+            (found,) = torch.autograd.grad(loss, x)
     return finite(found, threat.name)
 
 
@@ -246,12 +249,17 @@ def listed(epsilons: Epsilons) -> list[float]:
 def n_classes(threat: Threat, images: Tensor) -> int:
     """K of the scored logits (n, K); a ValueError where they have another form."""
     with torch.no_grad():
-        shape = tuple(finite(threat.scored(images[:1]), threat.name).shape)
-    if len(shape) != 2:
-        raise ValueError(
-            f"the network's output for one image has shape {shape}, expected (1, classes); attack a network with a classifier"
-        )
-    return shape[1]
+        found = threat.scored(images[:1])
+    return len(finite(checked_logits(found, 1), threat.name)[0])
+
+
+def checked_logits(found: object, n: int) -> Tensor:
+    """``found`` where these are logits (n, K) for n images; else a ValueError."""
+    shape = tuple(found.shape) if isinstance(found, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != n or not shape[1]:
+        what = f"is a {type(found).__name__}" if shape is None else f"has shape {shape}"
+        raise ValueError(f"the network's output for {n} images {what}, expected ({n}, classes); it needs a classifier")
+    return found  # type: ignore[return-value]
 
 
 def _check_images(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> None:

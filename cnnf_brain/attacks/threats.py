@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.attacks.gradient import Logits, Threat
+from cnnf_brain.checks import running
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeedbackLayer, MaxPool, ReLU
@@ -89,18 +90,24 @@ def scored(network: Attacked, iterations: int | None = None) -> Logits:
     Raises
     ------
     ValueError
-        No preprocessing, a network in training mode, iterations of a network without feedback.
+        No preprocessing, a network in training mode, iterations of a network without feedback. The logits raise a ModelError where
+        the network cannot be run.
     """
     module, enter = opened(network)
     if module.training:
         raise ValueError("the network is in training mode; call .eval() on it before it is attacked or scored")
-    if isinstance(module, CNNF):
-        return lambda images: module(enter(images), iterations=iterations)
-    if iterations:
+    if not isinstance(module, CNNF) and iterations:
         raise ValueError(
             f"iterations is {iterations}, but a {type(module).__name__} has no feedback; expected 0 or None (a CNNF has feedback)"
         )
-    return lambda images: module(enter(images))
+    known, how = ((ValueError,), {"iterations": iterations}) if isinstance(module, CNNF) else ((), {})
+
+    def logits(images: Tensor) -> Tensor:
+        with running(getattr(network, "name", type(module).__name__), images.shape, *known):
+            found: Tensor = module(enter(images), **how)
+        return found
+
+    return logits
 
 
 def opened(network: Attacked) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

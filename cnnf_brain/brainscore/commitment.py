@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cnnf_brain import images, io, networks
 from cnnf_brain.brainscore.wrapper import LOGITS, IterationsInTime, IterationWrapper, check_bins, check_name
+from cnnf_brain.checks import running
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
@@ -321,6 +322,7 @@ def n_classes(network: Network) -> int:
         last = module.get_submodule(module.layer_names[-1])
         return last.out_features if isinstance(last, nn.Linear) else 0
     size = network.preprocessing.size
-    with torch.inference_mode():
-        output = module(torch.zeros(1, len(network.preprocessing.mean), size, size, device=network.device))
+    x = torch.zeros(1, len(network.preprocessing.mean), size, size, device=network.device)
+    with torch.inference_mode(), running(network.name, x.shape):
+        output = module(x)
     return output.shape[1] if isinstance(output, Tensor) and output.dim() == 2 else 0

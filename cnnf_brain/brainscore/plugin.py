@@ -272,7 +272,7 @@ def read_record(output: Path) -> dict[str, str | None]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = io.read_json(path)
         return dict(record["weights"]) if record.get("kind") == KIND else {}
     except (ValueError, KeyError, TypeError) as error:
         told = "remove it, and name the weights where the plugin is checked"

@@ -75,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks the table's signs is no reason to fail
-    return cli.run(lambda: _report(run(options_of(args))))
+    return cli.run(lambda: _report(run(options_of(args))), debug=args.debug)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    made = argparse.ArgumentParser(prog="python -m cnnf_brain.compare", description=(__doc__ or "").split("\n\n")[0])
+    made = cli.Parser(prog="python -m cnnf_brain.compare", description=(__doc__ or "").split("\n\n")[0])
     cli.add_flags(made, Options)
     cli.add_flags(made, FeedbackSettings, only=FEEDBACK, defaults=AS_TRAINED)
     cli.add_flags(made, Scoring)

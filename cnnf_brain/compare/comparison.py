@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from cnnf_brain import results, style
 from cnnf_brain.compare import show, words
-from cnnf_brain.io import plain, read_netcdf, write_json, write_netcdf, write_text
+from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
 from cnnf_brain.report import PAGE, page
@@ -183,12 +183,10 @@ class Comparison:
                 f"{folder}: expected a comparison in form {SCHEMA}, found form {summary.get('schema')} of "
                 f"{summary.get('kind', 'another kind')}; run it again (its command stands in run.json)"
             )
-        try:
+        with reading(folder, "a comparison", "its files lack what a comparison has; run it again"):
             rows = summary["evaluations"]
             found = [_evaluation(row, scores) for row, scores in zip(rows, _read_scores(folder, rows), strict=True)]
             lacking = [name for name in RECORD if name not in run]
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"{folder}: its files lack what a comparison has ({error}); run it again") from error
         if lacking:
             raise ValueError(f"{folder}/run.json lacks {', '.join(lacking)}; run it again")
         return cls(tuple(found), run)

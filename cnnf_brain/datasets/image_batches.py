@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cnnf_brain.checks import RunError
 from cnnf_brain.datasets.image_index import ChangedShard, ImageIndex
 from cnnf_brain.images import Preprocessing
 
@@ -97,7 +98,7 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)[:, None, None]
 
 
-class TooManyBadImages(RuntimeError):
+class TooManyBadImages(RunError):
     """More images are damaged than was allowed."""
 
 
@@ -304,6 +305,13 @@ class Feed:
             batch = next(self._batches)
         except ChangedShard as error:  # of a worker it comes with the worker's traceback before its message
             raise ChangedShard(str(error).strip().rpartition("ChangedShard: ")[2]) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunError(
+                f"a process that loads images was ended from outside ({error}), often for want of memory; start again, "
+                "with fewer workers or smaller batches"
+            ) from error
         self.waited += time.perf_counter() - begin
         self.bad |= batch.bad
         return batch

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnf_brain.io import cache_folder, write_whole
+from cnnf_brain.io import cache_folder, open_file, read_bytes, reading, write_whole
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -77,7 +76,7 @@ class ImageIndex:
         """The encoded bytes of image ``number``; ChangedShard where the header before it in its shard (name, size, time) is not
         the one that was listed: the bytes would be those of another image."""
         if not self.shards:
-            return Path(self.path(number)).read_bytes()
+            return read_bytes(self.path(number))
         begin = int(self.offsets[number]) - BLOCK
         content = os.pread(self._descriptor(int(self.shard[number])), BLOCK + int(self.sizes[number]), begin)
         if _mark(content[:BLOCK]) != self.headers[number]:
@@ -286,9 +285,9 @@ def _list_shards(paths: list[Path]) -> Listing:
     key = hashlib.sha256(json.dumps(["members of shards 2", [_identity(path) for path in paths]]).encode()).hexdigest()
     cached, fields = cache_folder("image-index") / f"{key}.npz", {"shards": tuple(path.name for path in paths)}
     try:
-        with open(cached, "rb") as file, np.load(file) as arrays:
+        with open_file(cached) as file, np.load(file) as arrays:
             return list(zip(*(arrays[name].tolist() for name in LISTED), strict=True)), fields
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or damaged: it is made again
+    except Exception:  # not there, or damaged, of which NumPy tells in many ways: it is made again
         found = [(*image[:2], number, *image[2:]) for number, path in enumerate(paths) for image in _members(path)]
     if found:
         arrays = dict(zip(LISTED, (np.array(column) for column in zip(*found, strict=True)), strict=True))
@@ -309,24 +308,29 @@ def _mark(header: bytes) -> int:
 
 
 def _members(path: Path) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, bytes, offset and hash of the header of each image in a tar file that is whole: tarfile takes a damaged or missing
-    header for the end, which only the end mark, a block of zeros, tells apart."""
-    end, last = 0, "its beginning"
-    try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                end, last = member.offset_data + -(-member.size // BLOCK) * BLOCK, member.name
-                if _is_image(last.rpartition("/")[2]) and not member.isdir():
-                    header = os.pread(file.fileno(), BLOCK, member.offset_data - BLOCK)
-                    yield _checked(path, member), member.size, member.offset_data, _mark(header)
-            file.seek(end)
-            if file.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError(f"no end mark after {last}")
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a whole tar file ({error}): truncated, damaged or compressed; "
-            "copy or make it again, uncompressed"
-        ) from error
+    """Name, bytes, offset and hash of the header of each image in a tar file."""
+    for member, header in _whole(path):
+        if _is_image(member.name.rpartition("/")[2]) and not member.isdir():
+            yield _checked(path, member), member.size, member.offset_data, _mark(header)
+
+
+def _whole(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """The members of a tar file that is whole, each with its header: tarfile takes a damaged or missing header for the end, which
+    only the end mark, a block of zeros, tells apart."""
+    end, last, advice = 0, "its beginning", "it is truncated, damaged or compressed; copy or make it again, uncompressed"
+    with (
+        reading(path, "a whole tar file", advice),
+        open_file(path) as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        for member in tar:
+            if member.size < 0 or member.offset_data < end:  # tarfile would go back, and never come to the end
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            end, last = member.offset_data + -(-member.size // BLOCK) * BLOCK, member.name
+            yield member, os.pread(file.fileno(), BLOCK, member.offset_data - BLOCK)
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError(f"no end mark after {last}")
 
 
 def _checked(path: Path, member: tarfile.TarInfo) -> bytes:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,13 @@ from torch import Tensor
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets.image_batches import Batch
-from cnnf_brain.io import cache_folder
+from cnnf_brain.io import cache_folder, read_bytes, reading
 
 Array = np.ndarray[Any, Any]
 
 CLASSES = 10
 SIDE = 28
+LARGEST = 2**30  # bytes of an unpacked file; the published ones have 47 million
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -115,12 +116,11 @@ class MemoryBatches:
 def read_idx(path: Path, dimensions: int) -> Array:
     """One IDX file of unsigned bytes, gzipped or not (told by its first bytes, not by its name); a ValueError where it is
     truncated, too long, or not an IDX file of ``dimensions`` dimensions."""
-    try:
-        raw = path.read_bytes()
+    with reading(path, "an IDX file", f"it is truncated or damaged; {_replace}"):
+        raw = read_bytes(path)
         if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); {_replace}") from error
+            with gzip.open(io.BytesIO(raw)) as packed:
+                raw = packed.read(LARGEST)
     magic, expected = raw[:4], bytes([0, 0, 8, dimensions])
     if magic != expected:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 from cnnf_brain.checks import unknown
@@ -11,6 +12,7 @@ from cnnf_brain.types import option
 
 INPUT = "input"
 ADA_RELU = ("signed", "printed")
+MOST_ITERATIONS = 1000  # far above any use; more would run for days
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class FeedbackSettings:
     Attributes
     ----------
     iterations
-        Feedback iterations N >= 0; 0 is the CNN itself.
+        Feedback iterations N from 0 to 1000; 0 is the CNN itself.
     target
         The paper's layer k: feedback reconstructs the output of this layer, or the image (``"input"``). Layers up to
         it run once; from iteration 1 on the reconstruction enters the layer after it.
@@ -49,7 +51,7 @@ class FeedbackSettings:
     'input'
     """
 
-    iterations: int = option(2, "feedback iterations", above=0)
+    iterations: int = option(2, "feedback iterations", above=0, most=MOST_ITERATIONS)
     target: str = option(INPUT, "layer that feedback reconstructs: input, features.4, ...", metavar="LAYER")
     step: float = option(1.0, "1 replaces the target by its reconstruction", flag="step-size", above=0.0)
     match_norm: bool = option(False, "scale the reconstruction to the norm of the target")
@@ -59,6 +61,9 @@ class FeedbackSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "iterations", checked_iterations(self.iterations))
+        for name, kind in (("target", str), ("step", Real), ("tolerance", Real | None)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a {'text' if kind is str else 'number'}")
         if self.ada_relu not in ADA_RELU:
             raise ValueError(f"ada_relu is {self.ada_relu!r}, expected 'signed' or 'printed'")
         if not self.step > 0:
@@ -83,7 +88,9 @@ SETTINGS = tuple(field.name for field in fields(FeedbackSettings))
 
 
 def checked_iterations(iterations: int) -> int:
-    """``iterations`` as given, a ValueError unless it is a whole number >= 0."""
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations is {iterations!r}, expected a whole number >= 0 (0 = the CNN alone)")
+    """``iterations`` as given, a ValueError unless it is a whole number from 0 to MOST_ITERATIONS."""
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or not 0 <= iterations <= MOST_ITERATIONS:
+        raise ValueError(
+            f"iterations is {iterations!r}, expected a whole number >= 0 and at most {MOST_ITERATIONS} (0 = the CNN alone)"
+        )
     return iterations

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.io import ask_sizes, sha256
+from cnnf_brain.io import ask_sizes, open_file, reading, sha256
 from cnnf_brain.model import settings
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -25,6 +25,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
 SMALL = "small"
 HEADS = ("torchvision", "linear")  # classifiers of torchvision's networks, see zoo.from_torchvision
+KINDS = {"arch": str, "iterations": int, "normalisation": str, "image_size": int, "resize": int}  # of a card's entries
+KINDS |= {"head": str, "started_from": str, "started_sha256": str}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MISSING, EXTRA, SHAPES, TYPES = "missing", "not in the network", "other shapes", "other types"  # how a state dict can misfit
 
@@ -34,10 +36,11 @@ class HeadlessNetworkWarning(UserWarning):
 
 
 def existing(path: str | Path) -> Path:
-    """The path of a file that is there; else a FileNotFoundError."""
+    """The path of a regular file that is there; else a FileNotFoundError, or another OSError."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"weights {path}: no such file")
+    open_file(path).close()
     return path
 
 
@@ -103,18 +106,27 @@ def read_card(path: str | Path) -> Card:
     path = existing(path)
     if path.suffix != ".safetensors":
         return Card()
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, "pt") as file:
-            content = json.loads((file.metadata() or {}).get("card", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"weights {path}: damaged or not a .safetensors file ({error}); get it again") from error
-    try:
+    with reading(path, "a .safetensors file", "it is damaged, or none; get it again"), safe_open(path, "pt") as file:
+        content = json.loads((file.metadata() or {}).get("card", "{}"))
+    with reading(path, "weights with a card of the form that the trainers write", "leave the card out, or mend it"):
         card = Card.of(content)
+        _check_card(card)
         return replace(card, started_from=_found(card, path))
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"weights {path}: the card inside is not of the form that the trainers write ({error})") from error
+
+
+def _check_card(card: Card) -> None:
+    """An error where an entry is of another kind than the trainers write."""
+    for name, kind in KINDS.items():
+        value = getattr(card, name)
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+    if not all(isinstance(share, int | float) for share in card.top1):
+        raise ValueError(f"validation_accuracy is {list(card.top1)}, expected numbers")
+    settings.FeedbackSettings(**{"iterations": card.iterations or 0, **card.feedback})
+    units = {"mean": card.mean, "std": card.std} if card.mean or card.std else {}
+    Preprocessing(card.image_size or 1, resize=card.resize, **units)
 
 
 def _found(card: Card, path: Path) -> str | None:
@@ -153,10 +165,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # safetensors and torch raise their own kinds for damaged files
         raise ValueError(f"weights {path}: damaged or not a {path.suffix} file ({error}); get it again") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"weights {path}: expected a mapping from names to tensors (a state dict), found {keys}")
+    for name, tensor in state.items():
+        if why := _unusable(tensor):
+            raise ValueError(f"weights {path}: {name} {why}")
     return {name: tensor.float() if tensor.dtype in FLOATS else tensor for name, tensor in state.items()}
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Why a tensor of a file can be no network's, whatever its shape; empty where it can."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"is not dense ({tensor.layout}); save it with to_dense()"
+    if tensor.is_meta:
+        return "is on the meta device, without values; save the weights with their values"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return f"claims the shape {tuple(tensor.shape)} over fewer values in the file; save it with contiguous()"
+    if tensor.dtype in FLOATS and not tensor.isfinite().all():
+        return "is not finite (NaN or infinity): its training has diverged, or the file is damaged"
+    return ""
 
 
 def check_state(state: Mapping[str, Tensor], network: nn.Module, source: str) -> None:
@@ -238,7 +266,7 @@ def fit_classes(network: nn.Sequential, state: Mapping[str, Tensor]) -> None:
     """Give the last fully connected layer (on the meta device) as many outputs as it has in ``state``."""
     name, last = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     found = state.get(f"{name}.weight")
-    if found is not None and found.dim() == 2 and found.shape[1] == last.in_features:
+    if found is not None and found.dim() == 2 and len(found) and found.shape[1] == last.in_features:
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Linear(last.in_features, len(found), device="meta"))
 

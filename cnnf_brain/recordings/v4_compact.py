@@ -17,16 +17,13 @@ import sys
 import tomllib
 import urllib.error
 import zipfile
-import zlib
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
 from cnnf_brain.checks import unknown
-from cnnf_brain.io import cache_folder, download, download_size
+from cnnf_brain.io import cache_folder, check_claim, download, download_size, open_file, read_array, reading
 from cnnf_brain.recordings.record import Recordings
 from cnnf_brain.types import Array, Images
 
@@ -135,11 +132,14 @@ def _read_images(path: Path) -> Images:
 
 def _read_zip(path: Path) -> dict[str, bytes]:
     """Image members and their bytes; reading checks each member's CRC."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            encoded = {name: archive.read(name) for name in archive.namelist() if _is_image(PurePosixPath(name))}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as a zip file ({error}); delete it and get it again") from error
+    with (
+        reading(path, "a zip file", "delete it and get it again"),
+        open_file(path) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        members = [one for one in archive.infolist() if _is_image(PurePosixPath(one.filename))]
+        check_claim(path, sum(one.file_size for one in members))
+        encoded = {one.filename: archive.read(one) for one in members}
     if not encoded:
         raise ValueError(f"{path} holds no images (.jpg, .jpeg or .png)")
     return encoded
@@ -157,16 +157,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _read_array(path: Path, source: str) -> Array | None:
-    """An array of responses, None where there is no such file; pickles are never loaded."""
-    if not path.is_file():
+    """An array of responses, None where there is no such file."""
+    if not path.exists():
         return None
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{source}: {path} cannot be read as a NumPy array of numbers ({error}); delete it and get it again"
-        ) from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+    array = read_array(path, "delete it and get it again")
+    if array.ndim not in (2, 3):
         raise ValueError(f"{source}: {path} holds no array (n_sites, n_images[, n_repeats])")
     return array
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,14 @@ from cnnf_brain.report import PAGE, page, readers
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where the page was written, 1 with a line on stderr where it was not, 2 for its flags."""
-    p = argparse.ArgumentParser(prog="python -m cnnf_brain.report", description=__doc__)
+    p = cli.Parser(prog="python -m cnnf_brain.report", description=__doc__)
     results = "results of compare, robustness, visualize, a trainer"
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=results)
     p.add_argument("--output", type=Path, metavar="FILE", help=f"of several folders (default {PAGE} here)")
     args = p.parse_args(argv)
     if args.output is not None and len(args.folders) == 1:
         p.error(f"--output is for several folders; the page of one is {PAGE} in that folder")
-    return cli.run(lambda: _write(args.folders, args.output))
+    return cli.run(lambda: _write(args.folders, args.output), debug=args.debug)
 
 
 def _write(folders: Sequence[Path], output: Path | None) -> int:

@@ -6,7 +6,6 @@ Folders come from strangers too: only files inside the folder are read, and its 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 from cnnf_brain import results
 from cnnf_brain.compare import Comparison
+from cnnf_brain.io import parsed, read_bytes, read_json_lines, read_text, reading
 from cnnf_brain.report import PAGE, page
 from cnnf_brain.report.charts import Chart, Mark
 from cnnf_brain.report.runs import FEW_IMAGES, Claim, Picture, Run, Table, TableChart, about_the_code, flat, version_keys
@@ -58,14 +58,9 @@ def read(folder: Path) -> Run:
         raise ValueError(f"{folder} is a file; name the folder that it is in")
     with suppress(OSError):
         results.finish(folder)
-    try:
+    advice = "of another version of cnnf-brain, or changed since; do the run again (its command stands in run.json or config.json)"
+    with reading(folder, "the results of a run", advice):
         return _read(folder, {path.name for path in folder.iterdir()})
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{folder}: its files lack what this version expects ({what}): written by another version of cnnf-brain, or "
-            "changed since; do the run again (its command stands in run.json or config.json)"
-        ) from error
 
 
 def _read(folder: Path, names: set[str]) -> Run:
@@ -100,7 +95,7 @@ def _figure(folder: Path, summary: dict[str, Any], record: dict[str, Any]) -> Ru
     claims = tuple(Claim(c["claim"], c["measured"], c["holds"], c.get("verdict", "")).cells for c in summary["claims"])
     shown = [Table("What the paper says of it", ("claim", "measured", "verdict"), claims)] if claims else []
     charts = [TableChart(**spec) for spec in summary["charts"]]
-    pictures = [Picture(p["file"], inside(folder, p["file"]).read_bytes(), p["caption"]) for p in summary["pictures"]]
+    pictures = [Picture(p["file"], read_bytes(inside(folder, p["file"])), p["caption"]) for p in summary["pictures"]]
     return Run(
         folder=folder,
         kind="figure",
@@ -128,11 +123,8 @@ def inside(folder: Path, name: str) -> Path:
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Head and rows of a CSV file; a ValueError where a row is of another length."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            head, *rows = list(csv.reader(file)) or [[]]
-    except csv.Error as error:
-        raise ValueError(f"{path} is damaged ({error}); run the command again") from error
+    with reading(path, "a CSV table", "run the command again"):
+        head, *rows = list(csv.reader(read_text(path).splitlines(keepends=True))) or [[]]
     if not head:
         raise ValueError(f"{path} is empty; run the command again")
     for number, row in enumerate(rows, 2):
@@ -161,7 +153,8 @@ def _short(text: str) -> str:
 
 def _training(folder: Path, record: dict[str, Any]) -> Run:
     """``record``: card.json, or config.json of a run that is not finished."""
-    log, damaged = _lines(folder / "log.jsonl")
+    path = folder / "log.jsonl"
+    log, damaged = read_json_lines(path) if path.exists() else ([], 0)
     configuration = record["configuration"]
     title = record.get("title") or configuration.get("title") or f"{configuration.get('arch', 'network')}, training"
     points = validations(log)
@@ -184,22 +177,6 @@ def _training(folder: Path, record: dict[str, Any]) -> Run:
         caveats=tuple(_caveats(record, finished, n, damaged)),
         same=same | version_keys(record),
     )
-
-
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a file of JSON lines, and how many lines are none (a kill may cut a line short)."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    contents = [_parsed(line) for line in text.splitlines()]
-    found = [content for content in contents if isinstance(content, dict)]
-    return found, len(contents) - len(found)
-
-
-def _parsed(text: str) -> Any:
-    """The value of a JSON text, None where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def validations(log: Sequence[Mapping[str, Any]]) -> list[tuple[float, list[float], int | None]]:
@@ -264,7 +241,7 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _logged(text: str) -> str:
-    value = _parsed(text)
+    value = parsed(text)
     if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
         return "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
     return f"{value:.5g}" if isinstance(value, float) and math.isfinite(value) else text

@@ -5,7 +5,7 @@ same command continues; the same command in a second process shares the work. A 
 and data set; another one is refused. ``--quick`` is a smaller grid that takes about ten minutes on two cores. Epsilons are for
 images in [0, 1].
 
-Exit codes: 0 finished, 1 error (one line), 2 usage, 75 stopped by a signal: start it again.
+Exit codes: 0 finished, 1 error (one line), 2 usage, 70 a bug, 75 stopped by a signal: start it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cnnf_brain import cli, images, results
 from cnnf_brain.cli import STOPPED
 from cnnf_brain.robustness import Interrupted, grids, open_workshop, report, run_grid, tasks
-from cnnf_brain.trainer.loop import NonFiniteLoss, Stop
+from cnnf_brain.trainer.loop import Stop
 
 FIGURES = {
     "seeds": "those of the paper, five or four",
@@ -33,7 +33,7 @@ FIGURES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where the figure was made, 1 with one line on stderr where it was not, 2 for its flags."""
     args = arguments(argv)
-    return cli.run(lambda: run(args), NonFiniteLoss)
+    return cli.run(lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags: those of the grid follow from its record."""
     summary, _, rest = (__doc__ or "").partition("\n")
     how = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("python -m cnnf_brain.robustness", description=summary, epilog=rest, formatter_class=how)
+    p = cli.Parser("python -m cnnf_brain.robustness", description=summary, epilog=rest, formatter_class=how)
     p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
     cli.add_flags(p, grids.Grid, defaults=FIGURES)
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")

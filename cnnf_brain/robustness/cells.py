@@ -8,11 +8,8 @@ the file is out of date: it enters no table and is made again.
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +24,7 @@ from torch import Tensor
 
 from cnnf_brain.attacks import sanity_checks, threats
 from cnnf_brain.attacks.gradient import PGD, Attack, Logits, Threat, finite
-from cnnf_brain.io import atomic_path, sha256, short_hash, write_json
+from cnnf_brain.io import atomic_path, open_file, read_json, reading, sha256, short_hash, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.robustness.grids import PASSES, Against, Grid, Model
 from cnnf_brain.trainer import small
@@ -37,6 +34,7 @@ from cnnf_brain.trainer.small import UNITS
 
 Right = npt.NDArray[np.bool_]  # (epsilon, iteration, image): is the image classified rightly?
 FORMAT = "cnnf-brain robustness cell 2"
+AGAIN = "remove it, and the same command makes it again"
 DIGITS = 12  # of the hashes in names
 TRAINING_IMAGES = 55_000  # all that are not kept for validation
 CRAFTING = {"fgsm": 2, "pgd7": 14, "pgd40": 80}  # passes to make an image to train on
@@ -266,18 +264,19 @@ class Cell(Task):
         """``correct`` (epsilon, iteration, image), bool; a ValueError where the file is damaged."""
         values, about = read_cell(self.path)
         if about["identity"] != json.loads(json.dumps(self.identity)):
-            raise ValueError(f"{self.path} is not what its name says; remove it, and the same command makes it again")
+            raise ValueError(f"{self.path} is not what its name says; {AGAIN}")
         return values
 
 
 def read_cell(path: Path) -> tuple[Right, dict[str, Any]]:
     """``correct`` and what the file says about itself; a ValueError where it is damaged."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as file:  # no pickles: nothing in it is run
-            values, about = file["correct"], json.loads(str(file["about"]))
-            return values, {"identity": about["identity"], "weights_sha256": about["weights_sha256"]}
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+    with (
+        reading(path, "a cell", AGAIN),
+        open_file(path) as opened,
+        np.load(opened) as file,
+    ):  # no pickles: nothing in it is run
+        values, about = file["correct"], json.loads(str(file["about"]))
+        return values, {"identity": about["identity"], "weights_sha256": about["weights_sha256"]}
 
 
 def _weights_of(path: Path) -> Any:
@@ -287,10 +286,6 @@ def _weights_of(path: Path) -> Any:
 @lru_cache(maxsize=10_000)
 def _read_once(read: Callable[[Path], Any], path: Path, _written_at: int) -> Any:
     return read(path)
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it again")
 
 
 class Examination(Task):
@@ -326,11 +321,9 @@ class Examination(Task):
 
     def read(self) -> dict[str, Any]:
         """The findings and what they are of; a ValueError where the file is damaged."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+        with reading(self.path, "an examination", AGAIN):
+            content = read_json(self.path, AGAIN)
             return {name: content[name] for name in ("seed", "findings", "weights_sha256")}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, error) from error
 
     def make(self, stop: Stop | None) -> None:
         weights, settings = self.weights, self.settings

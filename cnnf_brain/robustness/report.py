@@ -8,7 +8,6 @@ figure.md is a section of docs/results/robustness.md.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -21,13 +20,14 @@ import xarray as xr
 from tabulate import tabulate
 
 from cnnf_brain import results, style
-from cnnf_brain.io import write_csv, write_json, write_netcdf, write_text
+from cnnf_brain.io import reading, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.report import PAGE, readers
 from cnnf_brain.report.runs import Figure, TableChart
 from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
 from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
 from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model
 from cnnf_brain.robustness.table import WORST, Check, collect, over_seeds, own, sanity
+from cnnf_brain.trainer.checkpoint import read_run_card
 
 KIND = "robustness"
 FIGURES = ("figure.png", "figure.svg")
@@ -132,17 +132,18 @@ def _network(shop: Workshop, model: Model, seed: int) -> dict[str, Any] | None:
     path = shop.network_folder(model, seed) / "card.json"
     if not path.exists():
         return None
-    card = json.loads(path.read_text(encoding="utf-8"))
+    card = read_run_card(path)
     trained = card["configuration"]
-    return {
-        "model": model.label,
-        "seed": seed,
-        "folder": path.parent.name,
-        "weights_sha256": shop.weights(model, seed),
-        "epochs": trained["epochs"],
-        "training_images": trained.get("limit", TRAINING_IMAGES),
-        **{name: card[name] for name in ("training_seconds", "validation_accuracy", "machine")},
-    }
+    with reading(path, "the card of a run"):
+        return {
+            "model": model.label,
+            "seed": seed,
+            "folder": path.parent.name,
+            "weights_sha256": shop.weights(model, seed),
+            "epochs": trained["epochs"],
+            "training_images": trained.get("limit", TRAINING_IMAGES),
+            **{name: card[name] for name in ("training_seconds", "validation_accuracy", "machine")},
+        }
 
 
 def caption(grid: Grid) -> str:

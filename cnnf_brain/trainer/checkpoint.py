@@ -20,10 +20,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from cnnf_brain.io import sha256, write_json, write_text, write_whole
+from cnnf_brain.io import open_file, read_json, reading, sha256, write_json, write_text, write_whole
 from cnnf_brain.model.weights import check_state, read_card, read_weights
 from cnnf_brain.results import commit, versions
 from cnnf_brain.trainer.config import check_same
@@ -96,17 +96,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any]:
     """What ``save`` was given, tensors on the CPU; DamagedCheckpoint for a file that is truncated, altered or of another kind."""
-    try:
+    open_file(path).close()
+    with reading(path, "a whole safetensors file", "it was not used", DamagedCheckpoint):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise DamagedCheckpoint(f"{path} is not a whole safetensors file ({error}); it was not used") from error
-    if metadata.get("format") != FORMAT:
-        raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
-    if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
-        raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
-    state: dict[str, Any] = _restored(json.loads(metadata["state"]), tensors)
+        if metadata.get("format") != FORMAT:
+            raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
+        if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
+            raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
+        state: dict[str, Any] = _restored(json.loads(metadata["state"]), tensors)
     return state
 
 
@@ -262,7 +261,7 @@ def finished(
     path = folder / "card.json"
     if not path.exists():
         return None
-    card: dict[str, Any] = json.loads(path.read_text())
+    card = read_run_card(path)
     check_same(card["configuration"], configuration, path)
     made = card.get("steps", steps)
     if made > steps:
@@ -277,6 +276,17 @@ def finished(
             print(f"already finished: {path}")
         except LostWeights as lost:
             print(f"{lost}: restored from {_write_again(folder, card, model, steps, lost)}")
+    return card
+
+
+def read_run_card(path: Path) -> dict[str, Any]:
+    """The content of ``card.json``; a ValueError where it is damaged."""
+    advice = "remove it, and the same command finishes the run again"
+    with reading(path, "the card of a run", advice):
+        card = read_json(path, advice)
+        configuration, steps = card["configuration"], card.get("steps", 0)
+        if not isinstance(configuration, dict) or not isinstance(steps, int):
+            raise TypeError("its configuration or its steps are of another kind")
     return card
 
 

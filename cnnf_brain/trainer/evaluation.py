@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnf_brain.checks import differences
+from cnnf_brain.attacks.gradient import checked_logits
+from cnnf_brain.checks import differences, running
 from cnnf_brain.datasets.image_batches import DiskBatches, check_bad
 from cnnf_brain.datasets.image_index import ImageIndex
-from cnnf_brain.io import plain, sha256, write_json
+from cnnf_brain.io import plain, read_json, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.weights import SMALL, Card, is_published, lacks_classifier, published_entry, published_file, read_card
@@ -120,7 +120,12 @@ def evaluate_network(
 
     def logits(images: Tensor) -> Tensor:
         x = batches.prepare(images)
-        return module.unroll(x).logits if isinstance(module, CNNF) else module(x)[None]
+        if isinstance(module, CNNF):
+            with running(network.name, x.shape, ValueError):
+                return module.unroll(x).logits
+        with running(network.name, x.shape):
+            found = module(x)
+        return checked_logits(found, len(x))[None]
 
     batches = DiskBatches(
         index=index,
@@ -180,8 +185,9 @@ def counted_outputs(network: Network) -> int:
     """The number of outputs of a loaded network."""
     shown, module = network.preprocessing, network.module.eval()
     x = torch.zeros(1, len(shown.mean), shown.size, shown.size, device=network.device)
-    found = module(x, iterations=0) if isinstance(module, CNNF) else module(x)
-    return int(found.shape[-1])
+    with running(network.name, x.shape):
+        found = module(x, iterations=0) if isinstance(module, CNNF) else module(x)
+    return checked_logits(found, 1).shape[1]
 
 
 def check_evaluation(folder: Path, question: Mapping[str, Any]) -> None:
@@ -190,7 +196,7 @@ def check_evaluation(folder: Path, question: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = read_json(path)
         changed = differences({name: old[name] for name in QUESTION}, plain({name: question[name] for name in QUESTION}))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cnnf_brain.attacks.gradient import NonFiniteOutput
-from cnnf_brain.checks import differences
+from cnnf_brain.checks import RunError, differences, running
 from cnnf_brain.datasets.image_batches import Batch, Feed, Source, check_bad
 from cnnf_brain.io import write_json
 from cnnf_brain.model.cnnf import CNNF, recomputed
@@ -38,7 +38,7 @@ from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss or a weight is not finite any more; names the last good checkpoint."""
 
 
@@ -300,7 +300,8 @@ class Trainer:
                     images, labels, clean = self.hooks.perturb(images, labels, self.position.step)
             except NonFiniteOutput as error:
                 raise NonFiniteLoss(str(error)) from error
-        total, terms = self.objective(images, labels, clean)
+        with running(f"the {type(self.model).__name__}", images.shape, ValueError):
+            total, terms = self.objective(images, labels, clean)
         if self.hooks.watchful and not torch.isfinite(total):
             raise NonFiniteLoss(f"the loss is {total.item()}")
         if n != n_good or self.ranks.size > 1:  # a part of the batch; gradients of ranks are averaged

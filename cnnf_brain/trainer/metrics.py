@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import resource
 import sys
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cnnf_brain.datasets.image_batches import Batch, Feed
-from cnnf_brain.io import write_text
+from cnnf_brain.io import read_json_lines, write_text
 from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import Schedule
 from cnnf_brain.trainer.distributed import Ranks
@@ -72,12 +71,9 @@ class Log:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines (a killed process may leave a part of one at the end)."""
-        lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
-        return lines
+        """All lines of a step (a killed process may leave a part of one at the end)."""
+        lines = read_json_lines(self.path)[0] if self.path.exists() else []
+        return [line for line in lines if isinstance(line.get("step"), int)]
 
     def write(self, line: dict[str, Any]) -> None:
         with open(self.path, "a") as file:

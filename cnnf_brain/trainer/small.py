@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,12 @@ from cnnf_brain.attacks.gradient import FGSM, PGD, ascent, clip
 from cnnf_brain.checks import unknown
 from cnnf_brain.datasets import mnist
 from cnnf_brain.images import Preprocessing, pick_device
+from cnnf_brain.io import reading
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.model.zoo import small_net
 from cnnf_brain.results import machine
-from cnnf_brain.trainer.checkpoint import WEIGHTS, about, check_weights, finish, finished
+from cnnf_brain.trainer.checkpoint import WEIGHTS, about, check_weights, finish, finished, read_run_card
 from cnnf_brain.trainer.config import CNN, LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer
@@ -256,8 +256,9 @@ def accuracy(model: CNNF, images: mnist.ImageSet, batch_size: int = 500) -> Accu
 def load(folder: Path) -> tuple[CNNF, dict[str, Any]]:
     """The network of a finished run, in evaluation mode and channels_last, and its card; LostWeights where ``check_weights``
     finds them gone, damaged, or not those that the card speaks of."""
-    card = json.loads((folder / "card.json").read_text())
-    model = small_net(**card["configuration"]["feedback"])
+    card = read_run_card(folder / "card.json")
+    with reading(folder / "card.json", "the card of a run"):
+        model = small_net(**card["configuration"]["feedback"])
     check_weights(folder, card, model)
     model.load_state_dict(read_weights(folder / WEIGHTS))
     return model.eval().to(memory_format=torch.channels_last), card

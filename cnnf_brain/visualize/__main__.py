@@ -32,7 +32,7 @@ IMAGES = {"9a": 200, "9b": 300, "9c": 500, "9d": None}  # measured by default; N
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where the figure was made, 1 with a line on stderr where it was not, 2 for its flags."""
     args = arguments(argv)
-    return cli.run(lambda: run(args))
+    return cli.run(lambda: run(args), debug=args.debug)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     summary, _, rest = (__doc__ or "").partition("\n")
     form = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser("python -m cnnf_brain.visualize", description=summary, epilog=rest, formatter_class=form)
+    p = cli.Parser("python -m cnnf_brain.visualize", description=summary, epilog=rest, formatter_class=form)
     add, at_least_1 = p.add_argument, cli.number(int, {"least": 1})
     dataset = "default fashion, on which the shipped networks were trained"
     images = "validation images to measure (default 9a: 200, 9b: 300, 9c: 500, 9d: all)"

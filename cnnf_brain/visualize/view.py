@@ -24,6 +24,7 @@ from torch import Tensor
 from cnnf_brain import results, style
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import PGD, Threat
+from cnnf_brain.checks import running
 from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
@@ -100,16 +101,14 @@ class View:
         self._check_taken(images)
 
     def _check_taken(self, images: Tensor) -> None:
-        advice = "give them in the size and with the channels that it was trained with"
-        refused = f"the network does not take images of shape {tuple(images.shape[1:])}"
         channels = len(self.network.preprocessing.mean)
         if images.shape[1] != channels:  # else a grey image would silently get three channels
-            raise ValueError(f"{refused} (its preprocessing is for {channels} channel{'s' * (channels > 1)}); {advice}")
-        try:
-            with torch.no_grad():
-                self.model(self.enter(images[:1]), iterations=1)
-        except RuntimeError as error:
-            raise ValueError(f"{refused} ({str(error).splitlines()[0]}); {advice}") from error
+            raise ValueError(
+                f"the network does not take images of shape {tuple(images.shape[1:])} (its preprocessing is for {channels} "
+                f"channel{'s' * (channels > 1)}); give them with the channels that it was trained with"
+            )
+        with torch.no_grad(), running(self.network.name, images[:1].shape, ValueError):
+            self.model(self.enter(images[:1]), iterations=1)
 
     def threats(self) -> tuple[Threat, Threat]:
         """What Figure 9b attacks: the first pass alone (the paper's transfer attack), and the unrolled network."""

@@ -106,9 +106,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the first images through a network are a failure: errors come before long work."""
     extract = activations.extract
 
-    def first_images(model: Any, batch: Any, layers: Any) -> Any:
+    def first_images(model: Any, batch: Any, layers: Any, *name: Any) -> Any:
         assert len(batch) <= activations.PROBED, "long work has started"
-        return extract(model, batch, layers)
+        return extract(model, batch, layers, *name)
 
     monkeypatch.setattr(activations, "extract", first_images)
     monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
@@ -917,11 +917,11 @@ def test_an_interrupted_run_goes_on(
     words = ["--batch-size", 5]
     extract, seen = activations.extract, []
 
-    def interrupted(model: Any, batch: Any, layers: Any) -> Any:
+    def interrupted(model: Any, batch: Any, layers: Any, *name: Any) -> Any:
         seen.append(len(batch))
         if sum(seen) > 70:
             raise KeyboardInterrupt
-        return extract(model, batch, layers)
+        return extract(model, batch, layers, *name)
 
     with monkeypatch.context() as patch:
         patch.setattr(activations, "extract", interrupted)

@@ -410,7 +410,7 @@ def test_a_saved_comparison_is_loaded_as_it_was(written: Path) -> None:
     [
         (lambda folder: (folder / "scores.nc").unlink(), "incomplete: no scores.nc"),
         (lambda folder: (folder / "summary.json").unlink(), "incomplete: no summary.json"),
-        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json is damaged"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json cannot be read as JSON"),
         (lambda folder: (folder / "summary.json").write_text("[]"), "holds a list, expected a JSON object"),
         (
             lambda folder: (folder / "summary.json").write_text('{"schema": 2, "evaluations": []}'),

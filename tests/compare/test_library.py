@@ -17,6 +17,7 @@ from torch import nn
 
 import cnnf_brain as cb
 from cnnf_brain import gram, networks, style
+from cnnf_brain.checks import ModelError
 from cnnf_brain.compare import comparison
 from cnnf_brain.compare.__main__ import main
 from cnnf_brain.report.__main__ import main as report_command
@@ -368,7 +369,7 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_bad_arguments_are_told_before_long_work_and_without_flags(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
     call, message = BAD[kind]
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises((ValueError, ModelError), match=message) as told:
         call()
     assert "--" not in str(told.value)
 

@@ -87,7 +87,7 @@ def test_damaged_files(v4_folder: Path) -> None:
     archive.write_bytes(whole)
     for damaged in (array[:-8], array[:40], b"", pickle.dumps({"a": 1})):
         averages.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"190924: .*responses_190924.npy cannot be read as a NumPy array of numbers"):
+        with pytest.raises(ValueError, match=r"responses_190924.npy cannot be read as a NumPy array of numbers"):
             load_v4_compact(v4_folder, "190924")
     np.save(averages, np.load(top / "responses_repeat_averaged/responses_210620.npy"))
     with pytest.raises(ValueError, match=r"190924: repeats have shape \(12, 25, 4\)"):
