@@ -112,8 +112,9 @@ def place(stored: Sequence[str] | None, url: str | None) -> dict[str, str]:
 
 def check(archive: Path, weights: str | None) -> int:
     """Every stage and every finding on a line of its own, as it comes."""
-    from cnnf_brain.brainscore.check import DRAFT, FAILED, NOT_RUN, OK, check_plugin
+    from cnnf_brain.brainscore.check import check_plugin
     from cnnf_brain.brainscore.plugin import recorded_weights
+    from cnnf_brain.brainscore.rehearsal import DRAFT, FAILED, NOT_RUN, OK
 
     path = Path(weights) if weights else recorded_weights(archive)
     if path is None:

@@ -19,10 +19,8 @@ from typing import Any
 import brainscore_vision
 
 from cnnf_brain.brainscore import rehearsal
-from cnnf_brain.brainscore.rehearsal import DRAFT as DRAFT
 from cnnf_brain.brainscore.rehearsal import FAILED as FAILED
 from cnnf_brain.brainscore.rehearsal import NOT_RUN, STAGES, Finding, held
-from cnnf_brain.brainscore.rehearsal import OK as OK
 from cnnf_brain.brainscore.vendor import unmet
 
 MAX_BYTES = 50_000_000
@@ -296,10 +294,10 @@ def lay_out(submission: Submission, scratch: Path) -> Path:
     name = submission.plugins[0]
     if (site / "models" / name).exists():
         shutil.rmtree(site / "models" / name)  # said by the rule not_taken
-    for entry in submission.names:
-        target = site.joinpath(*PurePosixPath(entry).parts[1:])
-        folder = entry not in submission.files
+    for inside in submission.names:
+        target = site.joinpath(*PurePosixPath(inside).parts[1:])
+        folder = inside not in submission.files
         (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
         if not folder:
-            target.write_bytes(submission.files[entry])
+            target.write_bytes(submission.files[inside])
     return site / "models" / name

@@ -299,11 +299,11 @@ PARTS: tuple[Callable[[Rehearsal], Iterator[Finding]], ...] = (weights, load, te
 
 def main() -> int:
     """Run the stage of the weights and go behind the fence, or run the other stages there: 0 where each came to its end."""
-    scratch, *blocked = Path(sys.argv[1]), *sys.argv[2:]
-    run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch, *blocked)
+    scratch, behind = Path(sys.argv[1]), sys.argv[2:]
+    run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch, blocked="".join(behind))
     warnings.simplefilter("ignore")
     with open(scratch / "findings.jsonl", "a") as results:
-        if not blocked:
+        if not behind:
             perform(weights, run, results)
             confine(scratch, run.task, run.blocked)
         forget(absent(run.task["requirements"]))

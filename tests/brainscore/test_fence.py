@@ -176,11 +176,10 @@ def test_a_plugin_that_connects(held: str, server: Any, written: Callable[[str],
 
 @pytest.mark.slow
 def test_a_plugin_that_takes_all_memory(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnnf_brain.brainscore import rehearsal
     from cnnf_brain.brainscore.check import check_plugin
 
     free = psutil.virtual_memory()._replace(available=4 * 2**30)
-    monkeypatch.setattr(rehearsal.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     said: list[str] = []
     found = list(check_plugin(written("_taken = bytearray(5 * 2**30)"), Path(shipped_weights(True)), said.append))
     assert "4 GiB of memory" in said[1]
@@ -226,7 +225,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], lis
         scratch.mkdir()
         program.write_text(STUB.format(python=sys.executable, code=code))
         program.chmod(0o755)
-        monkeypatch.setattr(rehearsal.sys, "executable", str(program))
+        monkeypatch.setattr(sys, "executable", str(program))
         monkeypatch.setattr(rehearsal, "LIMIT", 3)
         return list(rehearsal.run(scratch, {"weights": None}, lambda words: None))
 

@@ -81,7 +81,8 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_everything_that_can_be_checked(written: tuple[str, Path], installed: Any, scratch: Path) -> None:
     """Without the weights here: they are fetched."""
-    from cnnf_brain.brainscore.check import STAGES, check_plugin
+    from cnnf_brain.brainscore.check import check_plugin
+    from cnnf_brain.brainscore.rehearsal import STAGES
 
     _, archive = written
     told: list[str] = []
@@ -148,7 +149,7 @@ def test_a_plugin_that_does_not_come_to_its_end(
     found = list(check.check_plugin(other, Path(shipped_weights(True)), told.append))
     if name == "takes the network" and "can reach the network" in told[0]:
         pytest.skip("no fence works on this machine, as was said")
-    names, texts = list(check.STAGES), {text: name for name, text in check.STAGES.items()}
+    names, texts = list(rehearsal.STAGES), {text: name for name, text in rehearsal.STAGES.items()}
     about = {texts[f.rule]: f for f in found if f.rule in texts}
     assert list(about) == names[names.index(stage) :]
     assert about[stage].status == "failed"
@@ -195,8 +196,8 @@ def test_an_upload_is_asked_for_by_its_version(monkeypatch: pytest.MonkeyPatch) 
 def test_weights_that_are_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Callable[..., Any]) -> None:
     """Neither here nor reached: nothing is called ok that was not run. All stages in this process, since none gets to run."""
     from cnnf_brain.brainscore import worker
-    from cnnf_brain.brainscore.check import STAGES
     from cnnf_brain.brainscore.plugin import identify
+    from cnnf_brain.brainscore.rehearsal import STAGES
 
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path))
     identity = identify(asked(place={"url": "http://127.0.0.1:9/small.safetensors"})).identity.as_dict()
