@@ -4,19 +4,23 @@
 #   more processes:          make WORKERS=8 test   (each of one thread; 0: without processes of their own, to debug)
 #   PyTorch's CPU builds:    UV_TORCH_BACKEND=cpu make test   (any uv or pip setting holds; constraints.txt admits
 #                            local versions such as +cpu, and torch and torchvision must come from the same place)
+#   PyTorch from elsewhere:  make ELSEWHERE=1 test   where another setting than UV_TORCH_BACKEND names that place
+# What is installed must have the hashes of constraints.txt; only PyTorch's own from elsewhere has others.
 # Scripts are called as `python -m ...` throughout: installed console scripts do not start from a path with a space.
 
 PYTHON ?= python3
 WORKERS ?= 2
 IN = .venv/bin/python
 NEWEST_IN = .venv-newest/bin/python
-PINNED = -c constraints.txt -e '.[brainscore,dev]'
+ELSEWHERE ?= $(UV_TORCH_BACKEND)
+CONSTRAINTS = $(if $(ELSEWHERE),.venv/constraints.txt,constraints.txt)
+PINNED = --verify-hashes -c $(CONSTRAINTS) -b $(CONSTRAINTS) -e '.[brainscore,dev]'
 NEWEST = -e '.[dev]' -r benchmarks/requirements.txt
 export MPLCONFIGDIR ?= $(CURDIR)/.scratch/matplotlib# matplotlib makes its folders, and takes its settings, here
 TESTS = -m pytest --numprocesses $(WORKERS) --dist loadfile
 SUMMARY = $(or $(GITHUB_STEP_SUMMARY),.scratch/coverage/summary.md)# a workflow of GitHub shows it with the job
 
-.PHONY: help env browser demo test test-all coverage lint types format lock newest bench clean python
+.PHONY: help env browser demo test test-all coverage lint types format lock upgrade audit newest bench clean python
 
 help:
 	@echo "make demo     the environment, then a comparison on simulated V4 and IT recordings (results in results/)"
@@ -28,7 +32,8 @@ help:
 	@echo "make types    mypy"
 	@echo "make newest   the tests with the newest versions that pyproject.toml admits, in .venv-newest"
 	@echo "make bench    the benchmarks, beside their peers, in .venv-newest (all of them take an hour on two cores)"
-	@echo "make lock     resolve constraints.txt anew"
+	@echo "make lock     resolve constraints.txt anew for a changed pyproject.toml;  make upgrade: with the newest versions"
+	@echo "make audit    known vulnerabilities of the versions of constraints.txt (asks a database in the network)"
 	@echo "make clean    remove environments, builds and tool caches (results/ and runs/ stay)"
 
 env: .venv/installed
@@ -65,9 +70,13 @@ format: env
 	$(IN) -m ruff check --fix .
 	$(IN) -m ruff format .
 
-lock: env
-	$(IN) -m uv pip compile --universal --upgrade --extra brainscore --extra dev --no-annotate \
-	  --custom-compile-command "make lock" --quiet pyproject.toml -o constraints.txt
+lock upgrade: env
+	$(IN) -m uv pip compile --universal --generate-hashes $(if $(filter upgrade,$@),--upgrade) --extra brainscore --extra dev \
+	  --no-annotate --custom-compile-command "make lock" --quiet pyproject.toml -o constraints.txt
+
+# Of a package that the database does not know nothing is known: that is an error too (--strict).
+audit: env
+	$(IN) -m pip_audit --strict --require-hashes --disable-pip --progress-spinner off -r constraints.txt
 
 newest:
 	rm -rf .venv-newest
@@ -87,12 +96,13 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt | python
 	$(call create,.venv)
-	$(call install,.venv,$(PINNED))
+	$(if $(ELSEWHERE),$(OTHER_HASHES))
+	$(call install,.venv,$(PINNED),$(PINNED_BY_PIP))
 	@mv .venv/unfinished $@
 
 .venv-newest/installed: pyproject.toml benchmarks/requirements.txt | python
 	$(call create,.venv-newest)
-	$(call install,.venv-newest,$(NEWEST))
+	$(call install,.venv-newest,$(NEWEST),$$pip $(NEWEST))
 	@mv .venv-newest/unfinished $@
 
 # A Python that was asked for must be the one that .venv has.
@@ -119,6 +129,15 @@ $(check)
 @test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1)
 endef
 
+define OTHER_HASHES
+@sed -E '/^(torch|torchvision|triton|nvidia-|cuda-)/,/[^\]$$/{s/ \\$$//; /--hash/d;}' constraints.txt >$(CONSTRAINTS)
+endef
+
+# pip takes hashes for a list of packages, and none for a folder.
+define PINNED_BY_PIP
+$$pip --require-hashes -r $(CONSTRAINTS); $$pip --no-deps --no-build-isolation -e .
+endef
+
 # uv from PATH, else installed into the environment. Where uv fails, pip tries: some registries are configured for pip
 # alone. The import at the end finds a torch and a torchvision that do not fit together, and leaves byte code behind.
 define install
@@ -126,10 +145,11 @@ define install
 @$(1)/bin/python -c "import sys; sys.version_info < (3, 12) or \
   print('Python 3.12 or later: without brainscore-vision, whose xarray opens no file there; it needs Python 3.11')"
 @set -e; uv=uv; if ! uv --version >/dev/null 2>&1; then \
-  $(1)/bin/python -m pip install --quiet -c constraints.txt uv; uv="$(1)/bin/python -m uv"; fi; \
+  sed -n '/^uv==/,/[^\]$$/p' constraints.txt >$(1)/uv.txt; \
+  $(1)/bin/python -m pip install --quiet --require-hashes -r $(1)/uv.txt; uv="$(1)/bin/python -m uv"; fi; \
   $$uv pip install --python $(1)/bin/python $(2) || { \
   echo "uv could not install; trying again with pip, which reads a configuration of its own"; \
-  $(1)/bin/python -m pip install $(2); }
+  pip="$(1)/bin/python -m pip install"; $(3); }
 @PYTHONDONTWRITEBYTECODE= $(1)/bin/python -c "import matplotlib.pyplot, sklearn, torch, torchvision, xarray, \
   cnnf_brain; print('torch', torch.__version__, 'torchvision', torchvision.__version__)"
 endef

@@ -113,26 +113,31 @@ def place(stored: Sequence[str] | None, url: str | None) -> dict[str, str]:
 
 def check(archive: Path, weights: str | None) -> int:
     """Every stage and every finding on a line of its own, as it comes."""
-    from cnnf_brain.brainscore.check import DRAFT, FAILED, NOT_RUN, OK, check_plugin
+    from cnnf_brain.brainscore.check import check_plugin
     from cnnf_brain.brainscore.plugin import recorded_weights
+    from cnnf_brain.brainscore.rehearsal import DRAFT, FAILED, NOT_RUN, OK
 
     path = Path(weights) if weights else recorded_weights(archive)
     if path is None:
         print("no weights are given (--weights FILE): they are fetched from the place that the plugin names")
     elif not weights:
         print(f"weights {path} (noted beside the ZIP when it was written)")
-    print("the plugin's code is run now, with your rights; check a ZIP of strangers in a container", flush=True)
     started = time.time()
     signs = {OK: "  ok", FAILED: "FAIL", NOT_RUN: "   -", DRAFT: "   -"}
     found: dict[str, list[str]] = {status: [] for status in signs}
     for finding in check_plugin(archive, path, lambda words: print(f"      {words}", flush=True)):
-        found[finding.status].append(finding.rule)
+        found[finding.status].append(_harmless(finding.rule))
         words = {NOT_RUN: "not run, ", DRAFT: "a draft, "}.get(finding.status, "")
         detail = f": {words}{finding.detail}" if finding.detail else ""
-        print(f"{signs[finding.status]}  {finding.rule}{detail}", flush=True)
+        print(_harmless(f"{signs[finding.status]}  {finding.rule}{detail}"), flush=True)
     counts = ", ".join(f"{len(rules)} {status}" for status, rules in found.items() if rules or status in (OK, FAILED))
     print(f"{counts}; {time.time() - started:.0f} s", flush=True)
     return outcome(archive, found[FAILED], found[NOT_RUN], bool(found[DRAFT]))
+
+
+def _harmless(text: str) -> str:
+    """A text that a plugin may have written, without what a terminal takes for orders."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def outcome(archive: Path, failed: Sequence[str], not_run: Sequence[str], draft: bool) -> int:

@@ -288,13 +288,13 @@ def test_a_draft_and_an_address_that_is_not_reached(
     said: str,
 ) -> None:
     """The stage of the weights is run here; the others stand as if they had been run, and are in the tests of rehearsals."""
-    from cnnf_brain.brainscore import check, worker
+    from cnnf_brain.brainscore import rehearsal, worker
 
-    def stages(scratch: Any, tell: Any) -> Iterator[Any]:
-        yield from worker.weights(worker.Rehearsal(json.loads((scratch / "task.json").read_text()), scratch))
-        yield from (check.Finding(text, check.OK) for text in list(check.STAGES.values())[1:])
+    def stages(scratch: Any, task: Any, tell: Any) -> Iterator[Any]:
+        yield from worker.weights(worker.Rehearsal(json.loads(json.dumps(task)), scratch))
+        yield from (rehearsal.Finding(text, rehearsal.OK) for text in list(rehearsal.STAGES.values())[1:])
 
-    monkeypatch.setattr(check, "_run", stages)
+    monkeypatch.setattr(rehearsal, "run", stages)
     monkeypatch.setenv("CNNF_BRAIN_CACHE", str(tmp_path / "cache"))
     flags = ["--weights", shipped_weights(False), "--output", tmp_path / "out", *SMALL[:3], "--regions", *CNN_REGIONS]
     assert run(*flags, *place)[0] == 0
@@ -302,7 +302,6 @@ def test_a_draft_and_an_address_that_is_not_reached(
     ended, out, _ = run("--check", archive)
     assert (ended, said in out) == (code, True), out
     assert ", 0 failed, 1 " in out
-    assert "the plugin's code is run now, with your rights" in out
 
 
 @pytest.mark.slow
@@ -315,7 +314,7 @@ def test_code_of_ones_own_is_ready(run: Callable[..., tuple[int, str, list[str]]
     (archive,) = (tmp_path / "own").glob("feedback_CNNF_*.zip")
     ended, out, _ = run("--check", archive)
     assert (ended, out.splitlines()[-1]) == (0, f"ready: {archive}"), out
-    assert "the plugin's code is run now, with your rights" in out
+    assert "the plugin's code is run now, " in out
 
 
 @pytest.mark.slow

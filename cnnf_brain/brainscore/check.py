@@ -3,67 +3,42 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
+import stat
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import brainscore_vision
 
+from cnnf_brain.brainscore import rehearsal
+from cnnf_brain.brainscore.rehearsal import FAILED as FAILED
+from cnnf_brain.brainscore.rehearsal import NOT_RUN, STAGES, Finding, held
 from cnnf_brain.brainscore.vendor import unmet
-from cnnf_brain.io import CACHE_VARIABLE
 
 MAX_BYTES = 50_000_000
 WEIGHTS = {".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".h5", ".hdf5", ".onnx", ".npz", ".npy", ".bin", ".pkl"}
 _REGISTERED = re.compile(r"model_registry\[\s*(['\"])(?P<id>[^'\"]*)\1\s*\]")
-OK, FAILED, NOT_RUN, DRAFT = "ok", "failed", "not run", "draft"
-HOMES = ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME", CACHE_VARIABLE)
 SCRATCH = "cnnf-rehearsal-"
-LIMIT = 20 * 60  # seconds that a stage may take
-STAGES = {  # the parts of the rehearsal, and what each finds out
-    "weights": "the weights are the plugin's, and Brain-Score's machines can load them",
-    "load": "brainscore-vision discovers the plugin and loads its model, without a GPU and without cnnf-brain",
-    "tests": "Brain-Score's generic plugin tests, and the plugin's own, pass",
-    "scoring": "a toy benchmark scores V4 and IT end to end (SIMULATED recordings)",
-    "cost": "memory and time that the real benchmarks will take",
-}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: its rule in words, and what came of it.
-
-    ``status``: OK; FAILED; NOT_RUN, with the reason in ``detail``; DRAFT, where the plugin names no place for its weights.
-    """
-
-    rule: str
-    status: str
-    detail: str = ""
-
-
-def held(rule: str, holds: bool, detail: str = "") -> Finding:
-    """The finding of a check that was run."""
-    return Finding(rule, OK if holds else FAILED, detail)
+MAX_ENTRIES, MAX_UNPACKED = 10_000, 4 * MAX_BYTES  # of a ZIP: files and folders, and bytes once they are unpacked
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+MAX_TEXT = 1_000_000  # bytes of a model.py that is parsed
 
 
 @dataclass(frozen=True)
 class Submission:
-    """The names (in order) and text files of a ZIP, and how large the ZIP is."""
+    """The names (in order) and files of a ZIP, and how large the ZIP is."""
 
     path: Path
     names: tuple[str, ...]
-    texts: dict[str, str]
+    files: dict[str, bytes]
     size: int
 
     @property
@@ -75,40 +50,74 @@ class Submission:
     @property
     def identifiers(self) -> tuple[str, ...]:
         """Identifiers that the plugins' ``__init__.py`` register, in order."""
-        inits = (text for name, text in self.texts.items() if re.fullmatch(r"[^/]+/models/[^/]+/__init__\.py", name))
-        return tuple(dict.fromkeys(found["id"] for text in inits for found in _REGISTERED.finditer(text)))
+        inits = (content for name, content in self.files.items() if re.fullmatch(r"[^/]+/models/[^/]+/__init__\.py", name))
+        texts = (content.decode("utf-8", "replace") for content in inits)
+        return tuple(dict.fromkeys(found["id"] for text in texts for found in _REGISTERED.finditer(text)))
 
     def text(self, file: str) -> str:
         """A text file of the plugin, by its path in the plugin's folder; empty where there is none."""
-        return next((text for name, text in self.texts.items() if name.split("/", 3)[3:] == [file]), "")
+        found = (content for name, content in self.files.items() if name.split("/", 3)[3:] == [file])
+        return next(found, b"").decode("utf-8", "replace")
 
     @property
     def identity(self) -> dict[str, Any]:
         """IDENTITY as it stands in the plugin's model.py, which is read and not run; a ValueError where none stands there."""
+        text = self.text("model.py")
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"model.py has {len(text) / 1e6:.1f} MB, expected at most {MAX_TEXT / 1e6:.0f} MB of code")
         try:
-            tree = ast.parse(self.text("model.py"))
+            tree = ast.parse(text)
             assigned = (node for node in tree.body if isinstance(node, ast.Assign))
             (found,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "IDENTITY")
-            return dict(ast.literal_eval(found))
-        except (SyntaxError, ValueError, TypeError) as error:
+            identity = dict(ast.literal_eval(found))
+            json.dumps(identity)  # a TypeError where it could not be written as JSON
+            return identity
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError("model.py holds no IDENTITY as write_plugins writes it; write the plugin anew") from error
 
 
 def read_submission(path: Path) -> Submission:
-    """The ZIP at ``path``; a ValueError where it is none or is damaged, a FileNotFoundError where it is not there."""
+    """The ZIP at ``path``, unpacked in memory within MAX_ENTRIES and MAX_UNPACKED.
+
+    A FileNotFoundError where it is not there. A ValueError where it is none, is damaged, would go beyond these limits, or holds
+    what no plugin needs: links, names that come twice, passwords, another compression than ZIP's usual one.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size > MAX_UNPACKED:
+        raise ValueError(f"{path} has {path.stat().st_size / 1e6:.0f} MB; a plugin has at most {MAX_BYTES / 1e6:.0f} MB")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-            names = tuple(archive.namelist())
-            small = [name for name in names if archive.getinfo(name).file_size < MAX_BYTES and not name.endswith("/")]
-            texts = {name: archive.read(name).decode("utf-8", "replace") for name in small}
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            entries = archive.infolist()
+            refused = _refused(entries)
+            files = {} if refused else {entry.filename: _unpacked(archive, entry) for entry in entries if not entry.is_dir()}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a ZIP ({error}); write it anew") from error
-    return Submission(path, names, texts, path.stat().st_size)
+    if refused:
+        raise ValueError(f"{path} is not unpacked: {refused}; write it anew")
+    return Submission(path, tuple(entry.filename for entry in entries), files, path.stat().st_size)
+
+
+def _refused(entries: Sequence[zipfile.ZipInfo]) -> str:
+    """Why a ZIP of these entries is not unpacked; empty where it is."""
+    total = sum(entry.file_size for entry in entries)
+    if len(entries) > MAX_ENTRIES or total > MAX_UNPACKED:
+        limits = f"expected at most {MAX_ENTRIES} and {MAX_UNPACKED / 1e6:.0f} MB"
+        return f"it has {len(entries)} entries of {total / 1e6:.0f} MB, {limits}"
+    names = Counter(entry.filename.rstrip("/") for entry in entries)
+    kinds = {
+        "come twice": [name for name, number in names.items() if number > 1],
+        "are links": [entry.filename for entry in entries if stat.S_ISLNK(entry.external_attr >> 16)],
+        "need a password": [entry.filename for entry in entries if entry.flag_bits & 1],
+        "are not packed by deflate": [entry.filename for entry in entries if entry.compress_type not in PACKED],
+    }
+    return "; ".join(f"entries that {kind} ({_listed(found)})" for kind, found in kinds.items() if found)
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A file's content. A size must be asked for: without one, zipfile unpacks more than the entry says that it holds."""
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 @dataclass(frozen=True)
@@ -218,14 +227,16 @@ def check_plugin(
 ) -> Iterator[Finding]:
     """Everything that can be checked of the ZIP ``path`` without the website, one finding after the other.
 
-    The plugin's code is run, with the rights of the caller. The installed brainscore-vision is only read. What runs is a copy of
-    its models in a temporary folder, with the plugin beside them, in a process of its own, with caches of its own, and without the
-    packages that Brain-Score's machines lack. An interrupt (KeyboardInterrupt) leaves nothing behind, ``kill -9`` the folder.
+    The plugin's code is run, in a sandbox where this machine has one: ``tell`` takes, before that, what the code can reach and use
+    (docs/reliability.md). The installed brainscore-vision is only read. What runs is a copy of its models in a temporary folder,
+    with the plugin beside them, in a process of its own, with caches of its own, and without the packages that Brain-Score's
+    machines lack. An interrupt (KeyboardInterrupt) leaves nothing behind, ``kill -9`` the folder.
 
     >>> failed = [finding for finding in check_plugin(Path("submission/IDENTIFIER.zip")) if finding.status == FAILED]
 
     ``weights``: the plugin's on this machine; without them they are fetched from the place that the plugin names. ``tell`` takes a
-    line whenever a stage begins and ends. A ValueError or OSError for no such ZIP or weights, or a damaged ZIP.
+    line whenever a stage begins and ends, too. A ValueError or OSError for no such ZIP or weights, or a ZIP that
+    ``read_submission`` refuses.
     """
     submission = read_submission(path)
     if weights is not None and not weights.is_file():
@@ -247,8 +258,7 @@ def check_plugin(
             "requirements": [line for line, why in wrong.items() if not why],
             "weights": None if weights is None else str(weights.resolve()),
         }
-        (scratch / "task.json").write_text(json.dumps(task))
-        yield from _run(scratch, tell)
+        yield from rehearsal.run(scratch, task, tell)
 
 
 def reasons_not_to_run(submission: Submission) -> str:
@@ -284,80 +294,10 @@ def lay_out(submission: Submission, scratch: Path) -> Path:
     name = submission.plugins[0]
     if (site / "models" / name).exists():
         shutil.rmtree(site / "models" / name)  # said by the rule not_taken
-    with zipfile.ZipFile(submission.path) as archive:
-        for entry_name in submission.names:
-            target = site.joinpath(*PurePosixPath(entry_name).parts[1:])
-            folder = entry_name.endswith("/")
-            (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
-            if not folder:
-                target.write_bytes(archive.read(entry_name))
+    for inside in submission.names:
+        target = site.joinpath(*PurePosixPath(inside).parts[1:])
+        folder = inside not in submission.files
+        (target if folder else target.parent).mkdir(parents=True, exist_ok=True)
+        if not folder:
+            target.write_bytes(submission.files[inside])
     return site / "models" / name
-
-
-def environment(scratch: Path) -> dict[str, str]:
-    """Of the process: the scratch package first, homes of its own, no GPU, no pip, nothing compiled beside the sources."""
-    homes = {name: str(scratch / "homes" / name) for name in HOMES}
-    ours = str(Path(__file__).resolve().parents[2])  # where cnnf_brain lies
-    paths = [str(scratch / "site"), ours, *filter(None, [os.environ.get("PYTHONPATH")])]
-    fixed = {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those that are installed here
-        "PYTEST_ADDOPTS": "",
-        "BS_INSTALL_DEPENDENCIES": "no",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TMPDIR": str(scratch),
-    }
-    return {name: value for name, value in os.environ.items() if not name.startswith("RESULTCACHING")} | homes | fixed
-
-
-def _run(scratch: Path, tell: Callable[[str], object]) -> Iterator[Finding]:
-    """The findings of all stages, run in a process of its own; every stage is heard of."""
-    log, ended = scratch / "log", list[str]()
-    command = [sys.executable, "-m", "cnnf_brain.brainscore.worker", str(scratch)]
-    place: dict[str, Any] = {"cwd": scratch, "env": environment(scratch), "start_new_session": True}
-    with open(log, "wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, **place)
-    try:
-        reason = yield from _follow(process, scratch / "findings.jsonl", ended, tell)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it started
-        process.wait()
-    last = log.read_text(errors="replace").strip().splitlines()[-1:]
-    yield from silent(ended, f"{reason}: {''.join(last) or 'it said nothing'}")
-
-
-def _follow(
-    process: subprocess.Popen[bytes], results: Path, ended: list[str], tell: Callable[[str], object]
-) -> Generator[Finding, None, str]:
-    """Findings as the process writes them, until it ends or a stage takes too long; returns in words how it came to its end."""
-    read, since = 0, time.monotonic()
-    while True:
-        running = process.poll() is None  # before reading: what is written until then is read
-        lines = results.read_text().split("\n")[:-1] if results.is_file() else []
-        for event in map(json.loads, lines[read:]):
-            if "begin" in event:
-                since = time.monotonic()
-                tell(f"{event['begin']}: {STAGES[event['begin']]}")
-            elif "end" in event:
-                ended.append(event["end"])
-                tell(f"{event['end']}: {event['seconds']:.0f} s")
-            else:
-                yield Finding(**event)
-        read = len(lines)
-        if not running:
-            killed = " (killed: too little memory?)" if process.returncode == -signal.SIGKILL else ""
-            return f"the process ended early, with {process.returncode}{killed}"
-        if time.monotonic() - since > LIMIT:
-            return f"stopped after {LIMIT / 60:.0f} min without an end"
-        time.sleep(0.1)
-
-
-def silent(ended: Sequence[str], reason: str) -> Iterator[Finding]:
-    """A finding for every stage that did not say that it ended: the first of them failed, the others were not run."""
-    missing = [name for name in STAGES if name not in ended]
-    for name in missing[:1]:
-        yield Finding(STAGES[name], FAILED, reason)
-    for name in missing[1:]:
-        yield Finding(STAGES[name], NOT_RUN, f"since the stage {missing[0]} did not come to its end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
@@ -40,7 +41,8 @@ class Weights:
     ``stored`` and ``version_id`` are what the website's Large File Upload returned: the path below ``brainscore-vision/models`` in
     Brain-Score's storage, and the version. ``url`` is a hub's address instead. With neither, the plugin is a draft, which loads
     from this machine alone. ``sha1`` goes to Brain-Score's loader, which only notes it. Without ``file`` the network's own code
-    makes the weights, and ``sha256`` is their ``made_hash``. A ValueError for a place that is not whole, or for no file.
+    makes the weights, and ``sha256`` is their ``made_hash``. A ValueError for a place that is not whole, for no file, and for names
+    that lead out of the folders of weights (a plugin may come from strangers).
     """
 
     file: str
@@ -51,6 +53,10 @@ class Weights:
     url: str = ""
 
     def __post_init__(self) -> None:
+        out = "/" in self.file or self.stored.startswith("/") or ".." in self.stored.split("/")
+        if out or not re.fullmatch("[0-9a-f]*", self.sha256):
+            given = f"weights {self.file!r} with SHA-256 {self.sha256!r}, stored as {self.stored!r}"
+            raise ValueError(f"{given}: expected a file's name, hexadecimal digits, and a path without ..; {AGAIN}")
         if self.made and (self.stored or self.url):
             told = "give a file of weights, or no place"
             raise ValueError(f"a place is given, and the network's own code makes its weights; {told}")

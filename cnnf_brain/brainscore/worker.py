@@ -1,16 +1,19 @@
 """The stages of a rehearsal, in a process beside a scratch copy of Brain-Score's models.
 
-``python -m cnnf_brain.brainscore.worker SCRATCH``: started by check.py, which sets the environment. It writes a line of JSON to
-``SCRATCH/findings.jsonl`` where a stage begins, for each finding, and where the stage ends.
+``python -m cnnf_brain.brainscore.worker SCRATCH``: started by rehearsal.py, which sets the environment. It writes a line of JSON
+to ``SCRATCH/findings.jsonl`` where a stage begins, for each finding, and where the stage ends. After the stage of the weights it
+becomes a process behind the fence that the task names: all that runs the plugin's code is begun there, with nothing imported yet.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
 import shutil
+import socket
 import sys
 import time
 import timeit
@@ -19,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import brainscore_vision
 import numpy as np
@@ -28,12 +31,13 @@ import torch
 from numpy.typing import NDArray
 
 from cnnf_brain import io
-from cnnf_brain.brainscore.check import DRAFT, FAILED, NOT_RUN, OK, STAGES, Finding, held
 from cnnf_brain.brainscore.commitment import Weights
+from cnnf_brain.brainscore.rehearsal import DRAFT, FAILED, NOT_RUN, OK, STAGES, Finding, held
 from cnnf_brain.brainscore.toy import pictures, stimulus_set, toy_benchmark
 from cnnf_brain.brainscore.vendor import absent, forget
 
-HERE = ("127.0.0.1", "::1", "localhost", "")
+MAX_FILE = 2**32  # bytes of a file that the plugin's code may write
+OFFLINE = (errno.ENETUNREACH, errno.EHOSTUNREACH, socket.EAI_AGAIN, socket.EAI_NONAME)
 N_IMAGES = 16  # of the toy benchmark; memory and time are measured on them
 ROWS = 128  # that a step of PLS is timed on
 PATIENCE = 20.0  # seconds for an address to answer
@@ -258,46 +262,52 @@ def seconds_per_step(features: NDArray[Any]) -> float:
     return min(timeit.repeat(lambda: (features.T @ u, features @ w), number=1, repeat=3))
 
 
-def told(error: BaseException, scratch: Path) -> str:
+def told(error: BaseException, scratch: Path, fenced: bool = False) -> str:
     """An error for the reader of the findings, who cannot place a file in the scratch folder: it is gone by then."""
     if isinstance(error, ModuleNotFoundError):
         lacking = "Brain-Score's machines lack it, and requirements.txt does not name it"
         return f"{type(error).__name__}: No module named {error.name!r}; {lacking}"
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    asked = fenced and any(isinstance(cause, OSError) and cause.errno in OFFLINE for cause in causes(error))
+    text = f"{text}; the rehearsal has no network, and the plugin asks for it" if asked else text
     return re.sub(rf"place the .*? at {re.escape(str(scratch))}\S*", "give the weights to the check", text)
 
 
-def shut() -> None:
-    """From here on Python's sockets make no connection beyond this machine: what asks for one fails at once, as without a network.
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
-    This finds mistakes. It is no fence against code that wants out: another process, or a library with sockets of its own.
-    """
 
-    def refuse(event: str, args: tuple[Any, ...]) -> None:
-        host: Any = None
-        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            host = args[0]
-        elif event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
-            host = args[1][0]
-        if isinstance(host, str) and host not in HERE:
-            raise OSError(f"the rehearsal is offline, and something asks for {host}")
-
-    sys.addaudithook(refuse)
+def confine(scratch: Path, task: dict[str, Any], blocked: str) -> NoReturn:
+    """Become the worker of the stages after the weights: behind the task's fence, in its memory. ``blocked`` is a Rehearsal's."""
+    for kind, value in (
+        (resource.RLIMIT_DATA, task["memory"]),
+        (resource.RLIMIT_FSIZE, MAX_FILE),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, most = resource.getrlimit(kind)
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(kind, (value, value))
+    command = [*task["fence"], sys.executable, "-m", "cnnf_brain.brainscore.worker", str(scratch), blocked]
+    os.execvp(command[0], command)
 
 
 PARTS: tuple[Callable[[Rehearsal], Iterator[Finding]], ...] = (weights, load, tests, scoring, cost)
 
 
 def main() -> int:
-    """Run all stages: 0 where each came to its end, whatever it found."""
-    scratch = Path(sys.argv[1])
-    run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch)
+    """Run the stage of the weights and go behind the fence, or run the other stages there: 0 where each came to its end."""
+    scratch, behind = Path(sys.argv[1]), sys.argv[2:]
+    run = Rehearsal(json.loads((scratch / "task.json").read_text()), scratch, blocked="".join(behind))
     warnings.simplefilter("ignore")
-    with open(scratch / "findings.jsonl", "w") as results:
-        for stage in PARTS:
-            if stage is load:  # the plugin's code is run from here on
-                shut()
-                forget(absent(run.task["requirements"]))
+    with open(scratch / "findings.jsonl", "a") as results:
+        if not behind:
+            perform(weights, run, results)
+            confine(scratch, run.task, run.blocked)
+        forget(absent(run.task["requirements"]))
+        for stage in PARTS[1:]:
             perform(stage, run, results)
     shutil.rmtree(scratch / "homes" / "RESULTCACHING_HOME", ignore_errors=True)
     return 0
@@ -318,7 +328,7 @@ def perform(stage: Callable[[Rehearsal], Iterator[Finding]], run: Rehearsal, res
             write(asdict(finding))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        write(asdict(Finding(STAGES[name], FAILED, told(error, run.scratch))))
+        write(asdict(Finding(STAGES[name], FAILED, told(error, run.scratch, bool(run.task.get("fence"))))))
         if stage is scoring:
             run.blocked = "no image was run to its end"
     write({"end": name, "seconds": time.time() - started})

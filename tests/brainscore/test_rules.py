@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,3 +125,85 @@ def test_what_is_no_zip(rules: Any, tmp_path: Path) -> None:
     for name in ("cut.zip", "flipped.zip"):
         with pytest.raises(ValueError, match=rf"{name} cannot be read as a ZIP \(.*\); write it anew"):
             rules.read_submission(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("entry", "content", "method", "said"),
+    [
+        ({}, bytes(300_000_000), zipfile.ZIP_DEFLATED, "it has 9 entries of 300 MB, expected at most 10000 and 200 MB"),
+        ({"external_attr": 0o120777 << 16}, b"/etc/passwd", zipfile.ZIP_STORED, "entries that are links (root/new)"),
+        ({"filename": f"{IN}test.py"}, b"", zipfile.ZIP_STORED, f"entries that come twice ({IN}test.py)"),
+        ({"filename": IN[:-1]}, b"", zipfile.ZIP_STORED, f"entries that come twice ({IN[:-1]})"),
+        ({}, b"0", zipfile.ZIP_BZIP2, "entries that are not packed by deflate (root/new)"),
+        ({}, b"0", zipfile.ZIP_LZMA, "entries that are not packed by deflate (root/new)"),
+    ],
+    ids=["too large", "link", "twice", "folder and file", "bzip2", "lzma"],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_what_is_not_unpacked(rules: Any, tmp_path: Path, entry: Any, content: bytes, method: int, said: str) -> None:
+    path = write(tmp_path / "a.zip", GOOD)
+    info = zipfile.ZipInfo("root/new")
+    for name, value in entry.items():
+        setattr(info, name, value)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(info, content, method)
+    with pytest.raises(ValueError, match="is not unpacked") as caught:
+        rules.read_submission(path)
+    assert f"{path} is not unpacked: {said}; write it anew" == str(caught.value)
+
+
+def test_a_zip_of_many_entries(rules: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", {f"root/{number}": "" for number in range(10_001)})
+    with pytest.raises(ValueError, match="it has 10001 entries of 0 MB, expected at most 10000 and 200 MB"):
+        rules.read_submission(path)
+
+
+def test_an_entry_that_is_larger_than_it_says(rules: Any, tmp_path: Path) -> None:
+    """The size that it says is in its own header and in the list at the end; only so much is unpacked."""
+    path, true, said = tmp_path / "a.zip", 200_000_123, 10
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("root/a", bytes(true))
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", true)) == 2
+    path.write_bytes(content.replace(struct.pack("<I", true), struct.pack("<I", said)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.zip cannot be read as a ZIP \(Bad CRC-32 for file 'root/a'\)"):
+        rules.read_submission(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1", "model.py holds no IDENTITY"),
+        ("IDENTITY = {'a': b'not JSON'}", "model.py holds no IDENTITY"),
+        (f"IDENTITY = {'[' * 5000}", "model.py holds no IDENTITY"),
+        (f"IDENTITY = {'-' * 100_000}1", "model.py holds no IDENTITY"),
+        ("#" * 1_000_001, "model.py has 1.0 MB, expected at most 1 MB of code"),
+    ],
+    ids=["none", "not JSON", "deep", "deeper", "long"],
+)
+def test_an_identity_that_cannot_be_read(rules: Any, tmp_path: Path, code: str, said: str) -> None:
+    submission = rules.read_submission(write(tmp_path / "a.zip", {**GOOD, f"{IN}model.py": code}))
+    assert said in rules.reasons_not_to_run(submission)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"file": "../../a.pt"},
+        {"file": "/a.pt"},
+        {"sha256": "../../../../a"},
+        {"stored": "../a.pt", "version_id": "1"},
+        {"stored": "/a.pt", "version_id": "1"},
+        {"stored": "user_1/../../a.pt", "version_id": "1"},
+    ],
+)
+def test_weights_that_lead_out_of_their_folder(given: dict[str, str]) -> None:
+    """They are fetched before the plugin's code is run, and so outside of every fence."""
+    from cnnf_brain.brainscore.commitment import Weights
+
+    with pytest.raises(ValueError, match="expected a file's name, hexadecimal digits, and a path without"):
+        Weights(**{"file": "a.pt", "sha256": "0" * 64, **given})
