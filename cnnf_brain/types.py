@@ -262,7 +262,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Held-out predictions of every split, for every number of components.
+    """Held-out predictions of every split, for every number of components. Ridge has a single entry, at its chosen penalties.
 
     ``values[s]`` has shape (n_components, n_test of split s, n_sites); entry a uses a + 1 components.
     ``ranks[s]`` is the number of components that the training rows of split s could carry (further ones add nothing).

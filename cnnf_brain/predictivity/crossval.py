@@ -114,7 +114,7 @@ def select_nested(
     """
     if not candidates:
         raise ValueError("there are no candidates to choose from; name at least one layer and iteration")
-    inner = [_inner_splits(splits, number) for number in range(len(splits))]
+    inner = [inner_splits(splits, number) for number in range(len(splits))]
     names = list(candidates)
     quality = np.array([_inner_quality(candidates[name], responses, inner, n_components, per_site) for name in names])
     if np.isnan(quality).all(axis=0).any():
@@ -130,7 +130,7 @@ def select_nested(
     return Predictions(tuple(splits), values, ranks), tuple(names[candidate] for candidate in best)
 
 
-def _inner_splits(splits: Sequence[Split], number: int) -> list[Split]:
+def inner_splits(splits: Sequence[Split], number: int) -> list[Split]:
     """The inner cross-validation within the training rows of splits[number]."""
     outer = splits[number].train
     tests = [np.intersect1d(other.test, outer) for other in (*splits[:number], *splits[number + 1 :])]

@@ -84,8 +84,8 @@ def cross_predict(
     ValueError
         Shapes that do not match, NaN, a Gram that is not symmetric, faulty splits, too many components.
     """
-    K = GramOperator.of(_check_gram(gram))
-    responses = _check_responses(responses, len(gram))
+    K = GramOperator.of(check_gram(gram))
+    responses = check_responses(responses, len(gram))
     check_splits(splits, len(responses), n_components)
     training = np.zeros((len(splits), len(responses)))
     for weights, split in zip(training, splits, strict=True):
@@ -116,7 +116,7 @@ def truncate_gram(gram: Array, n: int) -> Array:
     """
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
-    gram = _check_gram(gram)
+    gram = check_gram(gram)
     means = gram.mean(axis=0)
     centred: Array = gram - means - means[:, None] + means.mean()
     rows = len(centred)
@@ -130,7 +130,7 @@ def truncate_gram(gram: Array, n: int) -> Array:
 
 def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
     """One model for all responses (PLS2) in each fold; ``training`` (n_folds, n_rows) is 1 for training rows, else 0."""
-    means, live = _means_and_live(responses, training)
+    means, live = means_and_live(responses, training)
     centre = means.mean(axis=0)
     Y, offsets = responses - centre, means - centre  # small numbers; each fold takes off its own offset
     growth = Components(K, training, means, n_components)
@@ -163,7 +163,7 @@ def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: 
 
 def fit_sites(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:
     """One model per response (PLS1) in one fold, all side by side; ``training`` is (1, n_rows)."""
-    means, live = _means_and_live(responses, training)
+    means, live = means_and_live(responses, training)
     rest = ((responses - means[0]) * live[0]).T * training
     growth = Components(K, training, means.T, n_components)
     floor = training.shape[1] * EPS * np.linalg.norm(rest, axis=1)
@@ -291,7 +291,8 @@ def check_splits(splits: Sequence[Split], n_rows: int, n_components: int) -> Non
             )
 
 
-def _check_responses(responses: Array, n_rows: int) -> Array:
+def check_responses(responses: Array, n_rows: int) -> Array:
+    """float64 responses (n_rows, n_sites); a ValueError for another shape and for NaN."""
     responses = np.asarray(responses, dtype=np.float64)
     if responses.ndim != 2 or len(responses) != n_rows or responses.shape[1] == 0:
         raise ValueError(
@@ -306,7 +307,8 @@ def _check_responses(responses: Array, n_rows: int) -> Array:
     return responses
 
 
-def _check_gram(gram: Array) -> Array:
+def check_gram(gram: Array) -> Array:
+    """The Gram in float64; a ValueError where it is not square, not finite or not symmetric."""
     gram = np.asarray(gram, dtype=np.float64)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"the Gram X Xᵀ has shape {gram.shape}; expected (n_images, n_images)")
@@ -319,7 +321,7 @@ def _check_gram(gram: Array) -> Array:
     return gram
 
 
-def _means_and_live(responses: Array, training: Array) -> tuple[Array, Array]:
+def means_and_live(responses: Array, training: Array) -> tuple[Array, Array]:
     """Per fold: means (n_folds, n_responses) over the training rows, and 1 where a response varies there, else 0."""
     means, live = [], []
     for weights in training:

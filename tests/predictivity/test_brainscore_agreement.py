@@ -1,4 +1,4 @@
-"""Brain-Score's own PLS metric, ceiling and score beside ours, on an assembly built here."""
+"""Brain-Score's own PLS and ridge metrics, ceiling and score beside ours, on an assembly built here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.predictivity.pls import cross_predict
+from cnnf_brain.predictivity.ridge import ridge_predict
 from cnnf_brain.predictivity.scores import (
     brainscore_ceiled,
     brainscore_r,
@@ -41,6 +42,7 @@ def brainscore() -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
             assembly=NeuroidAssembly,
             metric=load_metric("pls", crossvalidation_kwargs={"stratification_coord": "object_name"}),
+            ridge=load_metric("ridge", crossvalidation_kwargs={"stratification_coord": "object_name"}),
             ceiling=load_ceiling("internal_consistency"),
             average_repetition=average_repetition,
             explained_variance=explained_variance,
@@ -92,11 +94,12 @@ def theirs(brainscore: SimpleNamespace, experiment: SimpleNamespace) -> SimpleNa
             dims=["presentation", "neuroid"],
         )
         raw = brainscore.metric(source, target)
+        ridge = brainscore.ridge(source, target)
         ceiling = brainscore.ceiling(single)
         score = brainscore.explained_variance(raw, ceiling)
     place = {stimulus: row for row, stimulus in enumerate(experiment.ids)}
     order = np.array([place[stimulus] for stimulus in target["stimulus_id"].values])
-    return SimpleNamespace(raw=raw, ceiling=ceiling, score=score, order=order, target=target)
+    return SimpleNamespace(raw=raw, ridge=ridge, ceiling=ceiling, score=score, order=order, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,17 @@ def test_every_site_and_split_agrees(theirs: SimpleNamespace, ours: Any) -> None
     by_split = theirs.raw.attrs["raw"].transpose("split", "neuroid").sortby("neuroid_id").values
     assert np.abs(ours.r - by_split).max() < 5e-3  # their iterations end at tol=1e-6
     assert np.abs(site_r(ours) - by_split.mean(axis=0)).max() < 2e-3
+
+
+@pytest.mark.brainscore
+def test_ridge_agrees(theirs: SimpleNamespace, experiment: SimpleNamespace) -> None:
+    features, responses = experiment.features[theirs.order], experiment.repeats[theirs.order].mean(axis=2)
+    splits = make_splits("brainscore", experiment.ids[theirs.order], object_names=experiment.objects[theirs.order])
+    predictions, _ = ridge_predict(features @ features.T, responses, splits, [1.0])  # its alpha
+    by_split = theirs.ridge.attrs["raw"].transpose("split", "neuroid").sortby("neuroid_id").values
+    scores = score_predictions(predictions, responses)
+    assert np.abs(scores.r - by_split).max() < 1e-3
+    assert brainscore_r(scores) == pytest.approx(float(theirs.ridge), abs=1e-3)
 
 
 @pytest.mark.brainscore
