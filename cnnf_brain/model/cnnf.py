@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.autograd import Bits, Matched, SignsAlone, image_norm, packed, to_norm, unpacked
+from cnnf_brain.model.autograd import Bits, SignsAlone, image_norm, matched, packed, to_norm, unpacked
 from cnnf_brain.model.layers import FeedbackLayer, ReLU, plan
 from cnnf_brain.model.settings import INPUT, SETTINGS, FeedbackSettings, checked_iterations
 from cnnf_brain.model.state import ConsistencyWatch, FeedbackResult, State
@@ -234,15 +234,18 @@ class CNNF(nn.Module):
         state = State(h, h, given, sizes)
         if self.start - 1 in keep.maps:
             state.maps[self.start - 1] = h
+        matching = self._matching(keep)
         x, own = h, False  # whether x is a map of its own, which nobody else sees
         for i, layer in list(enumerate(self.feedback_layers))[self.start :]:
             state.inputs[i] = x.shape
             if keep.gates and layer.is_gate:
                 state.gate_inputs[i] = x
-            x, z = layer.forward(x, state.given.get(i), keep.spare and own)
-            if layer.has_weights and (keep.gates or self.match_layers):
-                norm = state.norms[i] = image_norm(x)
-                x = Matched.apply(x, state.sizes[i], norm.detach()) if i in state.sizes else x
+            if i in matching and isinstance(layer, ReLU):
+                x, z, state.norms[i - 1] = layer.matched(x, state.given.get(i), state.sizes.get(i - 1))
+            else:
+                x, z = layer.forward(x, state.given.get(i), keep.spare and own)
+            if i in matching and layer.has_weights:
+                x, state.norms[i] = matched(x, state.sizes.get(i), keep.spare)
             if z is not None and keep.generate:
                 state.latents[i] = z
             if i in keep.maps:
@@ -250,6 +253,17 @@ class CNNF(nn.Module):
             own = layer.has_weights and i not in keep.maps
         state.output = x
         return state
+
+    def _matching(self, keep: Kept) -> set[int]:
+        """The layers that read the norms of f(l), and scale f(l) to those of the first pass: where gradients are wanted, and nobody
+        else sees f(l), the ReLU above a convolution or matrix, which reads and writes the map anyway; else that layer itself."""
+        if not (keep.gates or self.match_layers):
+            return set()
+        layers = dict(list(enumerate(self.feedback_layers))[self.start :])
+        weights = {i for i, layer in layers.items() if layer.has_weights}
+        alone = {i for i in weights if isinstance(layers.get(i + 1), ReLU) and i not in keep.maps}
+        alone = alone if torch.is_grad_enabled() and not keep.gates else set()
+        return (weights - alone) | {i + 1 for i in alone}
 
     def generate(self, state: State, clean: Tensor, keep: Kept = PLAIN) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``.

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.model.autograd import Convolved, Spread, Windows, layout, unpooled
+from cnnf_brain.model.autograd import Convolved, Spread, Windows, chosen, layout, unpooled
 from cnnf_brain.model.layers import FeatureNorm, Norm
-from cnnf_brain.model.state import chosen
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 KERNELS = [((3, 3), (0, 0)), ((3, 3), (1, 1)), ((5, 2), (2, 0)), ((1, 1), (0, 0))]
