@@ -106,29 +106,46 @@ class Normalised(torch.autograd.Function):
 
 
 class Matched(torch.autograd.Function):
-    """x scaled image by image to the norm ``wish`` (B, 1, ...), with its gradient in three passes over the map."""
+    """``f`` scaled image by image to the norm ``wish`` and gated, in one: (output, norm of f), (B, ...) and (B, 1, ...).
+
+    ``wish`` (B, 1, ...), None: not scaled. ``gate``: whether a gate follows (else a wish is needed), ``guide`` what it is given
+    (see ``gated``). The gradient makes one map and works on it in place: on a CPU new memory costs more than the sums.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, wish: Tensor, norm: Tensor) -> Tensor:
-        """``norm`` (B, 1, ...): that of ``x``, which the gradient knows."""
-        ctx.save_for_backward(x, wish, norm)
-        return x * (wish / norm).to(x.dtype)
+    def forward(
+        ctx: Any, f: Tensor, wish: Tensor | None, gate: bool = False, guide: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        norm = image_norm(f)
+        scale = 1 if wish is None else (wish / norm).to(f.dtype)
+        output = gated(f, guide) if gate else f * scale
+        if gate and wish is not None:
+            output.mul_(scale)
+        ctx.save_for_backward(f, output if gate else None, wish, norm)
+        return output, norm
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, wish, norm = ctx.saved_tensors
-        norm = image_norm(x) if torch.is_grad_enabled() else norm  # for gradients of gradients
-        along = inner(g, x).to(norm.dtype) / norm
-        to_x = (g * (wish / norm).to(x.dtype)).addcmul_(x, (along * wish / norm**2).to(x.dtype), value=-1)
-        return to_x, along, None
+    def backward(ctx: Any, g: Tensor, along: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (f, output, wish, norm), again = ctx.saved_tensors, torch.is_grad_enabled()
+        norm = image_norm(f) if again else norm  # for gradients of gradients
+        to_f, to_wish = g if output is None else masked(g, output), None
+        if wish is not None:
+            to_wish, scale = inner(to_f, f).to(norm.dtype) / norm, (wish / norm).to(f.dtype)
+            along = along - to_wish * wish / norm
+            to_f = to_f * scale if again or output is None else to_f.mul_(scale)
+        return to_f.addcmul_(f, (along / norm).to(f.dtype)), to_wish, None, None
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> image by image, (B, 1, ...); both are read as they lie in memory where they lie alike."""
+    shape = (-1, *[1] * (a.dim() - 1))
     if layout(a) == torch.channels_last:
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
-    return product.view(-1, *[1] * (a.dim() - 1))
+    a, b = a.flatten(1), b.flatten(1)
+    if a.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.linalg.vecdot(a, b).view(shape)
+    # image by image: PyTorch writes the product of all that it is given
+    return torch.stack([torch.linalg.vecdot(x, y) for x, y in zip(a, b, strict=True)]).view(shape)
 
 
 def image_norm(x: Tensor) -> Tensor:
@@ -140,15 +157,28 @@ def image_norm(x: Tensor) -> Tensor:
 
 def to_norm(x: Tensor, wish: Tensor) -> Tensor:
     """``x`` scaled image by image to the norm ``wish`` (B, 1, ...)."""
-    return Matched.apply(x, wish, image_norm(x.detach()))  # type: ignore[no-any-return]
+    return Matched.apply(x, wish)[0]  # type: ignore[no-any-return]
+
+
+def matched(x: Tensor, wish: Tensor | None, spare: bool) -> tuple[Tensor, Tensor]:
+    """``x`` scaled image by image to the norm ``wish`` (None: as it is), and its norm before; ``spare``: x may be overwritten."""
+    norm = image_norm(x)
+    if wish is None:
+        return x, norm
+    return (x.mul_((wish / norm).to(x.dtype)) if spare else to_norm(x, wish)), norm
+
+
+def gated(f: Tensor, guide: Tensor | None) -> Tensor:
+    """ReLU of ``f``; with a ``guide`` AdaReLU: f where the signs of both match, else 0."""
+    return f.relu() if guide is None else torch.copysign(f, guide).lerp_(f, 0.5)
 
 
 class Gated(torch.autograd.Function):
-    """AdaReLU: (f + |f| sign g) / 2, which is f where the signs of f and g match, else 0; what passes has the gradient 1."""
+    """AdaReLU (see ``gated``); what passes has the gradient 1."""
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, g: Tensor) -> Tensor:
-        output = torch.copysign(f, g).add_(f).mul_(0.5)
+    def forward(ctx: Any, f: Tensor, guide: Tensor) -> Tensor:
+        output = gated(f, guide)
         ctx.save_for_backward(output)
         return output
 
@@ -167,10 +197,9 @@ class Pooled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sign: Tensor | None, windows: Windows) -> tuple[Tensor, Tensor]:
         if sign is not None:
-            x = x.clone()  # in the memory format of x
             height, width = windows.kernel
             tiles = torch.unflatten(torch.unflatten(x, -1, (-1, width)), -3, (-1, height))
-            tiles.mul_(sign[..., :, None, :, None])
+            x = (tiles * sign[..., :, None, :, None]).flatten(-2).flatten(-3, -2)  # lies in memory as before
         kernel, stride, padding, ceil_mode = windows
         top, at = F.max_pool2d(x, kernel, stride, padding, 1, ceil_mode, return_indices=True)
         ctx.mark_non_differentiable(at)
@@ -186,7 +215,29 @@ class Pooled(torch.autograd.Function):
 def unpooled(g: Tensor, at: Tensor, windows: Windows, size: torch.Size) -> Tensor:
     """``g`` (B, C, h, w) put at the flat positions ``at`` of maps (B, C, *size) that are 0 elsewhere, no two at one position.
     The maps lie in memory as ``at`` does."""
-    return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, *windows[:3], output_size=list(size))
+    return Unpooled.apply(g, at, windows, size)  # type: ignore[no-any-return]
+
+
+class Unpooled(torch.autograd.Function):
+    """See ``unpooled``; the gradient is read in the order of memory, which PyTorch's is not."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, at: Tensor, windows: Windows, size: torch.Size) -> Tensor:
+        ctx.save_for_backward(at)
+        return F.max_unpool2d(g.contiguous(memory_format=layout(at)), at, *windows[:3], output_size=list(size))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return chosen(grad, ctx.saved_tensors[0]), None, None, None
+
+
+def chosen(values: Tensor, at: Tensor) -> Tensor:
+    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
+    values = values.expand(len(at), -1, -1, -1)
+    if layout(at) == torch.contiguous_format:
+        return values.flatten(2).gather(2, at.flatten(2)).view_as(at)
+    values, rows = values.permute(0, 2, 3, 1).flatten(1, 2), at.permute(0, 2, 3, 1)
+    return values.gather(1, rows.flatten(1, 2)).view_as(rows).permute(0, 3, 1, 2)
 
 
 class Masked(torch.autograd.Function):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.model.autograd import Bits, Matched, SignsAlone, image_norm, packed, to_norm, unpacked
-from cnnf_brain.model.layers import FeedbackLayer, ReLU, plan
+from cnnf_brain.model.autograd import Bits, SignsAlone, image_norm, matched, packed, to_norm, unpacked
+from cnnf_brain.model.layers import FeedbackLayer, MaxPool, ReLU, plan
 from cnnf_brain.model.settings import INPUT, SETTINGS, FeedbackSettings, checked_iterations
 from cnnf_brain.model.state import ConsistencyWatch, FeedbackResult, State
 from cnnf_brain.types import LayerAt
@@ -234,22 +234,42 @@ class CNNF(nn.Module):
         state = State(h, h, given, sizes)
         if self.start - 1 in keep.maps:
             state.maps[self.start - 1] = h
-        x, own = h, False  # whether x is a map of its own, which nobody else sees
-        for i, layer in list(enumerate(self.feedback_layers))[self.start :]:
+        state.output = self.climb(h, range(self.start, len(self.feedback_layers)), state, keep)
+        return state
+
+    def climb(self, x: Tensor, part: range, state: State, keep: Kept) -> Tensor:
+        """The layers numbered ``part`` of a feedforward pass, from the input ``x`` of the first to the output of the last, which is
+        returned; the rest is written into ``state``."""
+        layers, matching = self.feedback_layers, self._matching(keep)
+        own = False  # whether x is a map of its own, which nobody else sees
+        for i in part:
+            layer = layers[i]
             state.inputs[i] = x.shape
             if keep.gates and layer.is_gate:
                 state.gate_inputs[i] = x
-            x, z = layer.forward(x, state.given.get(i), keep.spare and own)
-            if layer.has_weights and (keep.gates or self.match_layers):
-                norm = state.norms[i] = image_norm(x)
-                x = Matched.apply(x, state.sizes[i], norm.detach()) if i in state.sizes else x
+            if i in matching and isinstance(layer, ReLU):
+                x, z, state.norms[i - 1] = layer.matched(x, state.given.get(i), state.sizes.get(i - 1))
+            else:
+                x, z = layer.forward(x, state.given.get(i), keep.spare and own)
+            if i in matching and layer.has_weights:
+                x, state.norms[i] = matched(x, state.sizes.get(i), keep.spare)
             if z is not None and keep.generate:
                 state.latents[i] = z
             if i in keep.maps:
                 state.maps[i] = x
             own = layer.has_weights and i not in keep.maps
-        state.output = x
-        return state
+        return x
+
+    def _matching(self, keep: Kept) -> set[int]:
+        """The layers that read the norms of f(l), and scale f(l) to those of the first pass: where gradients are wanted, and nobody
+        else sees f(l), the ReLU above a convolution or matrix, which reads and writes the map anyway; else that layer itself."""
+        if not (keep.gates or self.match_layers):
+            return set()
+        layers = dict(list(enumerate(self.feedback_layers))[self.start :])
+        weights = {i for i, layer in layers.items() if layer.has_weights}
+        alone = {i for i in weights if isinstance(layers.get(i + 1), ReLU) and i not in keep.maps}
+        alone = alone if torch.is_grad_enabled() and not keep.gates else set()
+        return (weights - alone) | {i + 1 for i in alone}
 
     def generate(self, state: State, clean: Tensor, keep: Kept = PLAIN) -> None:
         """The feedback pass from the output down to the target (eq. 2), written into ``state``.
@@ -315,22 +335,31 @@ class Checkpointed:
         self.model = model
 
     def sweep(self, h: Tensor, given: Maps, sizes: Maps, keep: Kept) -> State:
-        """The feedforward pass; latents are held in their small form."""
-        output, latents, inputs, norms = checkpoint(self._up, h, given, sizes, keep, use_reentrant=False)
-        return State(h, output, inputs=inputs, latents=latents, norms=norms)
+        """The feedforward pass; latents are held in their small form. It is computed again in two parts, the first up to the first
+        pooling, where a map is large below and small above: less has to be held at once."""
+        layers = self.model.feedback_layers
+        pools = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, MaxPool) and self.model.start <= i]
+        state, ends = State(h, h), [self.model.start, *pools[:1], len(layers)]
+        for part in map(range, ends, ends[1:]):
+            made = checkpoint(self._up, state.output, part, given, sizes, keep, use_reentrant=False)
+            state.output = made[0]
+            for mine, more in zip((state.latents, state.inputs, state.norms), made[1:], strict=True):
+                mine.update(more)
+        return state
 
     def generate(self, state: State, clean: Tensor, keep: Kept) -> None:
         """The feedback pass; of its maps at gates the signs are held."""
         held = (state.output, state.latents, state.inputs, clean)
         state.reconstruction, state.guides = checkpoint(self._down, *held, keep, use_reentrant=False)
 
-    def _up(self, h: Tensor, given: Maps, sizes: Maps, keep: Kept) -> tuple[Any, ...]:
-        state, layers = self.model.sweep(h, SignsAlone(given), sizes, keep), self.model.feedback_layers
+    def _up(self, x: Tensor, part: range, given: Maps, sizes: Maps, keep: Kept) -> tuple[Any, ...]:
+        state, layers = State(x, x, SignsAlone(given), sizes), self.model.feedback_layers
+        output = self.model.climb(x, part, state, keep)
         latents: dict[int, Any] = {}
         for i, z in state.latents.items():
             positions = z if z.is_floating_point() else z.int()  # dropout's mask, or pooling's positions
             latents[i] = packed(z != 0, z.dtype) if isinstance(layers[i], ReLU) else positions
-        return state.output, latents, state.inputs, state.norms
+        return output, latents, state.inputs, state.norms
 
     def _down(
         self, output: Tensor, latents: dict[int, Any], inputs: dict[int, torch.Size], clean: Tensor, keep: Kept

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.autograd import Convolved, Gated, Normalised, Pooled, Spread, Windows, masked, unpooled
+from cnnf_brain.model.autograd import Convolved, Gated, Matched, Normalised, Pooled, Spread, Windows, masked, unpooled
 
 FEW = 4  # channels of a map that counts as an image
 
@@ -180,9 +180,15 @@ class ReLU(FeedbackLayer):
             out: Tensor = x.relu_() if spare else x.relu()
             return out, out.detach()
         g = guide.to(x.dtype)
-        out = Gated.apply(x, g) if x.requires_grad else torch.copysign(x, g, out=g if spare else None).add_(x).mul_(0.5)
+        out = Gated.apply(x, g) if x.requires_grad else torch.copysign(x, g, out=g if spare else None).lerp_(x, 0.5)
         out = out.abs() if self.printed else out
         return out, out.detach()
+
+    def matched(self, f: Tensor, guide: Tensor | None, wish: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``forward`` of ``f`` scaled to the norm ``wish`` (None: as it is), and the norm of ``f``; see ``Matched``."""
+        out, norm = Matched.apply(f, wish, True, None if guide is None else guide.to(f.dtype))
+        out = out.abs() if self.printed and guide is not None else out
+        return out, out.detach(), norm
 
     def bits(self, z: Tensor) -> Tensor:
         return z != 0

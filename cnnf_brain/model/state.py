@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.model.autograd import chosen
 from cnnf_brain.model.layers import FeedbackLayer, MaxPool
 from cnnf_brain.types import LayerAt
 
@@ -214,11 +215,6 @@ def eta(model: CNNF, state: State) -> Tensor:
         g, z = state.feedback[i], layers[i].bits(state.latents[i])
         total = total + (chosen(b, z) * g if isinstance(layers[i], MaxPool) else b * z * g).flatten(1).sum(1)
     return total
-
-
-def chosen(values: Tensor, at: Tensor) -> Tensor:
-    """The elements of maps ``values`` (1 or B, C, H, W) at the flat positions ``at`` (B, C, h, w)."""
-    return values.expand(len(at), -1, -1, -1).flatten(2).gather(2, at.flatten(2)).view_as(at)
 
 
 def feedback_losses(

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.model.autograd import Convolved, Spread, Windows, layout, unpooled
+from cnnf_brain.model.autograd import Convolved, Matched, Spread, Windows, chosen, layout, unpooled
 from cnnf_brain.model.layers import FeatureNorm, Norm
-from cnnf_brain.model.state import chosen
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 KERNELS = [((3, 3), (0, 0)), ((3, 3), (1, 1)), ((5, 2), (2, 0)), ((1, 1), (0, 0))]
@@ -88,6 +87,24 @@ def test_what_is_unpooled_is_chosen_again(memory_format: Any) -> None:
     assert torch.autograd.gradcheck(
         lambda g: unpooled(g, at, Windows((2, 2), (2, 2), (0, 0), False), torch.Size((6, 4))), (g,)
     )
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("gate", ["none", "ReLU", "AdaReLU"])
+def test_norm_scale_and_gate_in_one(memory_format: Any, scaled: bool, gate: str) -> None:
+    if gate == "none" and not scaled:
+        pytest.skip("does nothing")
+    f, wish = drawn(2, 3, 6, 5, memory_format=memory_format), torch.tensor([2.0, 0.5]).double().view(2, 1, 1, 1)
+    wish, guide = wish.requires_grad_() if scaled else None, drawn(2, 3, 5, 6).detach().mT  # type: ignore[assignment]
+    made = Matched.apply(f, wish, gate != "none", guide if gate == "AdaReLU" else None)
+    norm = f.square().sum((1, 2, 3), keepdim=True).sqrt()
+    sign = {"none": f.sign(), "ReLU": torch.ones_like(f), "AdaReLU": guide.sign()}[gate]
+    expected = (torch.where(f * sign > 0, f * wish / norm if scaled else f, 0.0), norm)
+    along, given = [torch.randn_like(value) for value in expected], (f, wish) if scaled else (f,)
+    gradients = [torch.autograd.grad(values, given, along) for values in (made, expected)]
+    for found, wanted in zip((*made, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def norm_feedback(g: torch.Tensor, unmasked: torch.Tensor) -> torch.Tensor:
