@@ -36,7 +36,7 @@ def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def convolutions(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     path = tmp_path / "convolutions.safetensors"
-    save_file({f"features.{name}": value for name, value in tiny("vgg16", 1).features.state_dict().items()}, path)  # type: ignore[operator]
+    save_file({f"features.{name}": value for name, value in tiny("vgg16", 1).features.state_dict().items()}, path)
     return path
 
 
@@ -60,8 +60,8 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torc
 def test_a_linear_head_is_the_mean_of_the_map_and_one_matrix() -> None:
     model = cb.vgg16(iterations=0, num_classes=7, head="linear").double()
     x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    features = model.features(x)  # type: ignore[operator]
-    expected = features.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias  # type: ignore[union-attr, operator, operator]
+    features = model.features(x)
+    expected = features.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     assert model.layer_names[-1] == "classifier"
     with pytest.raises(ValueError, match="head 'wide' is not known"):
@@ -84,7 +84,7 @@ def test_only_what_lies_above_the_held_layer_is_trained(
     weights = str(head / "model.safetensors")
     assert read_card(weights).head == "linear"
     network = cb.load_network("vgg16", weights, image_size=SIZE)
-    assert torch.equal(network.module.classifier.weight, after["classifier.weight"])  # type: ignore[union-attr]
+    assert torch.equal(network.module.classifier.weight, after["classifier.weight"])  # type: ignore[arg-type]
     assert isinstance(plan("vgg16", weights).skeleton().module.get_submodule("classifier"), torch.nn.Linear)
 
     # both are trained where none is held
