@@ -79,6 +79,23 @@ def to_kernel(g: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int]) ->
     return made.to(weight.dtype)
 
 
+class Dense(torch.autograd.Function):
+    """F.linear whose gradient to the matrix is no view, as PyTorch's is: those of several passes are added up in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), (for_x, for_weight, for_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = g.reshape(-1, g.shape[-1])
+        to_x = (g @ weight.to(g.dtype)).to(x.dtype) if for_x else None
+        to_weight = (rows.t() @ x.reshape(-1, x.shape[-1]).to(g.dtype)).to(weight.dtype) if for_weight else None
+        return to_x, to_weight, rows.sum(0) if for_bias else None
+
+
 class Normalised(torch.autograd.Function):
     """x / size(x) + bias with its gradient in three passes over the map, where autograd takes ten."""
 

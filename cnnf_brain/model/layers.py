@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnf_brain.model.autograd import Convolved, Gated, Matched, Normalised, Pooled, Spread, Windows, masked, unpooled
+from cnnf_brain.model.autograd import Convolved, Dense, Gated, Matched, Normalised, Pooled, Spread, Windows, masked, unpooled
 
 FEW = 4  # channels of a map that counts as an image
 
@@ -156,6 +156,9 @@ class Linear(FeedbackLayer):
 
     has_weights = True
     module: nn.Linear
+
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, None]:
+        return Dense.apply(x, self.module.weight, self.module.bias), None
 
     def feedback(self, g: Tensor, below: torch.Size, z: Tensor | None, unmasked: Tensor | None) -> Tensor:
         return g @ self.module.weight

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
-from cnnf_brain.model.autograd import Convolved, Matched, Spread, Windows, chosen, layout, unpooled
+from cnnf_brain.model.autograd import Convolved, Dense, Matched, Spread, Windows, chosen, layout, unpooled
 from cnnf_brain.model.layers import FeatureNorm, Norm
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -49,6 +49,21 @@ def test_a_convolution_of_images_has_the_gradients_of_conv2d(memory_format: Any,
         strict=True,
     ):
         assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4)])
+def test_a_matrix_has_the_gradients_of_linear_and_they_are_added_up_in_place(shape: Any) -> None:
+    x, weight, bias = drawn(*shape), drawn(6, 4), drawn(6)
+    made, expected = Dense.apply(x, weight, bias), F.linear(x, weight, bias)
+    assert torch.equal(made, expected)
+    found, wanted = (torch.autograd.grad(y.square().sum(), (x, weight, bias)) for y in (made, expected))
+    assert all(torch.allclose(mine, theirs, rtol=1e-12, atol=1e-12) for mine, theirs in zip(found, wanted, strict=True))
+    total = Dense.apply(x, weight, bias).sum() + (Dense.apply(2 * x, weight, bias) @ weight).sum()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        total.backward()
+    sums = {event.key for event in profile.key_averages(group_by_input_shape=True) if [6, 4] in event.input_shapes[:1]}
+    assert {"aten::add", "aten::add_"} & sums == {"aten::add_"}
+    assert torch.autograd.gradgradcheck(Dense.apply, (x, weight, bias))
 
 
 def test_gradients_of_gradients() -> None:
