@@ -160,7 +160,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
         a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
     a, b = a.flatten(1), b.flatten(1)
     if a.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.linalg.vecdot(a, b).view(shape)
+        product: Tensor = torch.linalg.vecdot(a, b)
+        return product.view(shape)
     # image by image: PyTorch writes the product of all that it is given
     return torch.stack([torch.linalg.vecdot(x, y) for x, y in zip(a, b, strict=True)]).view(shape)
 

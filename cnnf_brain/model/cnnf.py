@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -340,11 +341,12 @@ class Checkpointed:
         layers = self.model.feedback_layers
         pools = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, MaxPool) and self.model.start <= i]
         state, ends = State(h, h), [self.model.start, *pools[:1], len(layers)]
-        for part in map(range, ends, ends[1:]):
+        for part in (range(first, end) for first, end in pairwise(ends)):
             made = checkpoint(self._up, state.output, part, given, sizes, keep, use_reentrant=False)
-            state.output = made[0]
-            for mine, more in zip((state.latents, state.inputs, state.norms), made[1:], strict=True):
-                mine.update(more)
+            state.output, latents, inputs, norms = made
+            state.latents.update(latents)
+            state.inputs.update(inputs)
+            state.norms.update(norms)
         return state
 
     def generate(self, state: State, clean: Tensor, keep: Kept) -> None:

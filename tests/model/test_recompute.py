@@ -87,7 +87,8 @@ def test_less_is_held_and_it_hardly_grows_with_iterations(monkeypatch: pytest.Mo
 
 def test_a_pass_is_computed_again_in_two_parts_the_upper_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the maps of one part alone are held at once."""
-    parts, climb = [], CNNF.climb
+    parts: list[range] = []
+    climb = CNNF.climb
 
     def noted(self: CNNF, x: torch.Tensor, part: range, *rest: Any) -> torch.Tensor:
         parts.append(part)
