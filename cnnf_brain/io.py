@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
 GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
-PACKED, ROOM = 1000, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
+PACKED, ROOM = 100, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
 def cache_folder(*parts: str) -> Path:
@@ -78,11 +78,9 @@ def reading(path: str | Path, what: str, advice: str = "", kind: type[ValueError
     except MemoryError:
         raise
     except Exception as error:  # on damaged files, decoders raise whatever they run into
-        if (
-            isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
-        ):  # the NetCDF library's are below 0
-            raise
-        if isinstance(error, ValueError) and str(path) in str(error):
+        # the numbers of the NetCDF library's own errors are below 0
+        systems = isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
+        if systems or (isinstance(error, ValueError) and str(path) in str(error)):
             raise
         raise kind(
             f"{path} cannot be read as {what} ({in_short(error)}); {advice or 'it may be damaged or incomplete'}"
