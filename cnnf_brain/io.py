@@ -1,5 +1,4 @@
-"""Files: reading regular files alone, with their name in every error; writing under a final name only when whole; hashing, the
-cache folder, downloads with a pinned hash."""
+"""Files: regular ones read, with their name in every error; written whole or not at all; hashes, the cache folder, downloads."""
 
 from __future__ import annotations
 
@@ -82,9 +81,8 @@ def reading(path: str | Path, what: str, advice: str = "", kind: type[ValueError
         systems = isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
         if systems or (isinstance(error, ValueError) and str(path) in str(error)):
             raise
-        raise kind(
-            f"{path} cannot be read as {what} ({in_short(error)}); {advice or 'it may be damaged or incomplete'}"
-        ) from error
+        advice = advice or "it may be damaged or incomplete"
+        raise kind(f"{path} cannot be read as {what} ({in_short(error)}); {advice}") from error
 
 
 def check_claim(path: str | Path, claimed: int) -> None:
