@@ -355,7 +355,10 @@ def test_a_function_that_makes_no_network(file: Path, function: str, message: st
         ("import no_such_module_anywhere", r"failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("import sys; sys.exit(3)", r"failed: SystemExit: 3"),
         ("from torch import nn\ndef net():\n n = nn.ReLU(); n.preprocessing = 3; return n", "its preprocessing is a int"),
-        ("from torch import nn\ndef net():\n n = nn.ReLU(); n.regions = 'V4'; return n", "its regions are .V4., expected a dict"),
+        (
+            "from torch import nn\ndef net():\n n = nn.ReLU(); n.regions = 'V4'; return n",
+            "its regions are .V4., expected a dict",
+        ),
     ],
 )
 def test_a_file_that_does_not_run(file: Path, text: str, message: str) -> None:
