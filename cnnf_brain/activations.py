@@ -118,6 +118,9 @@ def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict
     with float32_convolutions(network.device):
         maps = extract(network.module, shaped, layers, network.name)
     for at, values in maps.items():
+        if values.layout != torch.strided or values.is_complex() or values.is_quantized or values.is_meta:
+            kind = f"{values.dtype}, {values.layout}, {values.device}"
+            raise ValueError(f"{network.name} {at}: the layer's output is {kind}; expected real numbers in a dense tensor")
         if values.dim() < 2 or len(values) != len(batch):
             raise ValueError(
                 f"{network.name} {at}: the layer's output has shape {tuple(values.shape)} for {len(batch)} images; expected the "

@@ -29,7 +29,8 @@ class running(AbstractContextManager[None]):
     """
 
     def __init__(self, name: str, shape: Sequence[int], *known: type[Exception]) -> None:
-        self.name, self.shape, self.known = name, shape, (RunError, *known)
+        self.name, self.shape = name, shape
+        self.known: tuple[type[Exception], ...] = (RunError, *known)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, self.known):

@@ -86,7 +86,7 @@ class Preprocessing:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.floating | np.integer) and bool(abs(value) < LARGEST)
+    return isinstance(value, int | float | np.floating | np.integer) and bool(np.abs(value) < LARGEST)
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:

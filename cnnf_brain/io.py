@@ -1,5 +1,4 @@
-"""Files: reading regular files alone, with their name in every error; writing under a final name only when whole; hashing, the
-cache folder, downloads with a pinned hash."""
+"""Files: regular ones read, with their name in every error; written whole or not at all; hashes, the cache folder, downloads."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
 GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
-PACKED, ROOM = 1000, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
+PACKED, ROOM = 100, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
 def cache_folder(*parts: str) -> Path:
@@ -78,15 +77,12 @@ def reading(path: str | Path, what: str, advice: str = "", kind: type[ValueError
     except MemoryError:
         raise
     except Exception as error:  # on damaged files, decoders raise whatever they run into
-        if (
-            isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
-        ):  # the NetCDF library's are below 0
+        # the numbers of the NetCDF library's own errors are below 0
+        systems = isinstance(error, OSError) and error.filename is not None and (error.errno or 0) > 0
+        if systems or (isinstance(error, ValueError) and str(path) in str(error)):
             raise
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise kind(
-            f"{path} cannot be read as {what} ({in_short(error)}); {advice or 'it may be damaged or incomplete'}"
-        ) from error
+        advice = advice or "it may be damaged or incomplete"
+        raise kind(f"{path} cannot be read as {what} ({in_short(error)}); {advice}") from error
 
 
 def check_claim(path: str | Path, claimed: int) -> None:

@@ -355,7 +355,10 @@ def test_a_function_that_makes_no_network(file: Path, function: str, message: st
         ("import no_such_module_anywhere", r"failed: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("import sys; sys.exit(3)", r"failed: SystemExit: 3"),
         ("from torch import nn\ndef net():\n n = nn.ReLU(); n.preprocessing = 3; return n", "its preprocessing is a int"),
-        ("from torch import nn\ndef net():\n n = nn.ReLU(); n.regions = 'V4'; return n", "its regions are a str"),
+        (
+            "from torch import nn\ndef net():\n n = nn.ReLU(); n.regions = 'V4'; return n",
+            "its regions are .V4., expected a dict",
+        ),
     ],
 )
 def test_a_file_that_does_not_run(file: Path, text: str, message: str) -> None:
@@ -401,7 +404,7 @@ def test_weights_that_are_missing_or_damaged(tmp_path: Path, spec: str) -> None:
         load_network(spec, str(tmp_path / "no.safetensors"))
     path = Path(weights_of(cnnf_brain.small_net(), tmp_path / "cut.safetensors"))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"cut.safetensors: damaged or not a .safetensors file"):
+    with pytest.raises(ValueError, match=r"cut.safetensors cannot be read as a .safetensors file"):
         load_network(spec, str(path))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 GONE = "<gone>"
-VALUES = (
+VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 7, 10**20, 0.5, 1e308, float("nan"), float("inf"), "", "x", "0", "../../x", "/dev/zero", "\0"),
     *("{a:>3000000000}", "9" * 400, [], {}, [[]], [1, 2], ["a"], {"a": {}}, {"": None}, [None] * 3, GONE),
 )
@@ -85,7 +85,7 @@ def _other_value(name: str, content: bytes, change: Damage) -> bytes:
             return b"".join(lines)
         if name.endswith(".safetensors"):
             return _in_header(content, change)
-    except (ValueError, KeyError, ZeroDivisionError, RecursionError):  # damaged before
+    except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError, RecursionError):  # damaged before
         pass
     return content
 

@@ -21,7 +21,7 @@ from cnnf_brain.datasets import mnist
 from cnnf_brain.datasets.image_batches import ShownImages
 from cnnf_brain.datasets.image_index import index_images
 from cnnf_brain.gram import read_gram, write_gram
-from cnnf_brain.io import cache_folder, write_json
+from cnnf_brain.io import write_json
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card, read_weights
 from cnnf_brain.recordings import load_v4_compact, read_assembly, write_assembly
@@ -33,7 +33,6 @@ from cnnf_brain.trainer.metrics import Log
 from cnnf_brain.types import Gram, Images, LayerAt
 
 AT = LayerAt("a")
-KEY = "0" * 64
 QUESTION = {"sha256": "a" * 64, "settings": {"arch": "vgg16", "feedback": {"iterations": 2}}, "data": "b" * 64}
 SITES = 3
 
@@ -179,12 +178,12 @@ def read_cell(folder: Path, path: Path) -> object:
 
 
 def gram(folder: Path) -> list[Path]:
-    write_gram(KEY, Gram(AT, np.eye(4), 7))
-    return [cache_folder("grams") / f"{KEY}.npz"]
+    write_gram(folder / "gram.npz", Gram(AT, np.eye(4), 7))
+    return [folder / "gram.npz"]
 
 
 def cached(folder: Path, path: Path) -> object:
-    found = read_gram(AT, KEY)
+    found = read_gram(AT, path)
     return None if found is None else (found.values.tolist(), found.n_features)
 
 
