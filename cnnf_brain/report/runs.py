@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from cnnf_brain.io import write_json
+from tabulate import tabulate
+
+from cnnf_brain.io import markdown, write_json
 from cnnf_brain.report.charts import Chart, Mark
 
 FEW_IMAGES = 200  # below this many, a share of images is uncertain by more than 7 points (95%, at one half)
@@ -199,6 +201,12 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "none"
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown, whose cells are the texts as they are."""
+    cells = [[markdown(cell) for cell in row] for row in rows]
+    return str(tabulate(cells, [markdown(name) for name in head], tablefmt="github", disable_numparse=True))
 
 
 def version_keys(run: Mapping[str, Any]) -> dict[str, str]:
