@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import stat
 import sys
@@ -39,8 +38,6 @@ CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
 GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
 PACKED, ROOM = 1000, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
-# What Markdown takes for more than text: entities, tags, the end of a link's words, the end of a table's cell.
-ORDERS = {r"&(?=#?\w+;)": "&amp;", r"<(?=[a-zA-Z/!?])": "&lt;", r"\](?=[(\[:])": "&#93;", r"\|": "&#124;"}
 
 
 def cache_folder(*parts: str) -> Path:
@@ -195,14 +192,6 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text, whole or not at all."""
     write_whole(path, lambda file: file.write(text.encode()))
-
-
-def markdown(value: object) -> str:
-    """A value as text in Markdown, in one line: no part of it is a tag, a link, or the end of a table's cell."""
-    text = " ".join(str(value).split())
-    for order, entity in ORDERS.items():
-        text = re.sub(order, entity, text)
-    return text
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -16,11 +16,11 @@ from tabulate import tabulate
 
 from cnnf_brain import results, style
 from cnnf_brain.compare import show, words
-from cnnf_brain.io import markdown, plain, read_netcdf, reading, write_json, write_netcdf, write_text
+from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
 from cnnf_brain.report import PAGE, page
-from cnnf_brain.report.runs import Run, markdown_table
+from cnnf_brain.report.runs import Run, markdown, markdown_table
 from cnnf_brain.results import read_record
 from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
 

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 from tabulate import tabulate
 
-from cnnf_brain.io import markdown, write_json
+from cnnf_brain.io import write_json
 from cnnf_brain.report.charts import Chart, Mark
 
+# What Markdown takes for more than text: entities, tags, the end of a link's words, the end of a table's cell.
+ORDERS = {r"&(?=#?\w+;)": "&amp;", r"<(?=[a-zA-Z/!?])": "&lt;", r"\](?=[(\[:])": "&#93;", r"\|": "&#124;"}
 FEW_IMAGES = 200  # below this many, a share of images is uncertain by more than 7 points (95%, at one half)
 HOLDS = {True: "holds", False: "does not hold", None: "not decided by this"}
 
@@ -201,6 +203,14 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "none"
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def markdown(value: object) -> str:
+    """A value as text in Markdown, in one line: no part of it is a tag, a link, or the end of a table's cell."""
+    text = " ".join(str(value).split())
+    for order, entity in ORDERS.items():
+        text = re.sub(order, entity, text)
+    return text
 
 
 def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

@@ -18,9 +18,9 @@ import pandas as pd
 import xarray as xr
 
 from cnnf_brain import results, style
-from cnnf_brain.io import markdown, reading, write_csv, write_json, write_netcdf, write_text
+from cnnf_brain.io import reading, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.report import PAGE, readers
-from cnnf_brain.report.runs import Figure, TableChart, markdown_table
+from cnnf_brain.report.runs import Figure, TableChart, markdown, markdown_table
 from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
 from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
 from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model

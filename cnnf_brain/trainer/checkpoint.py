@@ -23,7 +23,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from cnnf_brain.io import markdown as text_of
 from cnnf_brain.io import open_file, read_json, reading, sha256, write_json, write_text, write_whole
 from cnnf_brain.model.weights import check_state, read_card, read_weights
 from cnnf_brain.results import commit, versions
@@ -315,14 +314,13 @@ def _write_again(folder: Path, card: dict[str, Any], model: nn.Module, steps: in
 def markdown(card: dict[str, Any]) -> str:
     """The card as tables: accuracy at every iteration, then everything else."""
     shares = [name for name in ACCURACIES if name in card]
-    lines = [f"# {text_of(card['title'])}", "", f"    {' '.join(str(card['command']).split())}", ""]
+    lines = [f"# {card['title']}", "", f"    {card['command']}", ""]
     lines += [f"| iteration | {' | '.join(name.replace('_', ' ') for name in shares)} |", "|---:" * (1 + len(shares)) + "|"]
     for t, row in enumerate(zip(*(card[name] for name in shares), strict=True)):
         lines.append(f"| {t} | {' | '.join(f'{100 * share:.2f} %' for share in row)} |")
     shown = ("title", "command", *ACCURACIES)
     rows = _rows({name: value for name, value in card.items() if name not in shown})
-    lines += ["", "| | |", "|---|---|", *(f"| {text_of(name)} | {text_of(value)} |" for name, value in rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]) + "\n"
 
 
 def _rows(card: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

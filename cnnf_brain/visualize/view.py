@@ -24,11 +24,11 @@ from cnnf_brain import results, style
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import PGD, Threat
 from cnnf_brain.checks import running
-from cnnf_brain.io import array_hash, markdown, short_hash, write_csv, write_json, write_netcdf, write_text
+from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
-from cnnf_brain.report.runs import Claim, Figure, TableChart, markdown_table
+from cnnf_brain.report.runs import Claim, Figure, TableChart, markdown, markdown_table
 
 BATCH = 64
 SHOWN = 4  # examples of each kind
