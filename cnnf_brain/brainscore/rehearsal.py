@@ -30,6 +30,7 @@ STAGES = {  # the parts of the rehearsal, and what each finds out
     "cost": "memory and time that the real benchmarks will take",
 }
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second as a fence passes it on
+OURS = str(Path(__file__).resolve().parents[2])  # where cnnf_brain lies
 HIDDEN = ("/tmp", "/run")  # in a sandbox: where programs of this machine leave sockets to talk to them
 
 
@@ -99,9 +100,8 @@ def fences(scratch: Path, needed: Iterable[Path]) -> Iterator[Fence]:
 
 def fence(scratch: Path, weights: str | None) -> Fence:
     """The strongest fence that this Python starts behind; ``weights`` are read through it."""
-    needed = [
-        Path(path) for path in (sys.prefix, sys.base_prefix, *sys.path, *filter(None, [weights])) if os.path.exists(path)
-    ]
+    read = (sys.prefix, sys.base_prefix, OURS, *sys.path, *filter(None, [weights]))
+    needed = [Path(path) for path in read if os.path.exists(path)]
     return next(known for known in fences(scratch, needed) if not known.command or _starts(known.command))
 
 
@@ -118,8 +118,7 @@ def _starts(command: Sequence[str]) -> bool:
 def environment(scratch: Path) -> dict[str, str]:
     """Of the process: the scratch package first, homes of its own, no GPU, no pip, nothing compiled beside the sources."""
     homes = {name: str(scratch / "homes" / name) for name in HOMES}
-    ours = str(Path(__file__).resolve().parents[2])  # where cnnf_brain lies
-    paths = [str(scratch / "site"), ours, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(scratch / "site"), OURS, *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -20,7 +20,7 @@ from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf,
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
 from cnnf_brain.report import PAGE, page
-from cnnf_brain.report.runs import Run
+from cnnf_brain.report.runs import Run, markdown, markdown_table
 from cnnf_brain.results import read_record
 from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
 
@@ -118,7 +118,7 @@ class Comparison:
     def markdown(self) -> str:
         """The printed table, with its notes."""
         head, rows, notes = words.cells(self.summary)
-        return "\n".join([tabulate(rows, head, tablefmt="github", disable_numparse=True), "", *(f"- {n}" for n in notes)])
+        return "\n".join([markdown_table(head, rows), "", *(f"- {markdown(note)}" for note in notes)])
 
     def plot(self) -> Figure:
         """The median r of every row with its interval, by region and source, and top-1, after Figure 5 of the paper.

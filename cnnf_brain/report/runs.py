@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tabulate import tabulate
+
 from cnnf_brain.io import write_json
 from cnnf_brain.report.charts import Chart, Mark
 
+# What Markdown takes for more than text: entities, tags, the end of a link's words, the end of a table's cell.
+ORDERS = {r"&(?=#?\w+;)": "&amp;", r"<(?=[a-zA-Z/!?])": "&lt;", r"\](?=[(\[:])": "&#93;", r"\|": "&#124;"}
 FEW_IMAGES = 200  # below this many, a share of images is uncertain by more than 7 points (95%, at one half)
 HOLDS = {True: "holds", False: "does not hold", None: "not decided by this"}
 
@@ -199,6 +203,20 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "none"
     elif value is not None:
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def markdown(value: object) -> str:
+    """A value as text in Markdown, in one line: no part of it is a tag, a link, or the end of a table's cell."""
+    text = " ".join(str(value).split())
+    for order, entity in ORDERS.items():
+        text = re.sub(order, entity, text)
+    return text
+
+
+def markdown_table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown, whose cells are the texts as they are."""
+    cells = [[markdown(cell) for cell in row] for row in rows]
+    return str(tabulate(cells, [markdown(name) for name in head], tablefmt="github", disable_numparse=True))
 
 
 def version_keys(run: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,6 @@ figure.md is a section of docs/results/robustness.md.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from tabulate import tabulate
 
 from cnnf_brain import results, style
 from cnnf_brain.io import reading, write_csv, write_json, write_netcdf, write_text
 from cnnf_brain.report import PAGE, readers
-from cnnf_brain.report.runs import Figure, TableChart
+from cnnf_brain.report.runs import Figure, TableChart, markdown, markdown_table
 from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
 from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
 from cnnf_brain.robustness.grids import RECIPES, Against, Grid, Model
@@ -273,7 +271,8 @@ def under(rows: pd.DataFrame, against: Against) -> pd.DataFrame:
 def section(result: Result) -> str:
     """figure.md: the command, the caption, tables, claims and checks. Accuracy in %, mean ± standard deviation over seeds."""
     grid, means = result.grid, result.means
-    parts = [f"## {grid.heading}", f"    {result.run['command']}", f"{caption(grid)}\n{training(result)}"]
+    command = " ".join(str(result.run["command"]).split())
+    parts = [f"## {markdown(grid.heading)}", f"    {command}", f"{markdown(caption(grid))}\n{markdown(training(result))}"]
     over_iterations = all(panel.x == "iteration" for panel in grid.panels)
     parts += ["![The figure](figure.png)", by_iteration(grid, means) if over_iterations else by_network(grid, means)]
     for epsilon in grid.strong_epsilons if grid.has_worst_case else ():
@@ -282,8 +281,8 @@ def section(result: Result) -> str:
     rows = [(*c.cells, c.left, told_epsilons(c.left_out)) for c in result.claims]
     floor = f"left out (all below {100 * FLOOR:g} %)"
     head = ("claim", "measured", "verdict", "left under the strongest attack of all", floor)
-    parts += [_table(head, rows)] if rows else []
-    return "\n\n".join([*parts, told(result)]) + "\n"
+    parts += [markdown_table(head, rows)] if rows else []
+    return "\n\n".join([*parts, markdown(told(result))]) + "\n"
 
 
 def training(result: Result) -> str:
@@ -310,7 +309,7 @@ def by_network(grid: Grid, means: pd.DataFrame) -> str:
     columns += [(f"worst case {epsilon:g}", rows) for epsilon, rows in worst.groupby("epsilon")]
     there = _there(grid, mine)
     shares = [[_share(rows[rows["model"] == label]) for _, rows in columns] for label in there]
-    return _table(
+    return markdown_table(
         ["network", *(name for name, _ in columns)], [[label, *row] for label, row in zip(there, shares, strict=True)]
     )
 
@@ -323,7 +322,7 @@ def by_iteration(grid: Grid, means: pd.DataFrame) -> str:
     for (attack, threat, epsilon), rows in of[of["epsilon"] > 0].groupby(["attack", "threat", "epsilon"]):
         kinds.append((f"{_name(attack, threat)}, {epsilon:g}", rows))
     shares = [[name, *(_share(rows[rows["iteration"] == t]) for t in shown)] for name, rows in kinds]
-    return _table(["attack, epsilon", *shown], shares)
+    return markdown_table(["attack, epsilon", *shown], shares)
 
 
 def one_by_one(grid: Grid, means: pd.DataFrame, epsilon: float) -> str:
@@ -333,7 +332,7 @@ def one_by_one(grid: Grid, means: pd.DataFrame, epsilon: float) -> str:
     for against in (against for against in grid.against if against.strong):
         mine = under(of, against)
         rows.append([against.label, *(_share(mine[mine["model"] == label]) for label in there)])
-    return _table(["attack", *there], rows)
+    return markdown_table(["attack", *there], rows)
 
 
 def _there(grid: Grid, rows: pd.DataFrame) -> list[str]:
@@ -361,7 +360,3 @@ def _share(rows: pd.DataFrame) -> str:
         return ""
     (row,) = rows.to_dict("records")
     return f"{100 * row['mean']:.1f}" + (f" ± {100 * row['sd']:.1f}" if row["seeds"] > 1 else "")
-
-
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    return str(tabulate([list(row) for row in rows], [str(name) for name in head], tablefmt="pipe", disable_numparse=True))

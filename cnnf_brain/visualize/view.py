@@ -18,7 +18,6 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
-from tabulate import tabulate
 from torch import Tensor
 
 from cnnf_brain import results, style
@@ -29,7 +28,7 @@ from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_n
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
-from cnnf_brain.report.runs import Claim, Figure, TableChart
+from cnnf_brain.report.runs import Claim, Figure, TableChart, markdown, markdown_table
 
 BATCH = 64
 SHOWN = 4  # examples of each kind
@@ -209,8 +208,9 @@ class Part:
         for file, dataset in self.data.items():
             write_netcdf(folder / file, dataset)
         head = ("claim of the paper", "what we measured", "holds or not")
-        table = tabulate([claim.cells for claim in self.about.claims], head, tablefmt="github", disable_numparse=True)
-        write_text(folder / "claims.md", f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n")
+        table = markdown_table(head, [claim.cells for claim in self.about.claims])
+        words = markdown(f"{self.about.question} {self.about.answer}")
+        write_text(folder / "claims.md", f"# {markdown(self.about.title)}\n\n{words}\n\n{table}\n")
         write_json(folder / results.RECORD, dict(record))
         self.about.save(folder)
         missing = results.attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -383,6 +384,24 @@ def test_all_files_are_as_named_and_the_same_the_next_time(written: Path, tmp_pa
     for name in ("summary.json", "table.md", "figure.svg", "figure.png", "run.json"):
         assert (again / name).read_bytes() == before[name], name
     assert (again / "table.md").read_text() == f"# Neural predictivity\n\n{printed}\n"
+
+
+def test_what_names_say_is_text_in_the_table(tmp_path: Path) -> None:
+    """Names of sources, layers and weights are the user's, or a stranger's."""
+    evil = "a|b\n\n<img src=x onerror=alert(1)> [c](javascript:d) ![e][f]\r\n[f]: http://g &lt; h"
+    layer = "a|b<img>[c](d)"
+    rows = [
+        evaluation(source=evil, weights=evil, layer=f"{layer}@0"),
+        evaluation("model", source=evil, network=evil, layer=f"{layer}@1"),
+    ]
+    written_to(tmp_path, rows, notes=[evil])
+    text = (tmp_path / "table.md").read_text()
+    assert len(cells(text)) == 2  # each with as many cells as the head
+    assert not re.search(r"<img|\]\(|\]\[|\]:", text)
+    assert all(line.startswith(("|", "- ", "# ")) for line in text.splitlines() if line)
+    assert (
+        "- a&#124;b &lt;img src=x onerror=alert(1)> [c&#93;(javascript:d) ![e&#93;[f] [f&#93;: http://g &amp;lt; h" in text
+    )
 
 
 def test_a_netcdf_library_that_fails_is_an_oserror_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,20 @@ def test_the_section_has_each_mean_in_its_place(sketched: pytest.MonkeyPatch, dr
     assert "Checks against a false sense of security:" in text
 
 
+def test_what_names_say_is_text_in_the_section(
+    sketched: pytest.MonkeyPatch, drawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor's name, say, as a card has it; a check's words stand for all others."""
+    evil = "<img src=x> [c](javascript:d)"
+    monkeypatch.setattr(report, "training", lambda result: evil)
+    monkeypatch.setattr(report, "told", lambda result: f"{evil}\n\n# {evil}")
+    report.write(drawn, finished=True, seconds=1.0, device_name="m")
+    text = (drawn.folder / "figure.md").read_text()
+    assert text.count("&lt;img src=x> [c&#93;(javascript:d)") == 3
+    assert evil not in text
+    assert text.count("\n#") == 0
+
+
 def test_a_network_without_outcomes_has_no_empty_row(sketched: pytest.MonkeyPatch, drawn: Any) -> None:
     for seed in (0, 1):
         for cell in (cell for cell in cells(drawn, seed) if cell.model.label == "CNN-F-1"):
