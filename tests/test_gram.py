@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -151,21 +149,6 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     io.check_memory(1_500_001, "this")
 
 
-def grown(work: Any) -> int:
-    """Bytes by which the memory of a process grows at most while it does ``work``."""
-    with TemporaryFile() as file:
-
-        def measured(_: int) -> None:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            work()
-            file.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
-            file.flush()
-
-        assert tiny.processes(measured, 1) == [0]
-        file.seek(0)
-        return 1024 * int(file.read())
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the making of K; its product with itself at once would take half of K more, in float32."""
@@ -178,7 +161,7 @@ def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.M
             scratch.append(rows)
             gram.write_gram(cache / "k.npz", Gram(at, scratch.gram(), 500))
 
-    assert 8 * n**2 <= grown(work) <= gram.gram_bytes(n) + 2**23
+    assert 8 * n**2 <= tiny.grown(work) <= gram.gram_bytes(n) + 2**23
     made = gram.read_gram(at, cache / "k.npz")
     assert made is not None
     assert_same(made.values, rows.astype(float) @ rows.T.astype(float))

@@ -19,7 +19,7 @@ from cnnf_brain.compare import show, words
 from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
-from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import PAGE, attempt, page, tell
 from cnnf_brain.report.runs import Run
 from cnnf_brain.results import read_record
 from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
@@ -147,7 +147,7 @@ class Comparison:
         folder = Path(folder)
         with results.results(folder, KIND, self.run["configuration"]) as staging:
             missing = self.write(staging, folder)
-        results.tell(folder, missing, AGAIN.format(folder))
+        tell(folder, missing, AGAIN.format(folder))
         return folder
 
     def write(self, folder: Path, shown_as: Path | None = None) -> list[str]:
@@ -162,8 +162,8 @@ class Comparison:
         """The page of ``write``, and the figure where it is not there. Returns what could not be drawn, in words."""
         missing = []
         if not all((folder / name).exists() for name in FIGURES):
-            missing += results.attempt(" and ".join(FIGURES), lambda: style.save(self.plot(), folder))
-        return missing + results.attempt(PAGE, lambda: page.write(self.page(shown_as or folder), folder))
+            missing += attempt(" and ".join(FIGURES), lambda: style.save(self.plot(), folder))
+        return missing + attempt(PAGE, lambda: page.write(self.page(shown_as or folder), folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:

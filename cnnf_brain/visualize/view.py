@@ -29,6 +29,7 @@ from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_n
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
+from cnnf_brain.report import attempt
 from cnnf_brain.report.runs import Claim, Figure, TableChart
 
 BATCH = 64
@@ -213,7 +214,7 @@ class Part:
         write_text(folder / "claims.md", f"# {self.about.title}\n\n{self.about.question} {self.about.answer}\n\n{table}\n")
         write_json(folder / results.RECORD, dict(record))
         self.about.save(folder)
-        missing = results.attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))
+        missing = attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))
         if self.parts is not None and not missing:
             shutil.rmtree(self.parts, ignore_errors=True)
         return missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import nn
 import cnnf_brain as cb
 from cnnf_brain import gram, networks, style
 from cnnf_brain.checks import ModelError
-from cnnf_brain.compare import comparison
+from cnnf_brain.compare import comparison, evaluate
 from cnnf_brain.compare.__main__ import main
+from cnnf_brain.report import NotDrawnError
 from cnnf_brain.report.__main__ import main as report_command
-from cnnf_brain.results import NotDrawnError
+from cnnf_brain.types import Gram, Images, Lazy
 
 N, SITES = 40, 5
 FEW = cb.Scoring(components=3)
@@ -153,6 +155,25 @@ def test_what_no_file_can_hold_is_found_before_work(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises((ValueError, AttributeError), match="as_dict" if what == "an attribute" else "which is no text"):
         call()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize(
+    "scoring", [cb.Scoring(), cb.Scoring(select="nested"), cb.Scoring(pca=1000), cb.Scoring(per_site=True)], ids=str
+)
+def test_scoring_takes_no_more_memory_than_is_asked_for(
+    empty_cache: None, monkeypatch: pytest.MonkeyPatch, scoring: cb.Scoring
+) -> None:
+    monkeypatch.setattr(evaluate, "SMALL_BYTES", 2**24)
+    n, sites, rng = 1500, 40, np.random.default_rng(0)
+    features, images = rng.standard_normal((n, 300)), Images.of(np.zeros((n, 4, 4, 3), dtype=np.uint8))
+    of = cb.Recordings.from_arrays(features[:, :sites] + rng.standard_normal((n, sites)), images, region="V4")
+    ats = [cb.LayerAt("layer", t) for t in range(3)]
+    grams = Lazy(ats, lambda at: Gram(at, features @ features.T, 300))
+    taken = tiny.grown(lambda: evaluate._fit_layers(grams, of, scoring))
+    asked = evaluate.scoring_bytes(of, scoring, 3)
+    assert 8 * n**2 < taken < asked < 6 * taken
 
 
 def test_the_figure_is_matplotlib_s() -> None:
