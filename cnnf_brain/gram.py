@@ -31,7 +31,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cnnf_brain import activations, io
+from cnnf_brain import activations, checks, io
 from cnnf_brain.activations import Probe
 from cnnf_brain.images import batches
 from cnnf_brain.model.cnnf import CNNF
@@ -184,7 +184,7 @@ class Features:
             todo += [(run, group) for group in grouped(counts, len(run.images), self.scratch_bytes)]
         needed = max([memory, *(gram_bytes(len(run.images)) for run, _ in todo)])
         most = max((len(run.images) for run in self.runs), default=0)
-        io.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
+        checks.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
         if progress is True and needed > 2**30:
             print(f"up to {needed / 2**30:.3g} GiB of memory are needed beside the networks", file=sys.stderr)
         for run, group in todo:

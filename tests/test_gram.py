@@ -22,7 +22,7 @@ import tiny
 import torch
 from filelock import FileLock
 
-from cnnf_brain import activations, gram, io
+from cnnf_brain import activations, checks, gram, io
 from cnnf_brain.checks import ModelError
 from cnnf_brain.gram import DamagedCacheWarning, gram_key, layer_grams
 from cnnf_brain.images import Preprocessing
@@ -141,12 +141,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     files = {"memory.max": "3000000\n", "memory.current": "2500000\n", "memory.stat": "anon 1500000\nfile 1000000\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(io, "GROUP", tmp_path)
-    io.check_memory(1_500_000, "this")
+    monkeypatch.setattr(checks, "GROUP", tmp_path)
+    checks.check_memory(1_500_000, "this")
     with pytest.raises(OSError, match=r"this takes 0\.0014 GiB"):
-        io.check_memory(1_500_001, "this")
+        checks.check_memory(1_500_001, "this")
     (tmp_path / "memory.max").write_text("max\n")
-    io.check_memory(1_500_001, "this")
+    checks.check_memory(1_500_001, "this")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
