@@ -164,7 +164,8 @@ def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.M
     assert 8 * n**2 <= tiny.grown(work) <= gram.gram_bytes(n) + 2**23
     made = gram.read_gram(at, cache / "k.npz")
     assert made is not None
-    assert_same(made.values, rows.astype(float) @ rows.T.astype(float))
+    some = rows[:50].astype(float) - rows.mean(axis=0, dtype=float)
+    assert np.allclose(made.values[:50, :50], some @ some.T, atol=1e-3)
 
 
 def test_a_full_disk_says_so_and_leaves_no_gram(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,20 @@ class NotDrawnError(OSError):
     """All results are written, but a figure or page could not be made of them."""
 
 
-def attempt(files: str, make: Callable[[], object]) -> list[str]:
-    """Make ``files`` (in words) of results that are written; a line that says why where they could not be made."""
+def attempt(files: str, make: Callable[[], object]) -> list[NotDrawnError]:
+    """Make ``files`` (in words) of results that are written; where they could not be made, an error that says why."""
     try:
         make()
     except Exception as error:  # whatever drawing raises, the results are worth more
         why = next(iter(str(error).splitlines()), "")
-        return [f"no {files} ({type(error).__name__}: {why})"]
+        missing = NotDrawnError(f"no {files} ({type(error).__name__}: {why})")
+        missing.__cause__ = error
+        return [missing]
     return []
 
 
-def tell(folder: Path, missing: Sequence[str], how: str) -> None:
+def tell(folder: Path, missing: Sequence[NotDrawnError], how: str) -> None:
     """A NotDrawnError where files of ``folder`` are missing: which (``attempt``), and how they are made."""
     if missing:
-        raise NotDrawnError(f"{folder} has all results, but {', '.join(missing)}; to make what is missing: {how}")
+        which = ", ".join(map(str, missing))
+        raise NotDrawnError(f"{folder} has all results, but {which}; to make what is missing: {how}") from missing[0]

@@ -29,7 +29,7 @@ from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_n
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
-from cnnf_brain.report import attempt
+from cnnf_brain.report import NotDrawnError, attempt
 from cnnf_brain.report.runs import Claim, Figure, TableChart
 
 BATCH = 64
@@ -202,7 +202,7 @@ class Part:
         with style.styled():
             return self.draw(self.data, names)
 
-    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> list[str]:
+    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> list[NotDrawnError]:
         """All files but the page into ``folder``: tables, claims.md, run.json (``record``), summary.json and, last, the figure.
         Returns what could not be drawn, in words."""
         for file, rows in self.tables.items():
