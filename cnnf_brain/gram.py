@@ -388,6 +388,8 @@ def read_gram(at: LayerAt, path: Path) -> Gram | None:
             return Gram(at, stored["values"], int(stored["n_features"]))
     except FileNotFoundError:  # another process removed it
         return None
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         warnings.warn(f"{path} is damaged ({error}); computing {at} again", DamagedCacheWarning, stacklevel=2)
         return None

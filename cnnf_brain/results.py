@@ -177,9 +177,9 @@ def renewed(folder: Path) -> Iterator[Path]:
 def finish(folder: Path) -> None:
     """Put what a run has left ready in ``folder`` into its place."""
     ready = folder / READY
-    for path in (
-        sorted(ready.iterdir()) if ready.is_dir() and not ready.is_symlink() else ()
-    ):  # a stranger's link leads outside
+    if ready.is_symlink() or not ready.is_dir():  # a stranger's link would lead outside
+        return
+    for path in sorted(ready.iterdir()):
         with suppress(FileNotFoundError):  # another process does the same
             path.replace(folder / path.name)
     with suppress(OSError):

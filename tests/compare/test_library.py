@@ -22,6 +22,7 @@ from cnnf_brain.checks import ModelError
 from cnnf_brain.compare import comparison, evaluate
 from cnnf_brain.compare.__main__ import main
 from cnnf_brain.report import NotDrawnError
+from cnnf_brain.report import page as report_page
 from cnnf_brain.report.__main__ import main as report_command
 from cnnf_brain.types import Gram, Images, Lazy
 
@@ -105,7 +106,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails", ["figure", "page"])
 def test_a_figure_or_page_that_fails_loses_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     result, folder = scored(recurrent(), plain(), recordings(), "pool2", baseline_layers="1"), tmp_path / "mine"
-    where, files = (style, ["figure.png", "figure.svg"]) if fails == "figure" else (comparison.page, ["report.html"])
+    where, files = (style, ["figure.png", "figure.svg"]) if fails == "figure" else (report_page, ["report.html"])
     with monkeypatch.context() as patch:
         patch.setattr(where, "save" if fails == "figure" else "write", lambda *_: 1 / 0)
         with pytest.raises(
@@ -148,8 +149,8 @@ def test_what_no_file_can_hold_is_found_before_work(monkeypatch: pytest.MonkeyPa
             module = Recurrent(tiny.layers(), iterations=1)
             return scored(cb.Network(module, cb.Preprocessing(16)), None, recordings(), "pool2")
         if what in ("network", "weights"):
-            names = {"name": "fine", "weights": "fine", ("name" if what == "network" else what): bad}
-            return cb.Network(plain().module, cb.Preprocessing(16), **names)
+            name, weights = (bad, "fine") if what == "network" else ("fine", bad)
+            return cb.Network(plain().module, cb.Preprocessing(16), name=name, weights=weights)
         named = {"site": {"site_ids": [bad, *"bcde"]}, "image": {"image_ids": [bad, *map(str, range(N - 1))]}}
         return labelled(**named[what]) if what in named else recordings(source=bad)
 
