@@ -1,17 +1,19 @@
 """What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
-two configurations, labels of rows and columns, which sites are constant, and what a network's code raises."""
+two configurations, labels of rows and columns, which sites are constant, free memory, and what a network's code raises."""
 
 from __future__ import annotations
 
 import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 CONSTANT = 1e-12  # of the largest absolute value; rounding stays below, a response that varies lies far above
+GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
 
 
 class RunError(RuntimeError):
@@ -96,6 +98,23 @@ def labels_of(what: str, given: Sequence[Any] | np.ndarray[Any, Any], n: int, wh
         twice = sorted({label for label in labels if labels.count(label) > 1})
         raise ValueError(f"{where}: {what} occur more than once: {', '.join(twice[:5])}")
     return labels
+
+
+def check_memory(needed: int, what: str) -> None:
+    """An OSError now rather than after hours of work where ``needed`` bytes of memory are not free: of the machine, or of the
+    container (control group) that this process is in."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no group, or one without a limit
+        cached = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())["file"]
+        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used + int(cached))
+    if needed > free:
+        raise OSError(
+            f"{what} takes {needed / 2**30:.3g} GiB of memory, and {free / 2**30:.3g} GiB are free; free memory, or take a machine "
+            "with more of it"
+        )
 
 
 def is_constant(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

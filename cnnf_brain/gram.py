@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cnnf_brain import activations, io
+from cnnf_brain import activations, checks, io
 from cnnf_brain.activations import Probe
 from cnnf_brain.images import batches
 from cnnf_brain.model.cnnf import CNNF
@@ -106,9 +107,11 @@ class Features:
         self.runs: list[Run] = []
         firsts: dict[str, Network] = {}  # who runs a first pass: of all that share it, who has the most iterations to run
         taken: set[str] = set()
-        for (network, images, layers), (first_pass, keys) in sorted(
-            zip(wanted, named, strict=True), key=lambda one: -_last(one[0][2])
-        ):
+        # the most iterations first, of as many those with a feedback pass behind them
+        order = sorted(
+            range(len(wanted)), key=lambda i: -max((at.iteration + at.feedback / 2 for at in wanted[i][2]), default=0)
+        )
+        for (network, images, layers), (first_pass, keys) in ((wanted[i], named[i]) for i in order):
             first = firsts.setdefault(first_pass, network)
             for at in (at for at in layers if keys[at] not in taken):
                 taken.add(keys[at])
@@ -181,7 +184,7 @@ class Features:
             todo += [(run, group) for group in grouped(counts, len(run.images), self.scratch_bytes)]
         needed = max([memory, *(gram_bytes(len(run.images)) for run, _ in todo)])
         most = max((len(run.images) for run in self.runs), default=0)
-        io.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
+        checks.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
         if progress is True and needed > 2**30:
             print(f"up to {needed / 2**30:.3g} GiB of memory are needed beside the networks", file=sys.stderr)
         for run, group in todo:
@@ -197,7 +200,7 @@ class Features:
                 stack.enter_context(scratch[at])
             if any(one.waited for one in scratch.values()):  # for another process, which may have computed them
                 scratch = {at: one for at, one in scratch.items() if read_gram(at, self._path(run.keys[at])) is None}
-            make_room(sum(one.missing for one in scratch.values()))
+            make_room(sum(4 * one.count * (one.n_images - one.done) for one in scratch.values()))
             self._stream(run, {at: scratch[at] for at in group if at in scratch}, progress)
             for at, one in scratch.items():
                 write_gram(self._path(run.keys[at]), Gram(at, one.gram(), run.counts[at]))
@@ -237,11 +240,6 @@ class Features:
         return found
 
 
-def _last(layers: Iterable[LayerAt]) -> float:
-    """The last iteration that a network has to run for these layers, with half an iteration for a feedback pass."""
-    return max((at.iteration + at.feedback / 2 for at in layers), default=0)
-
-
 def gram_bytes(n_images: int) -> int:
     """Memory that it takes to make one Gram: K in float64, a block of columns, and what K gains by it at a time."""
     return 8 * n_images**2 + 3 * BLOCK_BYTES
@@ -254,7 +252,10 @@ def grouped(counts: Mapping[LayerAt, int], n_images: int, scratch_bytes: int) ->
     What runs that did not end well left counts as free: it is gone on from, or makes room (``make_room``).
     """
     folder = io.cache_folder("scratch")
-    left = sum(_bytes(path) for path in folder.iterdir())
+    left = 0
+    for path in glob.iglob(f"{glob.escape(str(folder))}/*/*.f32"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it now
+            left += os.stat(path).st_size
     limit = min(scratch_bytes, int((shutil.disk_usage(folder).free + left) * 0.9))
     groups: list[list[LayerAt]] = [[]]
     used = 0
@@ -271,13 +272,6 @@ def grouped(counts: Mapping[LayerAt, int], n_images: int, scratch_bytes: int) ->
         groups[-1].append(at)
         used += size
     return groups
-
-
-def _bytes(folder: Path) -> int:
-    """What the files of a folder take; 0 where another process removes it now."""
-    with contextlib.suppress(OSError):
-        return sum(path.stat().st_size for path in folder.glob("*.f32"))
-    return 0
 
 
 def make_room(size: int) -> None:
@@ -330,11 +324,6 @@ class Scratch:
         if kind is None or not self.kept:
             self.remove()
         self.lock.release()
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to be written."""
-        return 4 * self.count * (self.n_images - self.done)
 
     def remove(self) -> None:
         """Remove the rows."""
@@ -399,6 +388,8 @@ def read_gram(at: LayerAt, path: Path) -> Gram | None:
             return Gram(at, stored["values"], int(stored["n_features"]))
     except FileNotFoundError:  # another process removed it
         return None
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy each raise their own kinds
         warnings.warn(f"{path} is damaged ({error}); computing {at} again", DamagedCacheWarning, stacklevel=2)
         return None

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
-GROUP = Path("/sys/fs/cgroup")  # of this process, in a container on Linux
 PACKED, ROOM = 100, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
@@ -297,23 +296,6 @@ def check_writable(folder: Path, room: int = 2**20) -> None:
         raise OSError(
             error.errno, f"cannot write to {folder}: {error.strerror or error}; free space or choose another folder"
         ) from error
-
-
-def check_memory(needed: int, what: str) -> None:
-    """An OSError now rather than after hours of work where ``needed`` bytes of memory are not free: of the machine, or of the
-    container (control group) that this process is in."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no group, or one without a limit
-        cached = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())["file"]
-        limit, used = (int((GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free = min(free, limit - used + int(cached))
-    if needed > free:
-        raise OSError(
-            f"{what} takes {needed / 2**30:.3g} GiB of memory, and {free / 2**30:.3g} GiB are free; free memory, or take a machine "
-            "with more of it"
-        )
 
 
 def download_size(url: str, timeout: float = 2.0) -> int | None:

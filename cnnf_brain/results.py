@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -177,31 +177,13 @@ def renewed(folder: Path) -> Iterator[Path]:
 def finish(folder: Path) -> None:
     """Put what a run has left ready in ``folder`` into its place."""
     ready = folder / READY
-    for path in sorted(ready.iterdir()) if ready.is_dir() else ():
+    if ready.is_symlink() or not ready.is_dir():  # a stranger's link would lead outside
+        return
+    for path in sorted(ready.iterdir()):
         with suppress(FileNotFoundError):  # another process does the same
             path.replace(folder / path.name)
     with suppress(OSError):
         ready.rmdir()
-
-
-class NotDrawnError(OSError):
-    """All results are written, but a figure or page could not be made of them."""
-
-
-def attempt(files: str, make: Callable[[], object]) -> list[str]:
-    """Make ``files`` (in words) of results that are written; a line that says why where they could not be made."""
-    try:
-        make()
-    except Exception as error:  # whatever drawing raises, the results are worth more
-        why = next(iter(str(error).splitlines()), "")
-        return [f"no {files} ({type(error).__name__}: {why})"]
-    return []
-
-
-def tell(folder: Path, missing: Sequence[str], how: str) -> None:
-    """A NotDrawnError where files of ``folder`` are missing: which (``attempt``), and how they are made."""
-    if missing:
-        raise NotDrawnError(f"{folder} has all results, but {', '.join(missing)}; to make what is missing: {how}")
 
 
 def _swap(new: Path, folder: Path) -> None:

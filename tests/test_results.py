@@ -242,3 +242,13 @@ def test_files_that_are_renewed_take_their_places_together(tmp_path: Path) -> No
             break
     assert seen == {"old", "new"}
     assert code == 0
+
+
+def test_a_link_in_a_stranger_s_folder_brings_nothing_in(tmp_path: Path) -> None:
+    for name in ("outside", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "secret.csv").write_text("x")
+    (tmp_path / "folder" / ".ready").symlink_to(tmp_path / "outside")
+    finish(tmp_path / "folder")
+    assert (tmp_path / "outside" / "secret.csv").exists()
+    assert not (tmp_path / "folder" / "secret.csv").exists()

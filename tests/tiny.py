@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import resource
+import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -129,6 +131,21 @@ def processes(work: Callable[[int], object], n: int) -> list[int]:
     for process in started:
         process.join()
     return [process.exitcode or 0 for process in started]
+
+
+def grown(work: Callable[[], object]) -> int:
+    """Bytes by which the memory of a process grows at most while it does ``work``."""
+    with tempfile.TemporaryFile() as file:
+
+        def measured(_: int) -> None:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            work()
+            file.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before}".encode())
+            file.flush()
+
+        assert processes(measured, 1) == [0]
+        file.seek(0)
+        return 1024 * int(file.read())
 
 
 def pictures(n: int, seed: int = 0, size: int = 20) -> npt.NDArray[Any]:

@@ -47,7 +47,8 @@ def compare(
 ) -> Comparison:
     """Score how well features predict recorded sites, layer by layer and iteration by iteration, against a baseline.
 
-    An interrupted call goes on, when it is repeated, from the features that it had written to the cache.
+    A call that did not end well (Ctrl-C, an error, kill) goes on, when it is repeated, from the features that it had written to the
+    cache. Each network sees an image once; the first pass of a CNN-F serves as the CNN of the same weights.
 
     Parameters
     ----------

@@ -28,6 +28,7 @@ from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
 from cnnf_brain.model.weights import SMALL, is_published, published_available, read_card
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings, check_sources, load, public_available
+from cnnf_brain.report import tell
 from cnnf_brain.types import option
 
 PUBLIC = "MajajHong2015.public"
@@ -133,7 +134,7 @@ def run(options: Options) -> Comparison:
         missing = done.write(staging, folder)
     print(done.markdown())
     print(f"written to {folder}: {', '.join(name for name in FILES if (folder / name).exists())}", flush=True)
-    results.tell(folder, missing, AGAIN.format(folder))
+    tell(folder, missing, AGAIN.format(folder))
     return done
 
 

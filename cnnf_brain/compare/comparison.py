@@ -19,7 +19,7 @@ from cnnf_brain.compare import show, words
 from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf, write_text
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
-from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import PAGE, NotDrawnError, attempt, page, tell
 from cnnf_brain.report.runs import Run, markdown, markdown_table
 from cnnf_brain.results import read_record
 from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
@@ -147,10 +147,10 @@ class Comparison:
         folder = Path(folder)
         with results.results(folder, KIND, self.run["configuration"]) as staging:
             missing = self.write(staging, folder)
-        results.tell(folder, missing, AGAIN.format(folder))
+        tell(folder, missing, AGAIN.format(folder))
         return folder
 
-    def write(self, folder: Path, shown_as: Path | None = None) -> list[str]:
+    def write(self, folder: Path, shown_as: Path | None = None) -> list[NotDrawnError]:
         """The files of ``save`` into a folder that is there; the page names ``shown_as``. Returns what could not be drawn."""
         write_json(folder / "run.json", plain(self.run))
         write_scores(folder / "scores.nc", self)
@@ -158,12 +158,12 @@ class Comparison:
         write_json(folder / "summary.json", self.summary)
         return self.draw(folder, shown_as)
 
-    def draw(self, folder: Path, shown_as: Path | None = None) -> list[str]:
+    def draw(self, folder: Path, shown_as: Path | None = None) -> list[NotDrawnError]:
         """The page of ``write``, and the figure where it is not there. Returns what could not be drawn, in words."""
-        missing = []
+        missing: list[NotDrawnError] = []
         if not all((folder / name).exists() for name in FIGURES):
-            missing += results.attempt(" and ".join(FIGURES), lambda: style.save(self.plot(), folder))
-        return missing + results.attempt(PAGE, lambda: page.write(self.page(shown_as or folder), folder))
+            missing += attempt(" and ".join(FIGURES), lambda: style.save(self.plot(), folder))
+        return missing + attempt(PAGE, lambda: page.write(self.page(shown_as or folder), folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:

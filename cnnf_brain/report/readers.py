@@ -16,7 +16,7 @@ from typing import Any
 from cnnf_brain import results
 from cnnf_brain.compare import Comparison
 from cnnf_brain.io import parsed, read_bytes, read_json_lines, read_text, reading
-from cnnf_brain.report import PAGE, page
+from cnnf_brain.report import PAGE, page, tell
 from cnnf_brain.report.charts import Chart, Mark
 from cnnf_brain.report.runs import FEW_IMAGES, Claim, Picture, Run, Table, TableChart, about_the_code, flat, version_keys
 from cnnf_brain.results import read_record
@@ -40,7 +40,7 @@ def leave(folder: Path, shown_as: Path | None = None) -> Path:
     run = read(folder)
     if run.kind == "comparison":
         missing = Comparison.load(folder).draw(Path(folder), shown_as)
-        results.tell(folder, missing, "report this as a fault of cnnf-brain")
+        tell(folder, missing, "report this as a fault of cnnf-brain")
         return Path(folder) / PAGE
     return page.write(run if shown_as is None else replace(run, folder=Path(shown_as)), folder)
 

@@ -19,7 +19,7 @@ import xarray as xr
 
 from cnnf_brain import results, style
 from cnnf_brain.io import reading, write_csv, write_json, write_netcdf, write_text
-from cnnf_brain.report import PAGE, readers
+from cnnf_brain.report import PAGE, attempt, readers, tell
 from cnnf_brain.report.runs import Figure, TableChart, markdown, markdown_table
 from cnnf_brain.robustness.cells import TRAINING_IMAGES, Workshop
 from cnnf_brain.robustness.claims import CLAIM, FLOOR, Claim, answer, claims, told_epsilons
@@ -80,12 +80,12 @@ def write(shop: Workshop, *, finished: bool, seconds: float, device_name: str) -
         with results.renewed(folder) as staging:
             results.write_record(staging, KIND, shop.configuration, run)
             _write(result, staging)
-            missing = results.attempt(" and ".join(FIGURES), lambda: draw(grid, result.means, staging))
-            missing += results.attempt(PAGE, lambda: readers.leave(staging, shown_as=folder))
+            missing = attempt(" and ".join(FIGURES), lambda: draw(grid, result.means, staging))
+            missing += attempt(PAGE, lambda: readers.leave(staging, shown_as=folder))
             made = {path.name for path in staging.iterdir()}
         for old in {*FIGURES, PAGE} - made:  # not of these tables
             (folder / old).unlink(missing_ok=True)
-    results.tell(folder, missing, "the same command, for all cells are kept")
+    tell(folder, missing, "the same command, for all cells are kept")
     return result
 
 

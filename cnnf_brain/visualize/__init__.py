@@ -13,7 +13,7 @@ from torch import Tensor
 from cnnf_brain import results
 from cnnf_brain.checks import unknown
 from cnnf_brain.networks import Network
-from cnnf_brain.report import PAGE, readers
+from cnnf_brain.report import PAGE, attempt, readers, tell
 from cnnf_brain.visualize.attention import figure_9b, figure_9c
 from cnnf_brain.visualize.plane import figure_9a
 from cnnf_brain.visualize.restoration import figure_9d
@@ -68,8 +68,8 @@ def write(
     with results.results(folder, KIND, question) as staging:
         made = PARTS[part](sample)
         missing = made.save(staging, _record(sample, question, data or {"dataset": "images"}, started), names)
-        missing += results.attempt(PAGE, lambda: readers.leave(staging, shown_as=folder))
-    results.tell(folder, missing, "the same command")
+        missing += attempt(PAGE, lambda: readers.leave(staging, shown_as=folder))
+    tell(folder, missing, "the same command")
     return made
 
 

@@ -28,6 +28,7 @@ from cnnf_brain.io import array_hash, short_hash, write_csv, write_json, write_n
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import INPUT
 from cnnf_brain.networks import Network
+from cnnf_brain.report import NotDrawnError, attempt
 from cnnf_brain.report.runs import Claim, Figure, TableChart, markdown, markdown_table
 
 BATCH = 64
@@ -200,7 +201,7 @@ class Part:
         with style.styled():
             return self.draw(self.data, names)
 
-    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> list[str]:
+    def save(self, folder: Path, record: Mapping[str, Any], names: Sequence[str] = ()) -> list[NotDrawnError]:
         """All files but the page into ``folder``: tables, claims.md, run.json (``record``), summary.json and, last, the figure.
         Returns what could not be drawn, in words."""
         for file, rows in self.tables.items():
@@ -213,7 +214,7 @@ class Part:
         write_text(folder / "claims.md", f"# {markdown(self.about.title)}\n\n{words}\n\n{table}\n")
         write_json(folder / results.RECORD, dict(record))
         self.about.save(folder)
-        missing = results.attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))
+        missing = attempt("figure.png and figure.svg", lambda: style.save(self.plot(names), folder))
         if self.parts is not None and not missing:
             shutil.rmtree(self.parts, ignore_errors=True)
         return missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import nn
 import cnnf_brain as cb
 from cnnf_brain import gram, networks, style
 from cnnf_brain.checks import ModelError
-from cnnf_brain.compare import comparison
+from cnnf_brain.compare import comparison, evaluate
 from cnnf_brain.compare.__main__ import main
+from cnnf_brain.report import NotDrawnError
+from cnnf_brain.report import page as report_page
 from cnnf_brain.report.__main__ import main as report_command
-from cnnf_brain.results import NotDrawnError
+from cnnf_brain.types import Gram, Images, Lazy
 
 N, SITES = 40, 5
 FEW = cb.Scoring(components=3)
@@ -103,7 +106,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails", ["figure", "page"])
 def test_a_figure_or_page_that_fails_loses_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     result, folder = scored(recurrent(), plain(), recordings(), "pool2", baseline_layers="1"), tmp_path / "mine"
-    where, files = (style, ["figure.png", "figure.svg"]) if fails == "figure" else (comparison.page, ["report.html"])
+    where, files = (style, ["figure.png", "figure.svg"]) if fails == "figure" else (report_page, ["report.html"])
     with monkeypatch.context() as patch:
         patch.setattr(where, "save" if fails == "figure" else "write", lambda *_: 1 / 0)
         with pytest.raises(
@@ -146,13 +149,32 @@ def test_what_no_file_can_hold_is_found_before_work(monkeypatch: pytest.MonkeyPa
             module = Recurrent(tiny.layers(), iterations=1)
             return scored(cb.Network(module, cb.Preprocessing(16)), None, recordings(), "pool2")
         if what in ("network", "weights"):
-            names = {"name": "fine", "weights": "fine", ("name" if what == "network" else what): bad}
-            return cb.Network(plain().module, cb.Preprocessing(16), **names)
+            name, weights = (bad, "fine") if what == "network" else ("fine", bad)
+            return cb.Network(plain().module, cb.Preprocessing(16), name=name, weights=weights)
         named = {"site": {"site_ids": [bad, *"bcde"]}, "image": {"image_ids": [bad, *map(str, range(N - 1))]}}
         return labelled(**named[what]) if what in named else recordings(source=bad)
 
     with pytest.raises((ValueError, AttributeError), match="as_dict" if what == "an attribute" else "which is no text"):
         call()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize(
+    "scoring", [cb.Scoring(), cb.Scoring(select="nested"), cb.Scoring(pca=1000), cb.Scoring(per_site=True)], ids=str
+)
+def test_scoring_takes_no_more_memory_than_is_asked_for(
+    empty_cache: None, monkeypatch: pytest.MonkeyPatch, scoring: cb.Scoring
+) -> None:
+    monkeypatch.setattr(evaluate, "SMALL_BYTES", 2**24)
+    n, sites, rng = 1500, 40, np.random.default_rng(0)
+    features, images = rng.standard_normal((n, 300)), Images.of(np.zeros((n, 4, 4, 3), dtype=np.uint8))
+    of = cb.Recordings.from_arrays(features[:, :sites] + rng.standard_normal((n, sites)), images, region="V4")
+    ats = [cb.LayerAt("layer", t) for t in range(3)]
+    grams = Lazy(ats, lambda at: Gram(at, features @ features.T, 300))
+    taken = tiny.grown(lambda: evaluate._fit_layers(grams, of, scoring))
+    asked = evaluate.scoring_bytes(of, scoring, 3)
+    assert 8 * n**2 < taken < asked < 6 * taken
 
 
 def test_the_figure_is_matplotlib_s() -> None:

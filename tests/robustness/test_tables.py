@@ -16,8 +16,7 @@ from robustness.outcomes import words_of, write_outcome
 from cnnf_brain import results
 from cnnf_brain.attacks.sanity_checks import Finding
 from cnnf_brain.io import short_hash, write_json
-from cnnf_brain.report import PAGE
-from cnnf_brain.results import NotDrawnError
+from cnnf_brain.report import PAGE, NotDrawnError
 from cnnf_brain.robustness import __main__ as command
 from cnnf_brain.robustness import grids, open_workshop, report, table, tasks
 from cnnf_brain.robustness.cells import Examination, Training, Workshop, cells
