@@ -1,4 +1,7 @@
-"""Checkpoints are written beside training: the steps go on while a thread writes, on several ranks each its share."""
+"""Checkpoints are written beside training: the steps go on while a thread writes, on several ranks each its share.
+
+Not by torch.distributed.checkpoint, whose metadata is a pickle: reading it can run code.
+"""
 
 from __future__ import annotations
 
