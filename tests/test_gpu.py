@@ -78,7 +78,7 @@ def test_logits_loss_and_gradients_are_those_of_the_cpu(name: str, channels_last
     model.eval()
     expected = [model.unroll(x).logits, *gradients(Objective(model, LossWeights()), x, y)]
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    model, x, y = model.to(DEVICE, memory_format=memory), x.to(DEVICE, memory_format=memory), y.to(DEVICE)
+    model, x, y = model.to(DEVICE).to(memory_format=memory), x.to(DEVICE, memory_format=memory), y.to(DEVICE)
     found = [model.unroll(x).logits, *gradients(Objective(model, LossWeights()), x, y)]
     assert [distance(a, b) for a, b in zip(found, expected, strict=True)] == pytest.approx([0, 0, 0], abs=1e-9)
 

@@ -130,7 +130,8 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path: Pa
     }
     monkeypatch.setattr(script, "steps", lambda _: made)
     monkeypatch.setattr(script, "GRACE", 0.5)
-    here = lease(tmp_path, rest=3.0)
+    monkeypatch.setattr(script, "REST", 3.0)
+    here = lease(tmp_path)
     assert script.work(here, ()) == 1
     rows = (here.out / "summary.txt").read_text().splitlines()
     told = {row.split()[0]: row for row in rows}

@@ -31,7 +31,8 @@ unless --model cnnf is given. The data must have the classes that the weights we
 Devices: one, or as many as torchrun starts on one machine or several (all see the same --data and --output). --batch-size
 and --lr belong to a step of all ranks together: more ranks make the same steps faster. training/imagenet.slurm is an
 example that goes on after a preemption. Batch normalisation (vgg*_bn) keeps its statistics: feedback needs it as an affine
-map; its scale and bias are trained.
+map; its scale and bias are trained. --amp bfloat16 is refused on a processor without such instructions, where it would take
+many times as long.
 
 Output (--output, default runs/imagenet-ARCH-MODEL-seedN):
     model.safetensors     the weights after the last step, with their card: for cnnf_brain.vgg16(weights=...) and
@@ -45,7 +46,7 @@ Output (--output, default runs/imagenet-ARCH-MODEL-seedN):
     log.jsonl             losses by term and iteration, accuracy (first at step 0, before training), images/s, wait for data,
                           memory, learning rate, gradient
     tensorboard/          the same, where TensorBoard is installed: pip install 'cnnf-brain[train]'
-    checkpoints/          the last --keep
+    checkpoints/          the last --keep, written while the next steps are made; several ranks write a share each
 
 The same command again continues where the output folder has a checkpoint: on a CPU with the same numbers of threads and
 ranks bit for bit; with another number of ranks on the same images, with other masks of dropout (a warning says so). More

@@ -1,7 +1,8 @@
 """The files of a run: its checkpoints, and the weights that it leaves with their card. Reading them runs no code.
 
 A checkpoint is one safetensors file. Its tensors are named by their place in the saved state (``optimizer/state/0/exp_avg``); its
-metadata holds the rest of the state as JSON, and a SHA-256 over both, which tells where a disk has altered it since.
+metadata holds the rest of the state as JSON, and a SHA-256 over both, which tells where a disk has altered it since. Several ranks
+write a file each, with a share of the weights; rank 0 writes last, and without its file the others are nothing.
 
 The card is in the metadata of the weights, and beside them as JSON and Markdown. ``card.json`` also holds the SHA-256 of the file
 of weights: by it a finished run is checked and, where the file is gone or damaged, restored from its last checkpoint.
@@ -9,6 +10,7 @@ of weights: by it a finished run is checked and, where the file is gone or damag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -20,7 +22,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cnnf_brain.io import open_file, read_json, reading, sha256, write_json, write_text, write_whole
@@ -28,7 +30,7 @@ from cnnf_brain.model.weights import check_state, read_card, read_weights
 from cnnf_brain.results import commit, versions
 from cnnf_brain.trainer.config import check_same
 
-FORMAT = "cnnf-brain checkpoint 1"
+FORMATS = ("cnnf-brain checkpoint 1", "cnnf-brain checkpoint 2")  # of one file, and of a file of each rank
 PATTERN = "checkpoint-*.safetensors"
 WEIGHTS = "model.safetensors"
 HASH = "weights_sha256"  # of the file WEIGHTS; in card.json alone, since a file cannot hold its own hash
@@ -82,40 +84,53 @@ class LostWeights(ValueError):
     """The weights of a finished run are gone, damaged, or not those that its card speaks of."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path``, whole or not at all.
+def apart(state: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """All of ``state`` but its tensors as JSON, and the tensors by their place in it, not copied.
 
     A state consists of dicts (keys: strings or integers), lists and tuples of tensors, numbers, strings, booleans and None, as
     state dicts do; a TypeError for anything else, which would need code to load.
     """
     tensors: dict[str, Tensor] = {}
-    rest = json.dumps(_flatten(state, "", tensors))
-    content = safetensors.torch.save(tensors, {"format": FORMAT, "state": rest, "sha256": _digest(rest, tensors)})
+    return json.dumps(_flatten(state, "", tensors)), tensors
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, which nothing else changes; safetensors takes neither views nor tensors that share memory."""
+    layout = torch.contiguous_format
+    return {name: value.to("cpu", copy=True, memory_format=layout) for name, value in tensors.items()}
+
+
+def write(path: Path, rest: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write ``copied`` tensors and JSON to ``path``, whole or not at all; the SHA-256 over them."""
+    digest = _digest(rest, tensors)
+    content = safetensors.torch.save(tensors, {**metadata, "state": rest, "sha256": digest})
     write_whole(path, lambda file: file.write(content))
+    return digest
 
 
-def load(path: Path) -> dict[str, Any]:
-    """What ``save`` was given, tensors on the CPU; DamagedCheckpoint for a file that is truncated, altered or of another kind."""
+def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file; DamagedCheckpoint where it is truncated, altered or of another kind."""
     open_file(path).close()
     with reading(path, "a whole safetensors file", "it was not used", DamagedCheckpoint):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != FORMAT:
-            raise DamagedCheckpoint(f"{path} is not of the format {FORMAT!r} but {metadata.get('format')!r}")
+        if metadata.get("format") not in FORMATS:
+            known = " or ".join(map(repr, FORMATS))
+            raise DamagedCheckpoint(f"{path} is not of the format {known} but {metadata.get('format')!r}")
         if metadata.get("sha256") != _digest(metadata.get("state", ""), tensors):
             raise DamagedCheckpoint(f"{path} is damaged: its content does not have the checksum written with it")
+    return metadata, tensors
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, tensors on the CPU; DamagedCheckpoint where its file, or a share, is damaged or missing."""
+    metadata, tensors = read(path)
+    for part in _shares(path, metadata):
+        tensors |= read(part)[1]
+    with reading(path, "a whole checkpoint", "a share of it may be missing; it was not used", DamagedCheckpoint):
         state: dict[str, Any] = _restored(json.loads(metadata["state"]), tensors)
     return state
-
-
-def save_step(folder: Path, step: int, state: dict[str, Any], *, keep: int = 3) -> Path:
-    """Save ``state`` as the checkpoint of ``step`` in ``folder`` and remove all but the last ``keep``."""
-    path = folder / f"checkpoint-{step:09d}.safetensors"
-    save(path, state)
-    for old in paths(folder)[keep:]:
-        old.unlink()
-    return path
 
 
 def paths(folder: Path) -> list[Path]:
@@ -140,10 +155,34 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def share_name(step: int, mark: str, rank: int) -> str:
+    """The file of a ``rank`` above 0; ``mark`` is drawn for each checkpoint, so that no share is taken for one of another."""
+    return f"share-{step:09d}-{mark}-{rank}.safetensors"
+
+
+def _shares(path: Path, metadata: dict[str, str]) -> list[Path]:
+    """The files of the ranks above 0 that belong to the checkpoint ``path`` with that metadata."""
+    whose = [path.stem.partition("-")[2], metadata.get("mark")]
+    return [share for share in sorted(path.parent.glob("share-*")) if share.name.split("-")[1:3] == whose]
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and the shares that belong to none."""
+    for old in paths(folder)[keep:]:
+        old.unlink()
+    left = set(folder.glob("share-*"))
+    for path in paths(folder) if left else ():
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+            left -= set(_shares(path, file.metadata() or {}))
+    for share in left:
+        share.unlink()
+
+
 def clean(folder: Path) -> None:
     """Remove what writers that were killed left in ``folder`` (no other may be writing there)."""
-    for left in folder.glob(f".{PATTERN}"):
+    for left in (*folder.glob(f".{PATTERN}"), *folder.glob(".share-*")):
         left.unlink()
+    prune(folder, sys.maxsize)
 
 
 def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
@@ -152,8 +191,7 @@ def _flatten(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         if place in tensors:
             raise TypeError(f"checkpoint: two tensors have the place {place}")
-        # A copy of its own: safetensors takes neither views nor tensors that share memory.
-        tensors[place] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        tensors[place] = value.detach()
         return {"tensor": place}
     if isinstance(value, dict):
         if not all(type(key) in (str, int) for key in value):

@@ -36,6 +36,7 @@ from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import LossWeights, Schedule, check_amp, check_same, environment
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
+from cnnf_brain.trainer.writer import Writer, check_space
 
 
 class NonFiniteLoss(RunError):
@@ -225,13 +226,16 @@ class Trainer:
     def run(self, stop: Stop | None = None) -> bool:
         """Validate, then train to the last step (True) or until a stop is requested of any rank (False); either way saved.
 
-        Raises NonFiniteLoss, which names the last good checkpoint, and TooManyBadImages (see ``check_bad``).
+        Raises NonFiniteLoss, which names the last good checkpoint, TooManyBadImages (see ``check_bad``), and OSError where there is
+        no room for the checkpoints or one cannot be written.
         """
         if self.ranks.rank == 0:
             checkpoint.clean(self.checkpoints)
+            check_space(self.checkpoints, self.model, self.optimizer, self.schedule.keep)
         at, self.feed = self.position, Feed(self.source.batches(self.position.step))
+        self.writer = Writer(self.checkpoints, self.schedule.keep, self.ranks)
         try:
-            with self.hooks.logger(self.place.folder, self.schedule, self.ranks, at) as self.logger:
+            with self.hooks.logger(self.place.folder, self.schedule, self.ranks, at) as self.logger, self.writer:
                 if self.schedule.validates(at.step) and not at.judged and (at.step or self.logger.validates_first):
                     self.settle()
                 while at.step < self.schedule.steps:
@@ -252,12 +256,14 @@ class Trainer:
     def next_step(self, stop: Stop | None) -> bool:
         """The next step; False, and a checkpoint instead, where a stop is requested."""
         begin = time.perf_counter()
+        self.writer.check()
         batch = next(self.feed)
         requested = stop.requested if stop is not None else None
         n_good, stops = self.ranks.sum(torch.tensor([len(batch.labels), requested is not None])).tolist()
         if stops:
             self.gather()
             self.save()
+            self.writer.wait()
             why = requested.name if requested else "a signal to another rank"
             self.logger.say(f"stopped by {why} after step {self.position.step}, saved; the same command continues")
             return False
@@ -357,20 +363,18 @@ class Trainer:
                 self.hooks.best(at.best)
 
     def save(self) -> None:
-        """A checkpoint of now by rank 0, whose weights are finite."""
-        if self.ranks.rank == 0:
-            bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-            if bad:
-                raise NonFiniteLoss(f"weights are not finite ({', '.join(bad[:3])})")
-            state = {
-                "configuration": self.place.configuration,
-                "environment": self.surroundings,
-                "position": vars(self.position),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-            checkpoint.save_step(self.checkpoints, self.position.step, state, keep=self.schedule.keep)
-        self.ranks.wait()
+        """A checkpoint of now, where the weights are finite; it is written while the next steps are made."""
+        bad = [name for name, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            raise NonFiniteLoss(f"weights are not finite ({', '.join(bad[:3])})")
+        state = {
+            "configuration": self.place.configuration,
+            "environment": self.surroundings,
+            "position": vars(self.position),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        self.writer.save(self.position.step, state)
 
 
 def train_mode(model: nn.Module) -> bool:

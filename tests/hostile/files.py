@@ -30,6 +30,7 @@ from cnnf_brain.results import claim, write_record
 from cnnf_brain.robustness import cells
 from cnnf_brain.trainer import checkpoint, evaluation, small
 from cnnf_brain.trainer.metrics import Log
+from cnnf_brain.trainer.writer import Writer
 from cnnf_brain.types import Gram, Images, LayerAt
 
 AT = LayerAt("a")
@@ -83,7 +84,9 @@ def saved_step(folder: Path) -> list[Path]:
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "position": {"step": 3, "sums": {}}}
-    return [checkpoint.save_step(folder, 3, state)]
+    with Writer(folder) as beside:
+        beside.save(3, state)
+    return checkpoint.paths(folder)
 
 
 def step_back(folder: Path, path: Path) -> object:

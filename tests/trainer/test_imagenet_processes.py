@@ -122,6 +122,7 @@ def test_stopped_on_two_ranks_and_finished_on_one(images: Path, tmp_path: Path) 
     assert "stopped by a signal to another rank after step" in log.read_text()
     done = steps_of(output / "checkpoints")
     assert done < 400
+    assert len(list((output / "checkpoints").glob("share-*-1.safetensors"))) == len(checkpoint.paths(output / "checkpoints"))
     argv[argv.index("--steps") + 1] = str(done + 5)
     finish(argv, log, builder=without_dropout)
     assert "ranks: 2 there, 1 now" in log.read_text()

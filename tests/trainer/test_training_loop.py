@@ -25,6 +25,7 @@ from cnnf_brain.trainer.config import LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.loop import Hooks, NonFiniteLoss, Objective, Run, Stop, Trainer
 from cnnf_brain.trainer.metrics import EpochLogger, Log
+from cnnf_brain.trainer.writer import Writer
 
 CONFIGURATION = {"seed": 0, "losses": {"reconstruction": 0.1}}
 N_TRAIN, BATCH = 66, 20  # four batches in an epoch, the last one of six
@@ -328,7 +329,7 @@ def test_a_run_that_died_anywhere_resumes_from_its_last_checkpoint(
 ) -> None:
     folder = tmp_path / "died"
     first = trainer(folder, save_every=2)
-    owner, name = {"losses": (loop, "losses"), "accuracy": (small, "accuracy"), "save": (checkpoint, "save_step")}[where]
+    owner, name = {"losses": (loop, "losses"), "accuracy": (small, "accuracy"), "save": (checkpoint, "write")}[where]
     real, calls = getattr(owner, name), []
 
     def dies_in_the_second_epoch(*args: Any, **kwargs: Any) -> Any:
@@ -353,14 +354,14 @@ def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(
 ) -> None:
     folder = tmp_path / "died"
     first = trainer(folder)
-    real = checkpoint.save_step
+    real = Writer.save
 
-    def dies(*args: Any, **kwargs: Any) -> Any:
-        if first.position.step == 8:
+    def dies(self: Writer, step: int, state: Any) -> None:
+        if step == 8:
             raise Killed
-        return real(*args, **kwargs)
+        real(self, step, state)
 
-    monkeypatch.setattr(checkpoint, "save_step", dies)
+    monkeypatch.setattr(Writer, "save", dies)
     with pytest.raises(Killed):
         first.run()
     monkeypatch.undo()
