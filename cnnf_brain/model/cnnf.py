@@ -248,6 +248,7 @@ class CNNF(nn.Module):
             state.inputs[i] = x.shape
             if keep.gates and layer.is_gate:
                 state.gate_inputs[i] = x
+            z: Tensor | None
             if i in matching and isinstance(layer, ReLU):
                 x, z, state.norms[i - 1] = layer.matched(x, state.given.get(i), state.sizes.get(i - 1))
             else:

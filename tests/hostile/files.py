@@ -96,7 +96,7 @@ def step_back(folder: Path, path: Path) -> object:
 def finished(folder: Path) -> list[Path]:
     feedback = {"iterations": 1}
     checkpoint.finish(
-        folder, zoo.small_net(None, **feedback), {"title": "t", "configuration": {"feedback": feedback}, "command": "c"}
+        folder, zoo.small_net(None, iterations=1), {"title": "t", "configuration": {"feedback": feedback}, "command": "c"}
     )
     return [folder / "card.json"]
 

@@ -15,8 +15,9 @@ from oracles.feedback import feedforward, lemma, literal, recur
 from torch import nn
 
 from cnnf_brain import CNNF, FeatureNorm, small_net
+from cnnf_brain.model.autograd import chosen
 from cnnf_brain.model.layers import MaxPool
-from cnnf_brain.model.state import chosen, eta, gate_biases
+from cnnf_brain.model.state import eta, gate_biases
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 SEEDS = range(16)
