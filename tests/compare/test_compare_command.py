@@ -930,7 +930,12 @@ def test_an_interrupted_run_goes_on(
     assert not (world.folder / "out").exists()
     done = sum(seen[:-1])
     seen.clear()
-    monkeypatch.setattr(activations, "extract", lambda m, b, layers: (seen.append(len(b)), extract(m, b, layers))[1])  # type: ignore[func-returns-value]
+
+    def counted(model: Any, batch: Any, layers: Any, *name: Any) -> Any:
+        seen.append(len(batch))
+        return extract(model, batch, layers, *name)
+
+    monkeypatch.setattr(activations, "extract", counted)
     assert world.run(*words) == 0
     first = world.summary()
     # In all: 40 images of V4 and 60 of IT once for the model (the baseline's first pass is in the cache or once more), and
