@@ -1,0 +1,298 @@
+"""Representational similarity (RSA) and CKA from Grams: dissimilarities of images, their agreement, inference over images.
+
+A dissimilarity matrix (RDM) is (n_images, n_images), symmetric, with a diagonal of 0. What K permits:
+
+- ``euclidean``: the squared Euclidean distance K_ii + K_jj - 2 K_ij, exact whatever constant was taken off each feature.
+- ``cosine``: 1 - K_ij / sqrt(K_ii K_jj) of K centred over images: the cosine distance of features whose mean over images was
+  taken off. It is *not* the usual correlation distance, 1 - Pearson's r between the features of two images, which
+  takes off each image's mean over features: K = X Xᵀ does not hold that mean.
+
+``MEASURES`` of agreement, each a cosine between two transformed RDMs:
+
+- ``spearman``: of the ranks of the pairs i < j, less their mean.
+- ``cosine``: of the dissimilarities as they are.
+- ``whitened``: the whitened cosine of Diedrichsen et al. (2021), for squared Euclidean distances with independent noise of
+  equal variance: of G = -HDH/2, H = I - 11ᵀ/n. With distances that are unbiased (``crossvalidated_gram``) it is unbiased
+  by noise.
+- ``cka``: unbiased linear CKA (Song et al. 2012; Nguyen et al. 2021): of the residuals D_ij - α_i - α_j, i ≠ j, of the least
+  squares fit of a term for each image. They are -2 times the U-centred Gram, and their inner product over n (n - 3) is the
+  unbiased HSIC.
+
+A resample of images with replacement is a weight for each image, 0, 1, 2, ... Pairs of an image with itself are left out, for their
+distance of 0 is no datum; all transforms are made anew within the resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+
+from cnnf_brain.checks import unknown
+from cnnf_brain.predictivity.pls import EPS, check_gram
+from cnnf_brain.types import Array, Difference, TestResult
+
+DISTANCES = ("euclidean", "cosine")
+MEASURES = ("spearman", "cosine", "whitened", "cka")
+BOOTSTRAP = "bootstrap over images"
+PERMUTATION = "permutation of images"
+MIN_IMAGES = 20  # for inference: fewer images, and a resample may consist of one image for the most part
+CHUNK = 256  # resamples at a time, which bounds the memory
+
+
+def dissimilarities(gram: Array, distance: str = "euclidean") -> Array:
+    """The RDM (n_images, n_images) of a Gram X Xᵀ of features or responses X, by one of ``DISTANCES``.
+
+    A ValueError for an unknown distance, a faulty Gram, and (``cosine``) an image whose centred features are all 0.
+    """
+    if distance not in DISTANCES:
+        raise unknown("distance", distance, DISTANCES)
+    gram = check_gram(gram)
+    means = gram.mean(axis=0)
+    gram = gram - means - means[:, None] + means.mean()
+    squares = gram.diagonal()
+    if distance == "euclidean":
+        rdm = squares[:, None] + squares - 2 * gram
+    else:
+        if not (squares > len(gram) * EPS * squares.max()).all():
+            where = int(squares.argmin())
+            raise ValueError(
+                f"image {where} has the mean features of all images, so it has no cosine distance; use distance 'euclidean'"
+            )
+        rdm = 1 - gram / np.sqrt(squares[:, None] * squares)
+    np.fill_diagonal(rdm, 0.0)
+    symmetric: Array = (rdm + rdm.T) / 2
+    return symmetric
+
+
+def crossvalidated_gram(repeats: Array) -> Array:
+    """The Gram (n_images, n_images) of mean responses, from products of different repeats alone: unbiased by their noise.
+
+    Its ``dissimilarities`` are the cross-validated squared distances of rsatoolbox (crossnobis without a noise covariance, times
+    the number of sites); some may be negative.
+
+    ``repeats`` is (n_images, n_sites, n_repeats), NaN where an image had fewer, for all sites alike. A ValueError: another
+    shape, or an image with fewer than two repeats.
+    """
+    repeats = np.asarray(repeats, dtype=np.float64)
+    if repeats.ndim != 3:
+        raise ValueError(f"repeats have shape {repeats.shape}; expected (n_images, n_sites, n_repeats)")
+    there = np.isfinite(repeats)
+    if not (there == there[:, :1]).all():
+        raise ValueError("sites have different numbers of repeats of an image; leave out the sites that miss some")
+    present = there[:, 0].astype(float)
+    if not (present.sum(axis=1) >= 2).all():
+        few = int(np.sum(present.sum(axis=1) < 2))
+        raise ValueError(f"{few} of {len(repeats)} images have fewer than two repeats; leave them out")
+    centred = np.where(there, repeats - np.nanmean(repeats, axis=(0, 2))[:, None], 0.0)
+    total, flat = centred.sum(axis=2), centred.reshape(len(repeats), -1)
+    counts = np.outer(present.sum(axis=1), present.sum(axis=1)) - present @ present.T
+    gram: Array = (total @ total.T - flat @ flat.T) / counts
+    return gram
+
+
+def similarity(first: Array, second: Array, measure: str = "spearman") -> float:
+    """Agreement of two RDMs of the same images, at most 1, by one of ``MEASURES``; NaN where one of them is constant.
+
+    For CKA of two Grams: ``similarity(dissimilarities(K), dissimilarities(L), "cka")``. A ValueError: matrices that are no
+    RDMs, or of different sizes, fewer than 4 images, an unknown measure.
+    """
+    first, second = _check_rdms(first, second, measure=measure)
+    a, b = _transformed(first, measure), _transformed(second, measure)
+    return float(_ratio(np.sum(a * b), np.sum(a * a), np.sum(b * b), np.sum(first**2), np.sum(second**2)))
+
+
+def bootstrap_over_images(
+    models: Sequence[Array], target: Array, measure: str = "spearman", *, n_resamples: int = 1000, seed: int = 0
+) -> Array:
+    """(n_resamples, n_models) agreement of each model's RDM with the target's, over images drawn with replacement.
+
+    All models see the same resamples, so that their differences are paired. Spearman ranks all pairs anew in each resample,
+    which takes 0.1 s for 2560 images; the others are a few matrix products for all resamples.
+    """
+    target, *models = _check_rdms(target, *models, measure=measure, least=MIN_IMAGES)
+    _check_resamples(n_resamples)
+    n, rng = len(target), np.random.default_rng(seed)
+    parts = []
+    for start in range(0, n_resamples, CHUNK):
+        drawn = rng.integers(0, n, (min(CHUNK, n_resamples - start), n))
+        weights = np.array([np.bincount(images, minlength=n) for images in drawn], dtype=float)
+        parts.append(_resampled(models, target, measure, weights))
+    return np.concatenate(parts)
+
+
+def compare_similarities(
+    pair: tuple[Array, Array], target: Array, measure: str = "spearman", *, n_resamples: int = 1000, seed: int = 0
+) -> Difference:
+    """How much better the first RDM of ``pair`` (model, baseline) agrees with the target's than the second, for new images.
+
+    t is the difference over its standard deviation in the bootstrap over images, with n_images - 1 degrees of freedom, as in
+    rsatoolbox; the interval is of the same t.
+    """
+    resampled = bootstrap_over_images(pair, target, measure, n_resamples=n_resamples, seed=seed)
+    difference = similarity(pair[0], target, measure) - similarity(pair[1], target, measure)
+    error = float(np.std(resampled[:, 0] - resampled[:, 1], ddof=1))
+    df = len(target) - 1
+    t = difference / error if error else 0.0
+    half = float(stats.t.ppf(0.975, df)) * error
+    interval = difference - half, difference + half
+    p = float(2 * stats.t.sf(abs(t), df))
+    return Difference(difference, *interval, (TestResult(BOOTSTRAP, t, p, len(target), df, interval),))
+
+
+def permutation_of_images(
+    model: Array, target: Array, measure: str = "spearman", *, n_resamples: int = 1000, seed: int = 0
+) -> TestResult:
+    """Whether two RDMs agree at all: the images of one are exchanged at random, rows and columns alike (one-sided).
+
+    p = (1 + the number of permutations that agree at least as well) / (1 + n_resamples).
+    """
+    _check_resamples(n_resamples)
+    model, target = _check_rdms(model, target, measure=measure, least=MIN_IMAGES)
+    a, b = _transformed(model, measure), _transformed(target, measure)
+    observed, rng = float(np.sum(a * b)), np.random.default_rng(seed)
+    orders = (rng.permutation(len(b)) for _ in range(n_resamples))
+    tolerance = 1e-12 * abs(observed)  # a tie by rounding counts against the agreement
+    beyond = sum(float(np.sum(a * b[np.ix_(order, order)])) >= observed - tolerance for order in orders)
+    return TestResult(PERMUTATION, similarity(model, target, measure), (1 + beyond) / (1 + n_resamples), len(a))
+
+
+def subject_ceiling(rdms: Sequence[Array], measure: str = "spearman") -> tuple[float, float]:
+    """The agreement that a perfect model could reach with single subjects: lower and upper bound (Nili et al. 2014).
+
+    Lower: each subject's RDM with the mean of the others'. Upper: with the mean of all, its own among them. Both are means over
+    subjects. RDMs are scaled to equal mean squares before the mean, or replaced by their ranks (spearman). A ValueError for a
+    single subject.
+    """
+    if len(rdms) < 2:
+        raise ValueError(f"a ceiling over subjects needs the RDMs of at least two, got {len(rdms)}")
+    rdms = _check_rdms(*rdms, measure=measure)
+    scaled = np.array([_ranked(rdm) if measure == "spearman" else rdm / np.sqrt(np.mean(rdm**2)) for rdm in rdms])
+    total = scaled.sum(axis=0)
+    low = [similarity(rdm, total - mine, measure) for rdm, mine in zip(rdms, scaled, strict=True)]
+    return float(np.mean(low)), float(np.mean([similarity(rdm, total, measure) for rdm in rdms]))
+
+
+def _transformed(rdm: Array, measure: str) -> Array:
+    """The matrix whose cosine with another is the measure; a permutation of the images permutes its rows and columns."""
+    n = len(rdm)
+    if measure == "cosine":
+        return rdm
+    if measure == "spearman":
+        off = ~np.eye(n, dtype=bool)
+        ranks = _ranked(rdm)
+        return np.where(off, ranks - ranks[off].mean(), 0.0)
+    alpha = _image_terms(rdm.sum(axis=0)[None], np.ones((1, n)), measure)[0]
+    residuals = rdm - alpha - alpha[:, None]
+    if measure == "cka":
+        np.fill_diagonal(residuals, 0.0)
+    return residuals
+
+
+def _ranked(rdm: Array) -> Array:
+    """Ranks of the pairs, means where tied; diagonal 0."""
+    ranks = np.zeros_like(rdm)
+    rows, columns = np.triu_indices(len(rdm), 1)
+    ranks[rows, columns] = ranks[columns, rows] = stats.rankdata(rdm[rows, columns])
+    return ranks
+
+
+def _resampled(models: Sequence[Array], target: Array, measure: str, weights: Array) -> Array:
+    """(n_resamples, n_models) agreement under ``weights`` (n_resamples, n_images)."""
+    if measure == "spearman":
+        return np.array(list(_resampled_ranks(models, target, weights)))
+    own = _inner(target, target, weights, measure)
+    columns = [
+        _ratio(_inner(model, target, weights, measure), _inner(model, model, weights, measure), own, *np.zeros(2))
+        for model in models
+    ]
+    return np.column_stack(columns)
+
+
+def _inner(first: Array, second: Array, weights: Array, measure: str) -> Array:
+    """(n_resamples,) inner products of two transformed RDMs, over pairs of different images.
+
+    The transform is a projection, so it is enough to transform the second.
+    """
+    pairs: Array = np.sum((weights @ (first * second)) * weights, axis=1)
+    if measure == "cosine":
+        return pairs
+    alpha = _image_terms(weights @ second, weights, measure)
+    return pairs - 2 * np.sum(weights * (weights @ first) * alpha, axis=1)
+
+
+def _image_terms(sums: Array, weights: Array, measure: str) -> Array:
+    """α of the weighted least squares fit D_ij ~ α_i + α_j over pairs of different images; ``sums`` are D w.
+
+    ``whitened`` also fits the diagonal, 0 ~ 2 α_i, at half the weight of a pair. The normal equations,
+    α_i (Σw - 2 w_i + 2) + Σ_j w_j α_j = (D w)_i (without the + 2 for ``cka``), are solved through s = Σ w α.
+    """
+    scale = weights.sum(axis=1, keepdims=True) - 2 * weights + (2 if measure == "whitened" else 0)
+    share = weights / scale
+    s = np.sum(share * sums, axis=1, keepdims=True) / (1 + share.sum(axis=1, keepdims=True))
+    alpha: Array = (sums - s) / scale
+    return alpha
+
+
+def _resampled_ranks(models: Sequence[Array], target: Array, weights: Array) -> Iterator[list[float]]:
+    """Spearman's correlation of each model with the target in each resample."""
+    rows, columns = np.triu_indices(len(target), 1)
+    sorted_pairs = [_Sorted(rdm[rows, columns]) for rdm in (target, *models)]
+    for w in weights:
+        pairs = w[rows] * w[columns]
+        ranks = [one.ranks(pairs) for one in sorted_pairs]
+        centred = [r - np.dot(pairs, r) / pairs.sum() for r in ranks]
+        own, *others = (np.dot(pairs, c * c) for c in centred)
+        products = [np.dot(pairs, c * centred[0]) for c in centred[1:]]
+        yield [float(_ratio(p, own, other, *np.zeros(2))) for p, other in zip(products, others, strict=True)]
+
+
+class _Sorted:
+    """Values in order, with where ties begin, so that their ranks under weights need no sorting."""
+
+    def __init__(self, values: Array) -> None:
+        self.order = np.argsort(values, kind="stable")
+        ordered = values[self.order]
+        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        self.group = np.empty(len(values), dtype=int)
+        self.group[self.order] = np.cumsum(np.r_[False, ordered[1:] != ordered[:-1]])
+
+    def ranks(self, weights: Array) -> Array:
+        """Mean ranks where value i stands there ``weights[i]`` times; but for a constant."""
+        counts = np.add.reduceat(weights[self.order], self.starts)
+        ranks: Array = (np.cumsum(counts) - counts / 2)[self.group]
+        return ranks
+
+
+def _ratio(product: Array, first: Array, second: Array, size: Array, other: Array) -> Array:
+    """The cosine; NaN where a transformed RDM has vanished beside its size before."""
+    fine = (first > 1e-12 * size) & (second > 1e-12 * other)
+    ratio: Array = np.where(fine, product / np.sqrt(np.where(fine, first * second, 1.0)), np.nan)
+    return ratio
+
+
+def _check_rdms(*rdms: Array, measure: str, least: int = 4) -> list[Array]:
+    """float64 RDMs of the same images; a ValueError where they are none, or the measure is not known."""
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    arrays = [np.asarray(rdm, dtype=np.float64) for rdm in rdms]
+    for rdm in arrays:
+        if rdm.ndim != 2 or rdm.shape[0] != rdm.shape[1]:
+            raise ValueError(f"a dissimilarity matrix has shape {rdm.shape}; expected (n_images, n_images)")
+        if rdm.shape != arrays[0].shape:
+            raise ValueError(f"dissimilarity matrices of {len(arrays[0])} and {len(rdm)} images; expected the same images")
+        if not np.isfinite(rdm).all():
+            raise ValueError("a dissimilarity matrix holds NaN or infinity; leave these images out")
+        if rdm.diagonal().any() or not np.allclose(rdm, rdm.T, rtol=1e-5, atol=1e-8 * np.abs(rdm).max()):
+            raise ValueError(
+                "a dissimilarity matrix must be symmetric with a diagonal of 0; ``dissimilarities`` makes one of K"
+            )
+    if len(arrays[0]) < least:
+        raise ValueError(f"{len(arrays[0])} images are too few; at least {least} are needed")
+    return arrays
+
+
+def _check_resamples(n_resamples: int) -> None:
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples must be at least 2, got {n_resamples}")
