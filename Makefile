@@ -89,6 +89,7 @@ bench: .venv-newest/installed
 	-$(NEWEST_IN) benchmarks/small_net.py
 	-$(NEWEST_IN) benchmarks/attacks.py
 	-$(NEWEST_IN) benchmarks/training.py
+	-$(NEWEST_IN) benchmarks/metrics.py
 
 clean:
 	rm -rf .venv .venv-newest .scratch build dist .pytest_cache .mypy_cache .ruff_cache cnnf_brain.egg-info

@@ -81,29 +81,37 @@ def ridge_predict(
     if grid is None:
         grid = GRID * (smoother.mean_eigenvalue or 1.0)
     jobs = _jobs(splits, used, inner=len(grid) > 1)
-    predicted = [np.empty((len(grid), len(split.test), responses.shape[1])) for split in splits]
-    errors = np.zeros((len(splits), len(grid), responses.shape[1]))
+    predicted = [np.empty((len(split.test), responses.shape[1])) for split in splits]
+    least = np.full((len(splits), responses.shape[1]), np.inf)
+    best = np.zeros(least.shape, dtype=int)
     for number, penalty in enumerate(grid):
-        matrix, residuals = smoother.residual_maker(penalty)
-        for job in jobs:
-            held_out = _held_out(matrix, residuals, job.rows)
-            for split, rows in job.tests:
-                predicted[split][number] = smoother.responses[job.rows[rows]] - held_out[rows]
-            for split, rows, weight in job.folds:
-                errors[split, number] += weight * np.mean(held_out[rows] ** 2, axis=0)
+        held_out, errors = _fit(smoother, penalty, jobs, least.shape)
+        better = errors < least
+        least[better], best[better] = errors[better], number
+        for of_split, new, where in zip(predicted, held_out, better, strict=True):
+            np.copyto(of_split, new, where=where)
     training = np.zeros((len(splits), len(responses)))
     for weights, split in zip(training, splits, strict=True):
         weights[split.train] = 1.0
     means, live = means_and_live(responses, training)
     live = (live > 0) & (smoother.mean_eigenvalue > 0)
-    best = errors.argmin(axis=1)
     _warn_at_ends(best[live], len(grid))
-    sites = np.arange(responses.shape[1])
-    values = tuple(
-        np.where(live[split], of_split[best[split], :, sites].T + smoother.means, means[split])[None]
-        for split, of_split in enumerate(predicted)
-    )
+    parts = zip(live, predicted, means, strict=True)
+    values = tuple(np.where(fitted, found + smoother.means, mean)[None] for fitted, found, mean in parts)
     return Predictions(tuple(splits), values, (1,) * len(splits)), np.where(live, grid[best], np.nan)
+
+
+def _fit(smoother: _Smoother, penalty: float, jobs: Sequence[_Job], shape: tuple[int, ...]) -> tuple[list[Array], Array]:
+    """Centred predictions of each split's test rows with one penalty, and the error (n_splits, n_sites) of its inner folds."""
+    matrix, residuals = smoother.residual_maker(penalty)
+    predicted, errors = [np.empty(0)] * shape[0], np.zeros(shape)
+    for job in jobs:
+        held_out = _held_out(matrix, residuals, job.rows)
+        for split, rows in job.tests:
+            predicted[split] = smoother.responses[job.rows[rows]] - held_out[rows]
+        for split, rows, weight in job.folds:
+            errors[split] += weight * np.mean(held_out[rows] ** 2, axis=0)
+    return predicted, errors
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ distance of 0 is no datum; all transforms are made anew within the resample.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -184,7 +185,7 @@ def _transformed(rdm: Array, measure: str) -> Array:
         ranks = _ranked(rdm)
         return np.where(off, ranks - ranks[off].mean(), 0.0)
     alpha = _image_terms(rdm.sum(axis=0)[None], np.ones((1, n)), measure)[0]
-    residuals = rdm - alpha - alpha[:, None]
+    residuals: Array = rdm - alpha - alpha[:, None]
     if measure == "cka":
         np.fill_diagonal(residuals, 0.0)
     return residuals
@@ -204,8 +205,7 @@ def _resampled(models: Sequence[Array], target: Array, measure: str, weights: Ar
         return np.array(list(_resampled_ranks(models, target, weights)))
     own = _inner(target, target, weights, measure)
     columns = [
-        _ratio(_inner(model, target, weights, measure), _inner(model, model, weights, measure), own, *np.zeros(2))
-        for model in models
+        _ratio(_inner(model, target, weights, measure), _inner(model, model, weights, measure), own) for model in models
     ]
     return np.column_stack(columns)
 
@@ -219,7 +219,8 @@ def _inner(first: Array, second: Array, weights: Array, measure: str) -> Array:
     if measure == "cosine":
         return pairs
     alpha = _image_terms(weights @ second, weights, measure)
-    return pairs - 2 * np.sum(weights * (weights @ first) * alpha, axis=1)
+    pairs -= 2 * np.sum(weights * (weights @ first) * alpha, axis=1)
+    return pairs
 
 
 def _image_terms(sums: Array, weights: Array, measure: str) -> Array:
@@ -245,7 +246,7 @@ def _resampled_ranks(models: Sequence[Array], target: Array, weights: Array) -> 
         centred = [r - np.dot(pairs, r) / pairs.sum() for r in ranks]
         own, *others = (np.dot(pairs, c * c) for c in centred)
         products = [np.dot(pairs, c * centred[0]) for c in centred[1:]]
-        yield [float(_ratio(p, own, other, *np.zeros(2))) for p, other in zip(products, others, strict=True)]
+        yield [float(_ratio(p, own, other)) for p, other in zip(products, others, strict=True)]
 
 
 class _Sorted:
@@ -265,8 +266,8 @@ class _Sorted:
         return ranks
 
 
-def _ratio(product: Array, first: Array, second: Array, size: Array, other: Array) -> Array:
-    """The cosine; NaN where a transformed RDM has vanished beside its size before."""
+def _ratio(product: Any, first: Any, second: Any, size: Any = 0.0, other: Any = 0.0) -> Array:
+    """The cosine from the inner product and both squared lengths; NaN where the transform left nothing of one's ``size``."""
     fine = (first > 1e-12 * size) & (second > 1e-12 * other)
     ratio: Array = np.where(fine, product / np.sqrt(np.where(fine, first * second, 1.0)), np.nan)
     return ratio

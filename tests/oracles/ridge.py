@@ -19,7 +19,8 @@ def nested_ridge(
 
     The inner folds of a split are the test rows of each other split among its training rows.
     """
-    predictions, chosen = [], np.empty((len(splits), responses.shape[1]))
+    predictions: list[Rows] = []
+    chosen = np.empty((len(splits), responses.shape[1]))
     for number, (train, test) in enumerate(splits):
         errors = []
         for penalty in penalties:

@@ -173,8 +173,9 @@ def test_an_end_of_the_grid_warns() -> None:
     ],
 )
 def test_what_cannot_be_fitted_is_refused(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"gram": K, "responses": Y, "splits": SPLITS, **change}
     with pytest.raises(ValueError, match=message):
-        ridge_predict(**{"gram": K, "responses": Y, "splits": SPLITS, **change})
+        ridge_predict(**given)
 
 
 @quiet
