@@ -97,12 +97,14 @@ def cross_predict(
             sites = fit_sites(K, responses, weights[None], n_components)
             values.append(sites.predict_sites(split.test))
             ranks.append(int(sites.ranks.max()))
+            del sites  # before the next fold's, for memory
     else:
         for start in range(0, len(splits), FOLDS_AT_ONCE):
             some = slice(start, start + FOLDS_AT_ONCE)
             folds = fit_folds(K, responses, training[some], n_components)
             values += [folds.predict(fold, split.test) for fold, split in enumerate(splits[some])]
             ranks += [int(rank) for rank in folds.ranks]
+            del folds  # before the next ones, for memory
     return Predictions(tuple(splits), tuple(values), tuple(ranks))
 
 
