@@ -38,7 +38,7 @@ def ridge_predict(
     """Fit ridge on the training rows of every split and predict its test rows, each site with a penalty of its own.
 
     Within the training images of a split the inner folds are the test sets of the other splits
-    (``crossval.inner_splits``; with ten folds: the nine training folds). The penalty with the least squared error, meaned
+    (``crossval.inner_splits``; with ten folds: the nine training folds). The penalty with the least squared error, averaged
     over the images of a fold and then over folds, is taken: the rule of scikit-learn's ``GridSearchCV`` with
     ``neg_mean_squared_error`` and of himalaya's ``KernelRidgeCV``. The split is then fitted with it on all its training
     images.

@@ -277,7 +277,7 @@ def test_what_is_no_rdm_is_refused(change: dict[str, Any], message: str) -> None
 
 def test_what_has_no_dissimilarities_is_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'euclidean'"):
-        dissimilarities(DATA.model @ DATA.model.T, "euclidian")
+        dissimilarities(DATA.model @ DATA.model.T, "euclideen")
     x = np.vstack([DATA.model, DATA.model.mean(axis=0)])
     with pytest.raises(ValueError, match="image 24 has the mean features"):
         dissimilarities(x @ x.T, "cosine")
