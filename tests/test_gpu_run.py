@@ -60,7 +60,7 @@ def test_the_commands_are_understood(tmp_path: Path, small: bool) -> None:
     assert [recipe.seed for recipe in trainings] == [0, 0, 0, 1, 1]
     assert [recipe.feedback.get("target") for recipe in trainings] == [None, "features.9", None, "features.9", None]
     assert {recipe.amp for recipe in trainings} == {"bfloat16"}
-    for figure in script.FIGURES:
+    for figure in script.FIGURES[: 1 if small else None]:
         assert robustness.arguments(made[figure][1][0][3:]).experiment == figure
     for name in ("flops", "ratios", "memory"):
         assert Path(made[name][1][0][1]).is_file()
@@ -124,8 +124,8 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path: Pa
     made = {
         "fails": (9.0, [[*python, "print('it broke'); raise SystemExit(3)"], [*python, "print('and this runs')"]]),
         "endless": (0.5, [[*python, "import time; time.sleep(60)"]]),
-        "deaf": (1.0, [[*python, "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"]]),
-        "train": (3.0, [[*python, stops], [*python, "print('not begun')"]]),
+        "deaf": (4.0, [[*python, "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"]]),
+        "train": (6.0, [[*python, stops], [*python, "print('not begun')"]]),
         "last": (9.0, [[*python, "print('fine')"]]),
     }
     monkeypatch.setattr(script, "steps", lambda _: made)
