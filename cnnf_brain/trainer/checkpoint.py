@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -180,8 +181,8 @@ def prune(folder: Path, keep: int) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what writers that were killed left in ``folder`` (no other may be writing there)."""
-    for left in (*folder.glob(f".{PATTERN}"), *folder.glob(".share-*")):
-        left.unlink()
+    for left in (*folder.glob(f".{PATTERN}*"), *folder.glob(".share-*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     prune(folder, sys.maxsize)
 
 

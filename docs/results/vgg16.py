@@ -78,9 +78,7 @@ def predictivity(folder: Path) -> None:
         "torchvision's CNN": [rows(folder / "vgg16-untrained5").query("role == 'baseline'")],
         "CNN": [rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'baseline'") for s in SEEDS],
         "CNN, three times as long (seed 0)": [rows(folder / "vgg16-long5-seed0").query("role == 'baseline'")],
-        "CNN-F, iteration 0": [
-            rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'control'") for s in SEEDS
-        ],
+        "CNN-F, iteration 0": [rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'control'") for s in SEEDS],
         "CNN-F, iteration 1": [
             rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'model' and iteration == 1") for s in SEEDS
         ],

@@ -186,7 +186,10 @@ def test_a_plugin_that_takes_all_memory(written: Callable[[str], Path], monkeypa
     assert next(f.detail for f in found if f.status == "failed").startswith("MemoryError")
 
 
-STUB = """#!{python}
+# For sh and for Python, as pip writes its scripts: a shebang takes no path with a space.
+STUB = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import json, os, subprocess, sys, threading, time
 if sys.argv[1] == "-c":
     sys.exit()
