@@ -113,7 +113,7 @@ def read_json_lines(path: str | Path) -> tuple[list[dict[str, Any]], int]:
     return found, len(lines) - len(found)
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str | bytes) -> Any:
     """The value of a JSON text, None where it is none."""
     try:
         return json.loads(text)

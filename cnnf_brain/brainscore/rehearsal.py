@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from cnnf_brain.io import CACHE_VARIABLE
+from cnnf_brain.io import CACHE_VARIABLE, parsed
 
 OK, FAILED, NOT_RUN, DRAFT = "ok", "failed", "not run", "draft"
 HOMES = ("BRAINIO_HOME", "BRAINSCORE_HOME", "RESULTCACHING_HOME", CACHE_VARIABLE)
@@ -181,7 +181,7 @@ def _follow(
             return f"stopped, since it wrote more than {OUTPUT / 1e6:.0f} MB of output"
         *lines, rest = (rest + results.read(OUTPUT)).split(b"\n")
         for line in lines:
-            match _parsed(line):
+            match parsed(line):
                 case {"begin": str(name)} if name in STAGES and name not in begun:
                     begun, since = [*begun, name], time.monotonic()
                     tell(f"{name}: {STAGES[name]}")
@@ -198,13 +198,6 @@ def _follow(
         if time.monotonic() - since > LIMIT:
             return f"stopped after {LIMIT / 60:.0f} min without an end"
         time.sleep(0.1)
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def silent(ended: Sequence[str], reason: str) -> Iterator[Finding]:

@@ -87,9 +87,7 @@ def cross_predict(
     K = GramOperator.of(check_gram(gram))
     responses = check_responses(responses, len(gram))
     check_splits(splits, len(responses), n_components)
-    training = np.zeros((len(splits), len(responses)))
-    for weights, split in zip(training, splits, strict=True):
-        weights[split.train] = 1.0
+    training = training_rows(splits, len(responses))
     values: list[Array] = []
     ranks: list[int] = []
     if per_site:
@@ -119,8 +117,7 @@ def truncate_gram(gram: Array, n: int) -> Array:
     if n < 1:
         raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
     gram = check_gram(gram)
-    means = gram.mean(axis=0)
-    centred: Array = gram - means - means[:, None] + means.mean()
+    centred = centred_gram(gram)
     rows = len(centred)
     if n >= rows - 1:
         return centred
@@ -128,6 +125,21 @@ def truncate_gram(gram: Array, n: int) -> Array:
     scores *= np.sqrt(np.maximum(variances, 0))
     kept: Array = scores @ scores.T
     return kept
+
+
+def centred_gram(gram: Array) -> Array:
+    """The Gram of features whose mean over images is taken off."""
+    means = gram.mean(axis=0)
+    centred: Array = gram - means - means[:, None] + means.mean()
+    return centred
+
+
+def training_rows(splits: Sequence[Split], n_rows: int) -> Array:
+    """(n_splits, n_rows), 1 for the training rows of each split, else 0."""
+    training = np.zeros((len(splits), n_rows))
+    for weights, split in zip(training, splits, strict=True):
+        weights[split.train] = 1.0
+    return training
 
 
 def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: int) -> Components:

@@ -22,7 +22,15 @@ import numpy as np
 import scipy.linalg
 
 from cnnf_brain.predictivity.crossval import inner_splits
-from cnnf_brain.predictivity.pls import EPS, check_gram, check_responses, check_splits, means_and_live
+from cnnf_brain.predictivity.pls import (
+    EPS,
+    centred_gram,
+    check_gram,
+    check_responses,
+    check_splits,
+    means_and_live,
+    training_rows,
+)
 from cnnf_brain.types import Array, Predictions, Split
 
 GRID = np.logspace(-5, 4, 19)  # penalties over the mean eigenvalue of the centred K: two to each power of ten
@@ -90,10 +98,7 @@ def ridge_predict(
         least[better], best[better] = errors[better], number
         for of_split, new, where in zip(predicted, held_out, better, strict=True):
             np.copyto(of_split, new, where=where)
-    training = np.zeros((len(splits), len(responses)))
-    for weights, split in zip(training, splits, strict=True):
-        weights[split.train] = 1.0
-    means, live = means_and_live(responses, training)
+    means, live = means_and_live(responses, training_rows(splits, len(responses)))
     live = (live > 0) & (smoother.mean_eigenvalue > 0)
     _warn_at_ends(best[live], len(grid))
     parts = zip(live, predicted, means, strict=True)
@@ -128,8 +133,7 @@ class _Smoother:
     @classmethod
     def of(cls, gram: Array, responses: Array) -> _Smoother:
         n, norm = len(gram), float(np.linalg.norm(gram))
-        row_means = gram.mean(axis=0)
-        gram = gram - row_means - row_means[:, None] + row_means.mean()
+        gram = centred_gram(gram)
         total = float(np.trace(gram))
         if total <= n * EPS * norm:
             gram[:], total = 0.0, 0.0

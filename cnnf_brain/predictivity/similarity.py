@@ -31,7 +31,7 @@ import numpy as np
 from scipy import stats
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.predictivity.pls import EPS, check_gram
+from cnnf_brain.predictivity.pls import EPS, centred_gram, check_gram
 from cnnf_brain.types import Array, Difference, TestResult
 
 DISTANCES = ("euclidean", "cosine")
@@ -49,9 +49,7 @@ def dissimilarities(gram: Array, distance: str = "euclidean") -> Array:
     """
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
-    gram = check_gram(gram)
-    means = gram.mean(axis=0)
-    gram = gram - means - means[:, None] + means.mean()
+    gram = centred_gram(check_gram(gram))
     squares = gram.diagonal()
     if distance == "euclidean":
         rdm = squares[:, None] + squares - 2 * gram

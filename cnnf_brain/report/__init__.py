@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cnnf_brain.checks import in_short
+
 PAGE = "report.html"  # beside the tables of every run
 
 
@@ -17,8 +19,7 @@ def attempt(files: str, make: Callable[[], object]) -> list[NotDrawnError]:
     try:
         make()
     except Exception as error:  # whatever drawing raises, the results are worth more
-        why = next(iter(str(error).splitlines()), "")
-        missing = NotDrawnError(f"no {files} ({type(error).__name__}: {why})")
+        missing = NotDrawnError(f"no {files} ({in_short(error)})")
         missing.__cause__ = error
         return [missing]
     return []
