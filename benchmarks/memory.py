@@ -4,11 +4,12 @@
     python benchmarks/memory.py --images 100
     python benchmarks/memory.py --part compare --images 640     # 13 convolutions x 3 iterations through `compare`,
                                                             # beside Brain-Score's own path for one of these layers
+    python benchmarks/memory.py --part scoring --images 8000    # K of one layer and PLS, beside what is asked for before
 
-VGG-16 with random weights and random images: neither memory nor time depends on their values. Each part, and each side of
-`compare`, runs in a process of its own, whose largest resident memory counts. ``--work DIR`` keeps the cache, so that an
-interrupted `compare` goes on (its resident memory is then that of the last process). Prints a table and writes
-results/benchmark-memory.json, or results/benchmark-memory-compare.json.
+VGG-16 with random weights and random images (for ``scoring`` half as many random features as images): neither memory nor time
+depends on their values. Each part, and each side of `compare`, runs in a process of its own, whose largest resident memory counts.
+``--work DIR`` keeps the cache, so that an interrupted `compare` goes on (its resident memory is then that of the last process).
+Prints a table and writes results/benchmark-memory.json, or results/benchmark-memory-PART.json.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ RESULTS = Path("results")
 def main() -> None:
     """Run one part, print and write the figures."""
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    p.add_argument("--part", choices=["stream", "compare", "one-layer"], default="stream")
+    p.add_argument("--part", choices=["stream", "compare", "scoring", "one-layer"], default="stream")
     p.add_argument("--images", type=int, default=1200)
     p.add_argument("--layers", nargs="+")
     p.add_argument("--iterations", type=int, default=2)
@@ -56,14 +57,16 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         os.environ["CNNF_BRAIN_CACHE"] = str(work.resolve() / "cache")
-        figures = {"stream": stream, "compare": compare, "one-layer": one_layer}[args.part](args, work.resolve())
+        figures = {"stream": stream, "compare": compare, "scoring": scoring, "one-layer": one_layer}[args.part](
+            args, work.resolve()
+        )
     if args.part == "one-layer":  # for the process that asked
         print(json.dumps(figures))
         return
     for name, value in figures.items():
         print(f"{name:>60}: {value}")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / ("benchmark-memory.json" if args.part == "stream" else "benchmark-memory-compare.json")
+    path = RESULTS / ("benchmark-memory.json" if args.part == "stream" else f"benchmark-memory-{args.part}.json")
     path.write_text(json.dumps({**vars(args), **figures}, indent=2, default=str) + "\n")
 
 
@@ -88,6 +91,40 @@ def stream(args: argparse.Namespace, work: Path) -> dict[str, float]:
         "peak resident GiB": resident(resource.RUSAGE_SELF),
         "peak scratch GiB": round(scratch.stop() / 2**30, 2),
         "seconds": round(seconds, 1),
+    }
+
+
+def scoring(args: argparse.Namespace, work: Path) -> dict[str, float]:
+    """K of one layer, through its file, and PLS over ten folds: memory above what was resident, and that asked for."""
+    from cnnf_brain import Recordings, Scoring
+    from cnnf_brain.compare.evaluate import scoring_bytes
+    from cnnf_brain.compare.scoring import check_scoring
+    from cnnf_brain.gram import read_gram, write_gram
+    from cnnf_brain.predictivity.pls import cross_predict
+    from cnnf_brain.predictivity.scores import score_predictions
+    from cnnf_brain.scratch import Scratch, gram_bytes
+    from cnnf_brain.types import Gram, Images, LayerAt
+
+    n, width, rng, at, path = args.images, args.images // 2, np.random.default_rng(0), LayerAt("layer"), work / "k.npz"
+    shown = Images.of(np.zeros((n, 4, 4, 3), dtype=np.uint8))
+    of, how = Recordings.from_arrays(rng.standard_normal((n, SITES)), shown, region="V4"), Scoring()
+    before, started = resident(resource.RUSAGE_SELF), time.time()
+    with Scratch("key", width, n) as scratch:
+        for first in range(0, n, 500):
+            scratch.append(rng.standard_normal((min(500, n - first), width), dtype=np.float32))
+        write_gram(path, Gram(at, scratch.gram(), width))
+    made = resident(resource.RUSAGE_SELF)
+    gram = read_gram(at, path)
+    assert gram is not None
+    predictions = cross_predict(gram.values, of.responses, check_scoring(of, how), how.components)
+    score_predictions(predictions, of.responses)
+    return {
+        "images": n,
+        "K: GiB asked for": round(gram_bytes(n) / 2**30, 2),
+        "K: GiB taken": round(made - before, 2),
+        "K and PLS: GiB asked for": round(max(gram_bytes(n), scoring_bytes(of, how, 1)) / 2**30, 2),
+        "K and PLS: GiB taken": round(resident(resource.RUSAGE_SELF) - before, 2),
+        "seconds": round(time.time() - started, 1),
     }
 
 

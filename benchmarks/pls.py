@@ -1,17 +1,20 @@
 """Exact PLS in sample space beside scikit-learn and ikpls: times, agreement in r and peak memory, in one run.
 
     python benchmarks/pls.py                      # everything, 15 to 30 minutes on two cores
-    python benchmarks/pls.py --part wide          # one part: sklearn, ikpls, wide, converged
+    python benchmarks/pls.py --part wide          # one part: sklearn, ikpls, wide, converged, sites
     python benchmarks/pls.py --quick              # small sizes, to see that it runs; its ratios mean nothing
 
-It needs ``benchmarks/requirements.txt`` (ikpls, numpy 2). Every method runs in a process of its own, on the same
-simulated recordings (low-rank float32 features with noise), one after the other; making the data is not timed, taking
-them to float64 where a peer wants that is. ``results/benchmark-pls.json`` holds the numbers.
+It needs ``benchmarks/requirements.txt`` (ikpls, numpy 2), the parts wide and sites do not. Every method runs in a process
+of its own, on the same simulated recordings (low-rank float32 features with noise), one after the other; making
+the data is not timed, taking them to float64 where a peer wants that is. ``results/benchmark-pls.json`` holds the numbers.
 
 sklearn    one fold, 2304 x 25088 x 168: Gram, fit and prediction against PLSRegression(25, scale=False)
 ikpls      ten folds of 2560 x 25088 x 168, everything included, against ikpls.numpy.PLS(algorithm=1) in float64
 wide       ten folds of 2560 x 100352 x 168: from K, and with the Gram, against the bare product X Xᵀ
 converged  the same fold against scikit-learn run to convergence (tol 1e-12), which is what r has to agree with
+sites      ten folds of 4000 images x 800 sites from K (1000 x 400 with --quick), against the products that nothing can spare:
+           one with K a component, and YᵀY of each fold. Predictions with all components alone, as ``compare`` takes them. CPU
+           seconds of one thread: other programs beside it change these less, and threads that wait for each other count
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cnnf_brain.io import atomic_path
 from cnnf_brain.predictivity.crossval import make_splits
@@ -46,18 +51,21 @@ SIZES = {
     "ikpls": (2560, 25088, 168, 10),
     "wide": (2560, 100352, 168, 10),
     "converged": (2560, 25088, 168, 1),
+    "sites": (4000, 3000, 800, 10),
 }
 QUICK = {
     "sklearn": (400, 3000, 30, 1),
     "ikpls": (400, 3000, 30, 10),
     "wide": (400, 6000, 30, 10),
     "converged": (200, 500, 10, 2),
+    "sites": (1000, 3000, 400, 10),
 }
 METHODS = {
     "sklearn": ("ours", "sklearn"),
     "ikpls": ("ours", "ikpls"),
     "wide": ("ours",),
     "converged": ("ours", "sklearn"),
+    "sites": ("ours",),
 }
 # name -> (what is compared, limit, whether the limit is the least or the most)
 LIMITS = {
@@ -68,6 +76,7 @@ LIMITS = {
         "(seconds in all - 3) / seconds of the bare product": ("most", 2.0),
     },
     "converged": {"largest difference in r": ("most", 1e-5)},
+    "sites": {"CPU seconds for ten folds / of the bare products": ("most", 4.0)},
 }
 
 
@@ -126,13 +135,25 @@ def ikpls(features: np.ndarray, responses: np.ndarray, splits: list[Split]) -> l
     return predictions
 
 
-def timed(work: Callable[[], object], times: int = 1) -> tuple[float, object]:
+def bare_products(gram: np.ndarray, responses: np.ndarray, splits: list[Split]) -> None:
+    """What PLS of all folds together cannot do without: a product with K for each component, and YᵀY of each fold."""
+    vectors = np.random.default_rng(0).standard_normal((len(splits), len(gram)))
+    for _ in range(N_COMPONENTS):
+        vectors @ gram
+    for split in splits:
+        rows = responses[split.train]
+        rows.T @ rows
+
+
+def timed(
+    work: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, object]:
     """Median seconds of several runs, and the last result."""
     seconds = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = clock()
         result = work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return statistics.median(seconds), result
 
 
@@ -152,6 +173,14 @@ def measure(part: str, method: str, size: tuple[int, int, int, int]) -> dict:
         result["bare_product"], _ = timed(lambda: features @ features.T, 3)
         result["gram"], gram = timed(lambda: streamed_gram(features), 3)
         result["folds"], predictions = timed(lambda: cross_predict(gram, responses, splits, N_COMPONENTS), 3)
+        predicted = [values[-1] for values in predictions.values]
+    elif part == "sites":
+        gram = streamed_gram(features)
+        with threadpool_limits(1):
+            result["bare_products"], _ = timed(lambda: bare_products(gram, responses, splits), 3, time.process_time)
+            result["folds"], predictions = timed(
+                lambda: cross_predict(gram, responses, splits, N_COMPONENTS, last=True), 3, time.process_time
+            )
         predicted = [values[-1] for values in predictions.values]
     else:
         options = {"tol": 1e-12, "max_iter": 100_000} if (part, method) == ("converged", "sklearn") else {}
@@ -179,6 +208,8 @@ def compare(part: str, results: dict[str, dict]) -> dict[str, float]:
             "seconds in all": in_all,
             "(seconds in all - 3) / seconds of the bare product": (in_all - 3) / mine["bare_product"],
         }
+    if part == "sites":
+        return {"CPU seconds for ten folds / of the bare products": mine["folds"] / mine["bare_products"]}
     (peer,) = set(results) - {"ours"}
     faster = {"sklearn": "times faster than scikit-learn", "ikpls": "times faster than ikpls"}[peer]
     difference = np.abs(np.array(mine["r"]) - np.array(results[peer]["r"])).max()
@@ -200,7 +231,9 @@ def report(part: str, results: dict[str, dict], size: tuple[int, int, int, int],
     print(f"\n{part}: {n} images, {n_features} features, {n_sites} sites, {n_splits} folds", flush=True)
     for method, result in results.items():
         seconds = ", ".join(
-            f"{key} {result[key]:.2f} s" for key in ("seconds", "bare_product", "gram", "folds") if key in result
+            f"{key} {result[key]:.2f} s"
+            for key in ("seconds", "bare_product", "bare_products", "gram", "folds")
+            if key in result
         )
         memory = f"peak {result['peak_mib']:.0f} MiB, {result['data_mib']:.0f} MiB of it before it starts"
         print(f"  {method:8s} {seconds}; {memory}; median r {np.median(result['r']):.4f}")
@@ -218,12 +251,12 @@ def report(part: str, results: dict[str, dict], size: tuple[int, int, int, int],
 def machine() -> dict:
     import threadpoolctl
 
-    packages = ("numpy", "scipy", "scikit-learn", "ikpls")
+    packages = [name for name in ("numpy", "scipy", "sklearn", "ikpls") if find_spec(name)]
     return {
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {name: version(name.replace("sklearn", "scikit-learn")) for name in packages},
         "blas": threadpoolctl.threadpool_info(),
     }
 

@@ -5,6 +5,7 @@ In Python: ``compare(model, baseline, recordings, layers)``. On the command line
 
 from typing import TYPE_CHECKING, Any
 
+from cnnf_brain.activations import list_layers
 from cnnf_brain.compare import Comparison, Scoring, compare
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
@@ -14,12 +15,15 @@ from cnnf_brain.model.state import FeedbackResult
 from cnnf_brain.model.zoo import alexnet, from_torchvision, small_net, vgg16
 from cnnf_brain.networks import Network, load_network
 from cnnf_brain.recordings import Recordings, load_recordings
+from cnnf_brain.sweep import Study, sweep
+from cnnf_brain.trainer.checkpoint import hub_folder
 from cnnf_brain.types import LayerAt
+from cnnf_brain.verify import verify
 
 if TYPE_CHECKING:
     from cnnf_brain.predictivity.estimator import PLSRegression
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CNNF",
@@ -33,12 +37,17 @@ __all__ = [
     "Preprocessing",
     "Recordings",
     "Scoring",
+    "Study",
     "alexnet",
     "compare",
     "from_torchvision",
+    "hub_folder",
+    "list_layers",
     "load_network",
     "load_recordings",
     "small_net",
+    "sweep",
+    "verify",
     "vgg16",
 ]
 

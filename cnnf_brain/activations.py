@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,23 @@ def extract(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt], name: st
 
 
 def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt], name: str) -> dict[LayerAt, Tensor]:
-    """As ``extract`` for any other network, by forward hooks.
+    """As ``extract`` for any other network."""
+    found = _outputs(model, batch, layers, name)
+    for at, output in found.items():
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"{at}: the layer's output is a {type(output).__name__}, not one tensor; choose a layer inside it"
+            )
+    missed = [str(at) for at in layers if at not in found]
+    if missed:
+        raise ValueError(
+            f"{', '.join(missed)}: not called in a forward pass of {type(model).__name__}; choose another layer"
+        )
+    return found
+
+
+def _outputs(model: nn.Module, batch: Tensor, layers: Iterable[LayerAt], name: str) -> dict[LayerAt, Any]:
+    """What the layers that are called return, in the order in which they do, by forward hooks.
 
     Outputs are copied, since a following in-place layer would change them; a module that is called more than once gives its
     last output, as in Brain-Score.
@@ -81,17 +97,47 @@ def _hooked(model: nn.Module, batch: Tensor, layers: Sequence[LayerAt], name: st
     finally:
         for handle in handles:
             handle.remove()
-    for at, output in found.items():
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"{at}: the layer's output is a {type(output).__name__}, not one tensor; choose a layer inside it"
-            )
-    missed = [str(at) for at in layers if at not in found]
-    if missed:
-        raise ValueError(
-            f"{', '.join(missed)}: not called in a forward pass of {type(model).__name__}; choose another layer"
-        )
     return found
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network: its ``name``, its ``kind`` (the module's class), and the ``shape`` of its map for one image."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@torch.inference_mode()
+def list_layers(network: Network) -> list[Layer]:
+    """The layers that can be scored, in the order in which an image passes them.
+
+    The network is shown one empty image of its own size; a network on the meta device computes nothing. A module that is not
+    called, or that does not return one tensor with the images along the first axis, is left out.
+
+    Raises
+    ------
+    ModelError
+        The network cannot be run.
+
+    Examples
+    --------
+    >>> import cnnf_brain as cb
+    >>> [layer for layer in cb.list_layers(cb.load_network("small")) if layer.kind == "MaxPool2d"]
+    [Layer(name='pool2', kind='MaxPool2d', shape=(64, 12, 12))]
+    """
+    shown, module = network.preprocessing, network.module
+    image = torch.zeros(1, len(shown.mean), shown.size, shown.size, device=network.device)
+    if isinstance(module, CNNF):
+        maps = extract(module, image, [LayerAt(name) for name in module.layer_names], network.name)
+    else:
+        maps = _outputs(module, image, [LayerAt(name) for name, _ in module.named_modules() if name], network.name)
+    return [
+        Layer(at.layer, type(module.get_submodule(at.layer)).__name__, tuple(values.shape[1:]))
+        for at, values in maps.items()
+        if isinstance(values, Tensor) and values.dim() > 1 and len(values) == 1
+    ]
 
 
 @dataclass(frozen=True)
@@ -103,9 +149,14 @@ class Probe:
     growth: dict[LayerAt, float]
 
 
-@torch.inference_mode()
 def features(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Array]:
-    """Rows (B, n_features), float32, of each layer for a preprocessed batch (B, C, size, size).
+    """``feature_rows`` as NumPy arrays."""
+    return {at: rows.cpu().numpy() for at, rows in feature_rows(network, batch, layers).items()}
+
+
+@torch.inference_mode()
+def feature_rows(network: Network, batch: Tensor, layers: Sequence[LayerAt]) -> dict[LayerAt, Tensor]:
+    """Rows (B, n_features), float32, of each layer for a preprocessed batch (B, C, size, size), where the network is.
 
     Raises
     ------
@@ -186,19 +237,32 @@ def _same(network: Network, rows: dict[LayerAt, Array], other: dict[LayerAt, Arr
             raise ValueError(f"{network.name} {at}: {reason}; such features cannot be scored")
 
 
-def float32_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Convolutions in float32 proper on a GPU as well, where torch's default rounds their input to TF32 (10 bits)."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+@contextmanager
+def float32_convolutions(device: torch.device) -> Iterator[None]:
+    """Convolutions and products in float32 proper, whatever was set: torch's default rounds the input of convolutions on a GPU to
+    TF32 (10 bits)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def as_rows(values: Tensor, at: LayerAt) -> Array:
+def as_rows(values: Tensor, at: LayerAt) -> Tensor:
     """(B, n_features) float32 of maps (B, ...), C-order; a ValueError where they are not finite."""
-    rows = values.detach().flatten(1).to("cpu", torch.float32).numpy()
-    if not np.isfinite(rows).all():
+    rows = values.detach().flatten(1).to(torch.float32)
+    if not rows.isfinite().all():
         hint = "; use fewer iterations, a smaller step, match_norm or match_layers" if at.iteration else ""
         raise ValueError(
             f"{at}: features are not finite (NaN, or beyond float32){hint or '; look at weights and preprocessing'}"
         )
     return rows
+
+
+def of_unit_norm(rows: Tensor) -> Tensor:
+    """Rows (B, n_features) float32 scaled to norm 1; rows of zeros stay. In float64, on the CPU where a device has none."""
+    exact = rows.cpu().double() if rows.device.type == "mps" else rows.double()
+    norms = exact.norm(dim=1, keepdim=True)
+    return (exact / torch.where(norms > 0, norms, 1.0)).float()

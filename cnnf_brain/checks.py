@@ -1,9 +1,12 @@
 """What several modules check alike: names (what was given, what is known, what was probably meant), what differs between
-two configurations, labels of rows and columns, which sites are constant, free memory, and what a network's code raises."""
+two configurations, labels of rows and columns, which sites are constant, free memory, the memory that was
+used, and what a network's code raises."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -65,6 +68,41 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> Valu
     return ValueError(f"{what} {name!r} is not known{' in ' + where if where else ''}{hint} Known: {listed or 'none'}")
 
 
+def offered(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages add to a ``kind`` (``networks``, ``recordings``, ``metrics``, ``attacks``), by name: their entry
+    points of the group ``cnnf_brain.KIND``. A ValueError where two packages add the same name."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=f"cnnf_brain.{kind}"):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ValueError(
+                f"{kind}: the name {point.name!r} is added by two packages, as {other.value} and as {point.value}; remove one"
+            )
+    return found
+
+
+def load_offered(kind: str, name: str) -> Any:
+    """The object behind an entry point of ``offered``; an ImportError that names it where it cannot be imported."""
+    point = offered(kind)[name]
+    try:
+        return point.load()
+    except Exception as error:
+        raise ImportError(
+            f"{name!r} ({point.value}), which an installed package adds to the {kind}, cannot be imported ({in_short(error)}); "
+            "mend or remove that package"
+        ) from error
+
+
+def own_or_offered(kind: str, name: str, own: Mapping[str, Any]) -> Any:
+    """``own[name]``, else what an installed package adds to a ``kind`` under that name; a ValueError where there is neither."""
+    if name in own:
+        return own[name]
+    added = offered(kind)
+    if name not in added:
+        raise unknown(kind.removesuffix("s"), name, [*own, *added])
+    return load_offered(kind, name)
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """``name: old there, new now`` for every entry of two configurations that differs (nested ones as ``a.b``)."""
     found = []
@@ -115,6 +153,19 @@ def check_memory(needed: int, what: str) -> None:
             f"{what} takes {needed / 2**30:.3g} GiB of memory, and {free / 2**30:.3g} GiB are free; free memory, or take a machine "
             "with more of it"
         )
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 2**10  # Linux counts in KiB
 
 
 def is_constant(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

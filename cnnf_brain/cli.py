@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import operator
 import re
 import sys
+import tomllib
 import traceback
 import types
 import typing
@@ -15,11 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from cnnf_brain.checks import RunError, in_short, unknown
+from cnnf_brain.io import read_text, reading
 
-COMMANDS = ("compare", "robustness", "visualize", "report", "submit")
+COMMANDS = ("compare", "layers", "report", "robustness", "status", "submit", "sweep", "train", "verify", "visualize")
 INTERRUPTED = 130
 STOPPED = 75  # EX_TEMPFAIL: stopped by a signal and saved; nothing is wrong, start it again
 BUG = 70  # EX_SOFTWARE
@@ -34,6 +38,7 @@ _LIMITS: dict[str, tuple[Callable[[float, float], bool], str]] = {
     "above": (operator.gt, "above {:g}"),
     "least": (operator.ge, "{:g} or above"),
     "most": (operator.le, "{:g} or below"),
+    "below": (operator.lt, "below {:g}"),
 }
 
 
@@ -111,7 +116,7 @@ def refuse(
 
 
 def number(kind: type[int] | type[float], limits: Mapping[str, Any]) -> Callable[[str], float]:
-    """An argparse type: a finite number, ``above`` (greater than), ``least`` (at least) or ``most`` where these are set."""
+    """An argparse type: a finite number, ``above``, ``least`` (at least), ``most`` (at most) or ``below`` where these are set."""
 
     least, most = limits.get("least"), limits.get("most")
     interval = None if least is None or most is None else f"in [{least:g}, {most:g}]"
@@ -143,12 +148,69 @@ def _said(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def as_toml(*records: Any, **more: Any) -> str:
+    """A file for ``--config`` that gives the flags of ``records``, and ``more`` (by the names of flags, with ``_``), their values;
+    what is None is left out."""
+    options = {flag_of(f): getattr(record, f.name) for record in records for f in fields(record) if "help" in f.metadata}
+    values = {f"--{name.replace('_', '-')}": value for name, value in more.items()} | options
+    lines = [(flag[2:], str(value) if isinstance(value, Path) else value) for flag, value in values.items()]
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in lines if value is not None)
+
+
+def _as_words(action: argparse.Action, value: Any, path: Path) -> list[str]:
+    """The words that give a flag the ``value`` of a TOML file; a ValueError where it takes none of that kind."""
+    flag, switch, several = action.option_strings[0], action.nargs == 0, isinstance(value, list)
+    if isinstance(value, dict) or isinstance(value, bool) != switch or (several and action.nargs is None):
+        kind = "true or false" if switch else "one value" if action.nargs is None else "a value or a list of them"
+        raise ValueError(f"{path}: {flag[2:]} = {value!r}, expected {kind}")
+    if switch:
+        return [word for word in action.option_strings if word.startswith("--no-") != value][:1]
+    return [flag, *map(str, value)] if several else [f"{flag}={value}"]
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of a command: ``--debug`` is for ``run``."""
 
     def __init__(self, *names: Any, **how: Any) -> None:
         super().__init__(*names, **how)
         self.add_argument("--debug", action="store_true", help="where the command fails, show the traceback as well")
+
+    def parse_with_config(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags, those of the file that ``--config`` names among them; a usage error where that holds others."""
+        about = "flags from a file, a line batch-size = 64 for --batch-size 64; those of the command line come first"
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for parser in (self, first):
+            parser.add_argument("--config", type=Path, metavar="FILE.toml", help=about)
+        path = first.parse_known_args(argv)[0].config
+        try:
+            return self.parse_args([*([] if path is None else self._words(path, argv)), *argv])
+        except (OSError, ValueError) as error:
+            self.error(str(error))
+
+    def _words(self, path: Path, argv: Sequence[str]) -> list[str]:
+        """The entries of a TOML file as words of a command line, but for those that exclude a flag in ``argv``."""
+        flags = {flag[2:]: action for action in self._actions for flag in action.option_strings[:1] if flag.startswith("--")}
+        known = flags.keys() - {"config", "debug"}
+        with reading(path, "TOML", "expected lines such as batch-size = 64"):
+            given = {name.replace("_", "-"): value for name, value in tomllib.loads(read_text(path)).items()}
+        for name in given:
+            if name not in known:
+                raise unknown("setting", name, sorted(known), where=str(path))
+        kept = {name: value for name, value in given.items() if f"--{name}" not in self._excluded(argv)}
+        return [word for name, value in kept.items() for word in _as_words(flags[name], value, path)]
+
+    def _excluded(self, argv: Sequence[str]) -> set[str]:
+        """The flags that those in ``argv`` exclude, and themselves."""
+        words, groups = {word.partition("=")[0] for word in argv}, self._mutually_exclusive_groups
+        names = [{flag for one in group._group_actions for flag in one.option_strings} for group in groups]
+        return set[str]().union(*(group for group in names if group & words))
+
+    @classmethod
+    def of(cls, text: str | None, program: str | None = None) -> Parser:
+        """With the docstring ``text`` as its help: the first line, the flags, then the rest as it stands."""
+        summary, _, rest = (text or "").partition("\n")
+        how = argparse.RawDescriptionHelpFormatter
+        return cls(prog=program, description=summary, epilog=rest, formatter_class=how)
 
 
 def run(work: Callable[[], int], *, debug: bool = False) -> int:

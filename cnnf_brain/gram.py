@@ -1,4 +1,5 @@
 """Networks and images -> the Gram matrix K of each layer, streamed: features pass through scratch files, never whole in memory.
+A layer with few features keeps these in place of K.
 
 Batches run through a network once for each group of layers that fits the scratch space. Each layer's features are written in
 blocks of columns, and K is summed block by block (float32 inside a block, float64 between blocks). What several networks share,
@@ -9,10 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
-import hashlib
-import json
-import os
 import shutil
 import sys
 import tempfile
@@ -20,27 +17,33 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import PIL
-import torch
-from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
 from cnnf_brain import activations, checks, io
 from cnnf_brain.activations import Probe
+from cnnf_brain.identity import gram_key
 from cnnf_brain.images import batches
-from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
-from cnnf_brain.types import FEATURES_VERSION, Array, Gram, Images, LayerAt, Lazy
-
-BLOCK_BYTES = 256 * 2**20  # of one block of columns over all images, and of what K gains by it at a time
-SCRATCH_BYTES = 20 * 2**30
-SCRATCH_DAYS = 7  # the scratch of a run that did not end well is kept this long, so that it can go on
+from cnnf_brain.predictivity.kernel import is_factor, whole
+from cnnf_brain.scratch import (
+    SCRATCH_BYTES,
+    Scratch,
+    few,
+    gram_bytes,
+    grouped,
+    held,
+    lock_of,
+    make_room,
+    remove_whole,
+    room_on_disk,
+)
+from cnnf_brain.types import Gram, Images, LayerAt, Lazy
 
 Progress = bool | Callable[[str, int, int], object]
 Wanted = tuple[Network, Images, Sequence[LayerAt]]
@@ -57,11 +60,12 @@ def layer_grams(
     *,
     batch_size: int = 8,
     scratch_bytes: int = SCRATCH_BYTES,
+    workers: int = 0,
     progress: Progress = True,
 ) -> Mapping[LayerAt, Gram]:
-    """K = X Xᵀ over all images for every layer: ``Features`` of one network. Each is read from its file when it is asked for."""
+    """K = X Xᵀ, or few features, over all images for every layer: ``Features`` of one network, read when it is asked for."""
     wanted = [(network, images, layers)]
-    return Features(wanted, batch_size=batch_size, scratch_bytes=scratch_bytes).compute(progress)[0]
+    return Features(wanted, batch_size=batch_size, scratch_bytes=scratch_bytes, workers=workers).compute(progress)[0]
 
 
 @dataclass(eq=False)
@@ -75,7 +79,8 @@ class Run:
 
 
 class Features:
-    """The Grams of several networks over several images, each computed once.
+    """The Grams of several networks over several images, each computed once. Networks see the parts of a joint layer
+    (``features.16@0+2``); its Gram is their sum, made when it is asked for.
 
     Layers of one key (``gram_key``) have the same features bit for bit: the same layer asked for twice, or the first pass of two
     networks with the same weights and preprocessing. The network that runs the most iterations gives a first pass to all that share
@@ -89,6 +94,12 @@ class Features:
         Images of a batch.
     scratch_bytes
         Disk space that features may take at a time.
+    unit_norm
+        Scale each image's features of each layer (of a joint one: of each part) to norm 1. This is done to the features
+        themselves: K does not hold their norms, since it has a mean taken off.
+    workers
+        Processes that decode images ahead of the networks; 0: none. The features are the same bit for bit. ``seconds`` counts the
+        time of all runs, ``waited`` the part of it in which a network waited for images.
 
     Raises
     ------
@@ -96,10 +107,22 @@ class Features:
         A batch size below 1, a layer that a network lacks.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], *, batch_size: int = 8, scratch_bytes: int = SCRATCH_BYTES) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        batch_size: int = 8,
+        scratch_bytes: int = SCRATCH_BYTES,
+        unit_norm: bool = False,
+        workers: int = 0,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size is {batch_size}, expected at least 1")
-        self.batch_size, self.scratch_bytes = batch_size, scratch_bytes
+        self.batch_size, self.scratch_bytes, self.unit_norm, self.workers = batch_size, scratch_bytes, unit_norm, workers
+        self.seconds = self.waited = 0.0
+        self.wanted = wanted
+        self.layers = [tuple(dict.fromkeys(layers)) for _, _, layers in wanted]
+        wanted = [(network, images, [part for at in layers for part in at.parts]) for network, images, layers in wanted]
         self.own: Path | None = None  # where the Grams of networks without identity are, while this object lives
         self.unnamed: set[str] = set()  # their keys
         named = self._keys(wanted)
@@ -128,7 +151,9 @@ class Features:
                 known = network.identity  # a hash over all weights: once
                 identities[which] = known or uuid.uuid4().hex, known is not None
             identity, named = identities[which]
-            key = functools.partial(gram_key, network, images.digest(), batch_size=self.batch_size, identity=identity)
+            key = functools.partial(
+                gram_key, network, images.digest(), batch_size=self.batch_size, identity=identity, unit_norm=self.unit_norm
+            )
             found.append((key(LayerAt("")), {at: key(at) for at in layers}))
             self.unnamed |= set() if named else set(found[-1][1].values())
         return found
@@ -170,9 +195,26 @@ class Features:
         OSError
             Too little scratch space or memory for one layer; before the first image.
         """
+        todo = self._todo()
+        most = max((len(run.images) for run in self.runs), default=0)
+        summed = 16 * most**2 if any(at.joined for layers in self.layers for at in layers) else 0  # two Grams
+        needed = max([memory, summed, *(gram_bytes(len(run.images)) for run, *_ in todo)])
+        checks.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
+        if progress is True and needed > 2**30:
+            print(f"up to {needed / 2**30:.3g} GiB of memory are needed beside the networks", file=sys.stderr)
+        for run, group, stay in todo:
+            self._compute(run, group, stay, progress)
+        if todo and progress is True:
+            print(f"the networks waited for images {self.waited:.0f} of {self.seconds:.0f} s", file=sys.stderr)
+        asked = zip(self.layers, self.keys, self.wanted, strict=True)
+        return [Lazy(layers, functools.partial(self._gram, keys, str(one[0].device))) for layers, keys, one in asked]
+
+    def _todo(self) -> list[tuple[Run, list[LayerAt], bool]]:
+        """The runs that are needed, each with a group of layers that fits a GPU together (true), or the scratch space (false)."""
         todo = []
         for run in self.runs:
             missing = [at for at, key in run.keys.items() if read_gram(at, self._path(key)) is None]
+            remove_whole(run.keys[at] for at in run.keys if at not in missing)
             if not missing:
                 continue
             if self.unnamed & set(run.keys.values()):
@@ -180,27 +222,23 @@ class Features:
                 print(f"{run.network.name}: its features are not kept in the cache, since {why}", file=sys.stderr)
             if not run.counts:
                 run.counts = activations.probe(run.network, run.images, missing).counts
-            counts = {at: run.counts[at] for at in missing}
-            todo += [(run, group) for group in grouped(counts, len(run.images), self.scratch_bytes)]
-        needed = max([memory, *(gram_bytes(len(run.images)) for run, _ in todo)])
-        most = max((len(run.images) for run in self.runs), default=0)
-        checks.check_memory(needed, f"a Gram of {most} images, with what is made of it,")
-        if progress is True and needed > 2**30:
-            print(f"up to {needed / 2**30:.3g} GiB of memory are needed beside the networks", file=sys.stderr)
-        for run, group in todo:
-            self._compute(run, group, progress)
-        return [Lazy(keys, functools.partial(self._read, keys)) for keys in self.keys]
+            n, counts = len(run.images), {at: run.counts[at] for at in missing}
+            staying, others, room = held(counts, n, run.network.device)
+            todo += [(run, group, True) for group in grouped(staying, n, room)]
+            todo += [(run, group, False) for group in grouped(others, n, room_on_disk(self.scratch_bytes))]
+        return todo
 
-    def _compute(self, run: Run, group: Sequence[LayerAt], progress: Progress) -> None:
-        """The Grams of one group of layers, into their files."""
+    def _compute(self, run: Run, group: Sequence[LayerAt], stay: bool, progress: Progress) -> None:
+        """The Grams of one group of layers, into their files; the features ``stay`` on a GPU until then, or go to disk."""
         with contextlib.ExitStack() as stack:
             scratch = {}
             for key, at in sorted((run.keys[at], at) for at in group):  # in one order: no two processes wait for each other
-                scratch[at] = Scratch(key, run.counts[at], len(run.images), kept=key not in self.unnamed)
+                size, kept = (run.counts[at], len(run.images)), key not in self.unnamed
+                scratch[at] = Scratch(key, *size, kept=kept, device=run.network.device, held=stay)
                 stack.enter_context(scratch[at])
             if any(one.waited for one in scratch.values()):  # for another process, which may have computed them
                 scratch = {at: one for at, one in scratch.items() if read_gram(at, self._path(run.keys[at])) is None}
-            make_room(sum(4 * one.count * (one.n_images - one.done) for one in scratch.values()))
+            make_room(0 if stay else sum(4 * one.count * (one.n_images - one.done) for one in scratch.values()))
             self._stream(run, {at: scratch[at] for at in group if at in scratch}, progress)
             for at, one in scratch.items():
                 write_gram(self._path(run.keys[at]), Gram(at, one.gram(), run.counts[at]))
@@ -213,25 +251,39 @@ class Features:
         done = min((one.done for one in behind.values()), default=total)
         names = ", ".join(map(str, list(behind)[:3])) + (", …" if len(behind) > 3 else "")
         what = f"{run.network.name}: {names}"
+        shown = batches(run.images, run.network.preprocessing, self.batch_size, done, self.workers)
+        started = time.perf_counter()
         with tqdm(total=total, initial=done, unit="image", desc=what, disable=progress is not True) as bar:
-            for batch in batches(run.images, run.network.preprocessing, self.batch_size, start=done):
-                for at, rows in activations.features(run.network, batch, list(behind)).items():
+            while (batch := self._next(shown)) is not None:
+                for at, rows in activations.feature_rows(run.network, batch, list(behind)).items():
+                    rows = activations.of_unit_norm(rows) if self.unit_norm else rows
                     behind[at].append(rows[max(0, behind[at].done - done) :])
                 done += len(batch)
                 bar.update(len(batch))
                 if callable(progress):
                     progress(what, done, total)
+        self.seconds += time.perf_counter() - started
+
+    def _next(self, shown: Iterator[Tensor]) -> Tensor | None:
+        """The next batch, None after the last; the time until it is there counts."""
+        started = time.perf_counter()
+        batch = next(shown, None)
+        self.waited += time.perf_counter() - started
+        return batch
 
     def _path(self, key: str) -> Path:
         """The file of a Gram: in the cache, or, where its network has no identity, in a folder that goes with this object."""
         if key not in self.unnamed:
-            return io.cache_folder("grams") / f"{key}.npz"
+            return cached_path(key)
         if self.own is None:
             self.own = Path(tempfile.mkdtemp(prefix="unnamed-", dir=io.cache_folder("scratch")))
-            self.lock = _lock(self.own.name)  # so that no other process makes room here
+            self.lock = lock_of(self.own.name)  # so that no other process makes room here
             self.lock.acquire()
             weakref.finalize(self, shutil.rmtree, self.own, ignore_errors=True)
         return self.own / f"{key}.npz"
+
+    def _gram(self, keys: Mapping[LayerAt, str], device: str, at: LayerAt) -> Gram:
+        return summed(at, functools.partial(self._read, keys), device)
 
     def _read(self, keys: Mapping[LayerAt, str], at: LayerAt) -> Gram:
         found = read_gram(at, path := self._path(keys[at]))
@@ -240,143 +292,25 @@ class Features:
         return found
 
 
-def gram_bytes(n_images: int) -> int:
-    """Memory that it takes to make one Gram: K in float64, a block of columns, and what K gains by it at a time."""
-    return 8 * n_images**2 + 3 * BLOCK_BYTES
+def summed(at: LayerAt, read: Callable[[LayerAt], Gram], device: str) -> Gram:
+    """K of a layer: the sum over its parts, of which one at a time is read; of few features they are side by side."""
+    first, *others = at.parts
+    found = read(first)
+    values, n_features = found.values, found.n_features
+    for part in others:
+        found = read(part)
+        n_features += found.n_features
+        if few(n_features, len(values)) and is_factor(values) and is_factor(found.values):
+            values = np.hstack([values, found.values])
+        else:
+            values = whole(values)
+            values += whole(found.values)
+    return Gram(at, values, n_features, device)
 
 
-def grouped(counts: Mapping[LayerAt, int], n_images: int, scratch_bytes: int) -> list[list[LayerAt]]:
-    """Layers in groups whose features fit the scratch space together; an OSError where one alone does not.
-
-    In the order of their iterations, so that a group whose layers are of early iterations runs no later ones.
-    What runs that did not end well left counts as free: it is gone on from, or makes room (``make_room``).
-    """
-    folder = io.cache_folder("scratch")
-    left = 0
-    for path in glob.iglob(f"{glob.escape(str(folder))}/*/*.f32"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes it now
-            left += os.stat(path).st_size
-    limit = min(scratch_bytes, int((shutil.disk_usage(folder).free + left) * 0.9))
-    groups: list[list[LayerAt]] = [[]]
-    used = 0
-    for at, count in sorted(counts.items(), key=lambda item: item[0].iteration):
-        size = 4 * count * n_images
-        if size > limit:
-            raise OSError(
-                f"{at}: its features over {n_images} images take {size / 2**30:.3g} GiB of scratch, and {limit / 2**30:.3g} GiB "
-                f"may be used; free space or point {io.CACHE_VARIABLE} to a larger disk"
-            )
-        if used + size > limit:
-            groups.append([])
-            used = 0
-        groups[-1].append(at)
-        used += size
-    return groups
-
-
-def make_room(size: int) -> None:
-    """Remove scratch that nobody holds: what is older than SCRATCH_DAYS, then the oldest until ``size`` bytes are free."""
-    parent = io.cache_folder("scratch")
-    ages: dict[Path, float] = {}
-    for folder in parent.iterdir():
-        with contextlib.suppress(OSError):  # another process removes it now
-            ages[folder] = time.time() - folder.stat().st_mtime
-    for folder, age in sorted(ages.items(), key=lambda item: -item[1]):
-        if age > SCRATCH_DAYS * 86400 or shutil.disk_usage(parent).free < size:
-            with contextlib.suppress(Timeout), _lock(folder.name).acquire(timeout=0):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lock(name: str) -> FileLock:
-    return FileLock(io.cache_folder("locks") / f"{name}.lock")
-
-
-class Scratch:
-    """Feature rows of one layer on disk, in blocks of columns; a context that removes its folder where all went well.
-
-    ``done``: rows that are whole. ``kept`` False: nobody could go on from it, so that it is always removed.
-    """
-
-    def __init__(self, key: str, count: int, n_images: int, *, kept: bool = True) -> None:
-        self.count, self.n_images, self.kept = count, n_images, kept
-        self.done, self.waited = 0, False
-        self.folder = io.cache_folder("scratch") / key[:32]
-        self.lock = _lock(self.folder.name)
-        width = max(1, BLOCK_BYTES // (4 * n_images))
-        self.columns = [slice(start, min(start + width, count)) for start in range(0, count, width)]
-        self.blocks = [io.Rows(self.folder / f"{some.start}.f32", some.stop - some.start) for some in self.columns]
-
-    def __enter__(self) -> Scratch:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            self.waited = True
-            print("another process computes the same features; waiting for it", file=sys.stderr)
-            self.lock.acquire()
-        self.folder.mkdir(exist_ok=True)
-        os.utime(self.folder)
-        self.done = min(block.whole() for block in self.blocks)
-        for block in self.blocks:
-            block.cut(self.done)
-        return self
-
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        if kind is None or not self.kept:
-            self.remove()
-        self.lock.release()
-
-    def remove(self) -> None:
-        """Remove the rows."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def append(self, rows: Array) -> None:
-        """Add rows (B, n_features) of the next images."""
-        try:
-            for block, some in zip(self.blocks, self.columns, strict=True):
-                block.append(rows[:, some])
-            os.utime(self.folder)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write features to {self.folder}: {error.strerror or error}; free space or point "
-                f"{io.CACHE_VARIABLE} to a larger disk",
-            ) from error
-        self.done += len(rows)
-
-    def gram(self) -> Array:
-        """K (n_images, n_images) float64; each block's mean row is taken off first, which PLS does not see."""
-        total = np.zeros((self.n_images, self.n_images))
-        height = max(1, BLOCK_BYTES // (4 * self.n_images))
-        for rows in self.blocks:
-            block = rows.read()
-            block -= block.mean(axis=0, dtype=np.float64).astype(np.float32)
-            for first in range(0, self.n_images, height):  # a few rows of K at a time, for memory
-                some = slice(first, first + height)
-                total[some] += block[some] @ block.T
-        return total
-
-
-def gram_key(network: Network, images_digest: str, at: LayerAt, batch_size: int, identity: str | None = None) -> str:
-    """Hash of all that K depends on. The first pass does not depend on the feedback's settings.
-
-    ``FEATURES_VERSION`` stands for this package's own code. A network without identity gets a key that never comes again.
-    """
-    settings = None
-    if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
-        settings = {k: v for k, v in network.module.settings.as_dict().items() if k != "iterations"}
-    parts = {
-        "network": identity or network.identity or uuid.uuid4().hex,
-        "feedback": settings,
-        "preprocessing": repr(network.preprocessing),
-        "images": images_digest,
-        "layer": str(at),
-        "precision": f"float32 on {network.device.type}, batches of {batch_size}",
-        "features": FEATURES_VERSION,
-        "torch": str(torch.__version__),
-        "torchvision": version("torchvision"),
-        "pillow": PIL.__version__,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def cached_path(key: str) -> Path:
+    """The file of the cache that the Gram of a key has."""
+    return io.cache_folder("grams") / f"{key}.npz"
 
 
 def read_gram(at: LayerAt, path: Path) -> Gram | None:
@@ -384,8 +318,8 @@ def read_gram(at: LayerAt, path: Path) -> Gram | None:
     if not path.is_file():
         return None
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:  # zip members carry checksums
-            return Gram(at, stored["values"], int(stored["n_features"]))
+        with io.open_file(path) as file, np.load(file, allow_pickle=False) as stored:  # zip members carry checksums
+            return Gram(at, np.asarray(stored["values"], dtype=np.float64), int(stored["n_features"]))
     except FileNotFoundError:  # another process removed it
         return None
     except MemoryError:

@@ -17,18 +17,24 @@ import logging
 import re
 import sys
 import types
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
 from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.types import FEATURES_VERSION, LayerAt
+
+if TYPE_CHECKING:
+    from cnnf_brain.networks import Network
 
 OWN = (False, "")  # of no library: its globals and attributes may be others in each run (see ``_origin``)
 KNOWN = ("torch", "torchvision", "cnnf_brain", "builtins", "numpy")  # their versions are in the keys of what is cached
@@ -51,6 +57,32 @@ def network_identity(module: nn.Module, code: bytes = b"") -> str:
     whole.add("code", code)
     whole.module("", module)
     return whole.whole.hexdigest()
+
+
+def gram_key(
+    network: Network, images_digest: str, at: LayerAt, batch_size: int, identity: str | None = None, unit_norm: bool = False
+) -> str:
+    """Hash of all that K depends on. The first pass does not depend on the feedback's settings.
+
+    ``FEATURES_VERSION`` stands for this package's own code. A network without identity gets a key that never comes again.
+    """
+    settings = None
+    if isinstance(network.module, CNNF) and (at.iteration > 0 or at.feedback):
+        settings = {k: v for k, v in network.module.settings.as_dict().items() if k != "iterations"}
+    parts = {
+        "network": identity or network.identity or uuid.uuid4().hex,
+        "feedback": settings,
+        "preprocessing": repr(network.preprocessing),
+        "images": images_digest,
+        "layer": str(at),
+        "precision": f"float32 on {network.device.type}, batches of {batch_size}",
+        "features": FEATURES_VERSION,
+        "torch": str(torch.__version__),
+        "torchvision": metadata.version("torchvision"),
+        "pillow": PIL.__version__,
+    }
+    parts |= {"scaled": "norm 1"} if unit_norm else {}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from cnnf_brain.checks import in_short
 from cnnf_brain.types import Images
@@ -93,11 +96,47 @@ def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def batches(images: Images, preprocessing: Preprocessing, batch_size: int, start: int = 0) -> Iterator[Tensor]:
-    """Batches (B, C, size, size) of all images from ``start`` on, in order; the last one may be smaller."""
-    for first in range(start, len(images), batch_size):
-        rows = range(first, min(first + batch_size, len(images)))
-        yield torch.stack([preprocessing(images.decode(i)) for i in rows])
+def batches(
+    images: Images, preprocessing: Preprocessing, batch_size: int, start: int = 0, workers: int = 0
+) -> Iterator[Tensor]:
+    """Batches (B, C, size, size) of all images from ``start`` on, in order; the last one may be smaller.
+
+    ``workers``: processes that decode ahead of who takes the batches; 0: none. The batches are the same bit for bit.
+    """
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"workers is {workers}, and this system cannot fork processes; expected 0")
+    loader = DataLoader(
+        _Shown(images, preprocessing),
+        batch_size=None,  # the sampler hands out whole batches
+        sampler=[range(first, min(first + batch_size, len(images))) for first in range(start, len(images), batch_size)],
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # images may be read by any function
+        worker_init_fn=_leave_interrupts,
+        generator=torch.Generator(),  # else it would draw from the generator of whoever calls
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Shown(Dataset[Any]):
+    """Rows of images -> their batch, or the error of one of them, so that it comes from a worker as it is."""
+
+    images: Images
+    preprocessing: Preprocessing
+
+    def __getitem__(self, rows: range) -> Any:
+        try:
+            return torch.stack([self.preprocessing(self.images.decode(i)) for i in rows])
+        except Exception as error:
+            return error
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C goes to all processes; the one that started the workers ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def pick_device(device: str | torch.device = AUTO) -> torch.device:

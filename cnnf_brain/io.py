@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "CNNF_BRAIN_CACHE"
 HELD = ".held"  # the lock of a hidden folder
+# A pipe that nobody fills is not waited for; O_NONBLOCK and O_CLOEXEC are unknown to Windows, O_BINARY to all others.
+READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
+OPENING = 10.0  # seconds that the opening of a NetCDF file may take
 PACKED, ROOM = 100, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
@@ -55,7 +59,7 @@ def cache_folder(*parts: str) -> Path:
 
 def open_file(path: str | Path) -> BufferedReader:
     """A regular file to read from; an OSError for anything else under its name (a pipe, a device), which might never end."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that nobody fills is not waited for
+    handle = os.open(path, READ)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file; give a file that lies on a disk", str(path))
@@ -168,9 +172,14 @@ def _hidden(path: Path) -> Iterator[Path]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         lock = FileLock(folder / HELD)
-        with suppress(Timeout, FileNotFoundError):  # another process took it for left behind
+        try:
             lock.acquire(timeout=0)
             break
+        except (Timeout, FileNotFoundError):  # another process took it for left behind
+            continue
+        except OSError:  # the disk is full, and without a lock inside nobody would remove the folder
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     try:
         yield folder
     finally:
@@ -194,6 +203,34 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
+def check_opens(path: Path) -> None:
+    """A ValueError where a NetCDF file is not opened within ``OPENING`` seconds.
+
+    The C library never comes back from some damaged files, and nothing stops it. So a child process opens the file first, where
+    there is fork.
+    """
+    import netCDF4
+
+    if not hasattr(os, "fork"):
+        return
+    if not (child := os.fork()):
+        try:
+            netCDF4.Dataset(path).close()
+        finally:
+            os._exit(0)  # what is wrong is told by the parent's own attempt
+    until = time.monotonic() + OPENING
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise ValueError(f"{path} could not be opened within {OPENING:.0f} s: it is damaged; get it again")
+        time.sleep(0.001)
+    if os.WIFSIGNALED(ended[1]):
+        raise ValueError(
+            f"{path} ends a process that opens it, with signal {os.WTERMSIG(ended[1])}: it is damaged; get it again"
+        )
+
+
 def read_netcdf(path: Path) -> xr.Dataset:
     """A NetCDF file in memory; a ValueError where it cannot be read, or claims to hold more than it can."""
     import netCDF4
@@ -202,6 +239,7 @@ def read_netcdf(path: Path) -> xr.Dataset:
     with reading(path, "NetCDF"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # xarray 2022 looks for its engines in an old way
         open_file(path).close()
+        check_opens(path)
         with netCDF4.Dataset(path) as file:
             sizes = [math.prod(one.shape) * max(8, np.dtype(one.dtype).itemsize) for one in file.variables.values()]
         check_claim(path, sum(sizes))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain import io
-from cnnf_brain.checks import check_text, unknown
+from cnnf_brain.checks import check_text, load_offered, unknown
 from cnnf_brain.identity import Unidentifiable, call, network_identity, weights_digest
 from cnnf_brain.images import AUTO, Preprocessing, pick_device
 from cnnf_brain.model import weights as weight_files
@@ -22,8 +22,8 @@ from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
 from cnnf_brain.model.settings import checked_iterations
-from cnnf_brain.model.weights import SETTINGS, SMALL, Card, read_card
-from cnnf_brain.model.zoo import ARCHITECTURES, REGIONS, TORCHVISION, check_spec, default_weights
+from cnnf_brain.model.weights import HUB, SETTINGS, SMALL, Card, read_card
+from cnnf_brain.model.zoo import ARCHITECTURES, REGIONS, TORCHVISION, check_spec, default_weights, short_spec
 
 RANDOM = "none"  # in place of weights
 UNTRAINED, TRAINED, CHANGED = "feedback untrained", "feedback trained", "feedback settings changed after training"
@@ -163,7 +163,9 @@ def load_network(
         ``small`` (the shipped Fashion-MNIST pair), ``vgg16``, ``alexnet`` or another of torchvision's VGGs (all of these as CNN-F;
         with 0 iterations the CNN), ``torchvision:NAME`` (any network of torchvision), or ``path/to/file.py:function``
         (a function without arguments that returns an nn.Module; its attribute ``preprocessing``, if any, is a
-        ``cnnf_brain.images.Preprocessing``, and its attribute ``regions`` maps regions to layer names).
+        ``cnnf_brain.images.Preprocessing``, and its attribute ``regions`` maps regions to layer names). A name that an
+        installed package adds stands for such a function. ``hf:OWNER/NAME@COMMIT`` is a repository of Hugging Face that
+        ``cnnf_brain.hub_folder`` made, at one commit; it brings its weights.
     weights
         A file, a published name, or ``none`` for random weights drawn with ``seed``. By default those shipped (``small``) or
         ``IMAGENET1K_V1``.
@@ -288,7 +290,15 @@ def plan(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Plan:
-    """What ``load_network`` (see there) will load; nothing is read but the card, nothing downloaded."""
+    """What ``load_network`` (see there) will load; nothing is read but the card, nothing downloaded but for ``hf:``."""
+    if isinstance(spec, str) and spec.startswith(HUB):
+        if weights is not None:
+            raise ValueError(f"model {spec} brings its own weights; leave out weights {weights}")
+        path = weight_files.from_hub(spec)
+        if (arch := str(read_card(path).arch)) not in (SMALL, *ARCHITECTURES):  # never a file of code
+            raise ValueError(f"model {spec}: by its card it is {arch}, expected {', '.join((SMALL, *ARCHITECTURES))}")
+        made = plan(arch, path, iterations=iterations, feedback=feedback, image_size=image_size, seed=seed)
+        return replace(made, label=spec)
     check_spec(spec)
     _check_settings(spec, weights, iterations, feedback, image_size)
     source, label = weights, str(weights)
@@ -345,7 +355,7 @@ def _torchvision(wish: Plan) -> Network:
 
 def _from_file(wish: Plan) -> Network:
     spec = wish.spec
-    made, code = call(spec)
+    made, code = call(spec) if ".py:" in spec else (load_offered("networks", spec)(), b"")
     if not isinstance(made, nn.Module):
         raise ValueError(f"model {spec}: the function returned a {type(made).__name__}, expected an nn.Module")
     if wish.source is not None:
@@ -360,7 +370,7 @@ def _from_file(wish: Plan) -> Network:
     if not isinstance(regions, Mapping) or not all(isinstance(layer, str) for layer in regions.values()):
         raise ValueError(f"model {spec}: its regions are {regions!r}, expected a dict {{region: layer}}")
     iterations = made.iterations if isinstance(made, CNNF) else 0
-    name = spec.replace("\\", "/").rpartition("/")[2] + (f" ({iterations} iterations)" if iterations else "")
+    name = short_spec(spec) + (f" ({iterations} iterations)" if iterations else "")
     return Network(made, preprocessing, dict(regions), name=name, weights=wish.label, card=wish.card, code=code)
 
 

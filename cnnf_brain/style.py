@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,13 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """A figure (inches) that no window shows; within ``styled()``."""
+    """A figure (inches) that no window shows, but a notebook; within ``styled()``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), **options)
     FigureCanvasAgg(figure)
+    figure._repr_png_ = lambda: png(figure)  # type: ignore[attr-defined] # else only where pyplot was imported
     return figure
 
 
@@ -90,3 +92,11 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> None:
         for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
             with atomic_path(Path(folder) / f"{name}.{suffix}") as temporary:
                 figure.savefig(temporary, format=suffix, metadata=metadata)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of a page."""
+    content = BytesIO()
+    with styled():
+        figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

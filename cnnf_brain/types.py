@@ -27,14 +27,14 @@ from cnnf_brain.io import read_bytes
 Array = NDArray[Any]
 T = TypeVar("T")
 FEATURES_VERSION = 1  # of the features that this software makes: caches and submitted plugins know them by it
-_LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iteration>\d+))?(?P<feedback>:feedback)?")
+_LAYER_AT = re.compile(r"(?P<layer>[^@:\s]+)(@(?P<iterations>\d+(\+\d+)*))?(?P<feedback>:feedback)?")
 
 
 def option(default: Any, about: str, **more: Any) -> Any:
     """A dataclass field from which a flag of the command line follows (``cli.add_flags``).
 
     ``about``: its help. ``more``: ``flag`` (its name, where it is another), ``choices``, ``metavar``, ``above``,
-    ``least``, ``most``.
+    ``least``, ``most``, ``below``.
     """
     return field(default=default, metadata={"help": about, **more})
 
@@ -43,33 +43,48 @@ def option(default: Any, about: str, **more: Any) -> Any:
 class LayerAt:
     """A layer's output at one iteration; prints and parses as ``features.23@2`` (``:feedback`` for its feedback map).
 
-    Iteration 0 is the first feedforward pass.
+    Iteration 0 is the first feedforward pass. ``features.23@0+2`` is a joint feature space: the features of the iterations
+    ``joined`` and those of ``iteration``, the last one, side by side.
 
     Examples
     --------
     >>> LayerAt.parse("features.23@2")
-    LayerAt(layer='features.23', iteration=2, feedback=False)
+    LayerAt(layer='features.23', iteration=2, feedback=False, joined=())
     >>> str(LayerAt("features.23"))
     'features.23@0'
+    >>> [str(part) for part in LayerAt.parse("features.23@0+2").parts]
+    ['features.23@0', 'features.23@2']
     """
 
     layer: str
     iteration: int = 0
     feedback: bool = False
+    joined: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        iterations = [*self.joined, self.iteration]
+        if iterations != sorted(set(iterations)):
+            raise ValueError(f"layer {self}: its iterations must be different ones, in ascending order (features.23@0+2)")
 
     @classmethod
     def parse(cls, text: str) -> LayerAt:
-        """``features.23`` (iteration 0), ``features.23@2`` or ``features.23@2:feedback``; ValueError for anything else."""
+        """``features.23`` (iteration 0), ``features.23@2``, ``...@0+2`` or ``...@2:feedback``; ValueError for anything else."""
         match = _LAYER_AT.fullmatch(text)
         if match is None:
             raise ValueError(
                 f"layer {text!r} is not of the form NAME, NAME@ITERATION or NAME@ITERATION:feedback "
-                "(for instance features.23@2)"
+                "(for instance features.23@2, or features.23@0+2 for two iterations side by side)"
             )
-        return cls(match["layer"], int(match["iteration"] or 0), match["feedback"] is not None)
+        *joined, last = map(int, (match["iterations"] or "0").split("+"))
+        return cls(match["layer"], last, match["feedback"] is not None, tuple(joined))
+
+    @property
+    def parts(self) -> tuple[LayerAt, ...]:
+        """The single layers of a joint feature space; of a single one itself."""
+        return tuple(LayerAt(self.layer, t, self.feedback) for t in (*self.joined, self.iteration))
 
     def __str__(self) -> str:
-        return f"{self.layer}@{self.iteration}" + (":feedback" if self.feedback else "")
+        return f"{self.layer}@{'+'.join(map(str, (*self.joined, self.iteration)))}" + (":feedback" if self.feedback else "")
 
 
 class Lazy(Mapping[LayerAt, T]):
@@ -245,11 +260,12 @@ def _png(pixels: Array) -> bytes:
 @dataclass(frozen=True)
 class Gram:
     """K = X Xᵀ of one layer at one iteration over all images; any constant may have been taken off each feature
-    (PLS centres on the training rows of each fold, so that cancels)."""
+    (PLS centres on the training rows of each fold, so that cancels). K of a joint feature space is the sum of its parts' K."""
 
     at: LayerAt
-    values: Array  # (n_images, n_images) float64
+    values: Array  # K (n_images, n_images) float64; with fewer features than half of the images X (n_images, n_features)
     n_features: int
+    device: str = "cpu"  # where its network ran
 
 
 @dataclass(frozen=True)
@@ -296,11 +312,33 @@ class Scores:
     pooled: Array | None
     ceiling: Array | None
 
+    def of(self, sites: Array) -> Scores:
+        """Those of some sites: their numbers, or (n_sites,) true where they are meant."""
+        pooled, ceiling = (None if one is None else one[sites] for one in (self.pooled, self.ceiling))
+        return Scores(self.r[:, sites], pooled, ceiling)
+
     @property
     def undefined_folds(self) -> Array:
         """(n_sites,) number of splits in which a site has no r; they are left out of its mean."""
         count: Array = np.isnan(self.r).sum(axis=0)
         return count
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The agreement of a layer's dissimilarities of images with those of recordings: one number for all sites, at most 1.
+
+    ``value`` is NaN where the layer is constant; ``low``, ``high``: its 95% interval for new images (bootstrap). ``ceiling``: lower
+    and upper bound of what a perfect model could reach with single subjects, or with responses that hold trial noise (both bounds
+    the same); None without several subjects or repeats.
+    """
+
+    value: float
+    low: float
+    high: float
+    measure: str
+    distance: str
+    ceiling: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -319,14 +357,14 @@ class TestResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two sets of Scores over the same sites and splits: estimate, intervals and tests.
+    """The difference of two sets of Scores over the same sites and splits, or of two Similarities: estimate, intervals and tests.
 
     Attributes
     ----------
     difference : float
-        The median over sites of the per-site difference in r, model minus baseline.
+        The median over sites of the per-site difference in r, or the difference in similarity, model minus baseline.
     low, high : float
-        Its 95% interval for new images, of the permutation test: the one to read.
+        Its 95% interval for new images, of the permutation test or the bootstrap over images: the one to read.
     tests : tuple of TestResult
         Those that are valid for new images come first.
     sites_low, sites_high : float
@@ -350,12 +388,14 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region.
+    """The predictivity of one network's layer for the sites of one source (or of several, pooled) of a region, by one ``metric``.
 
-    ``role``: ``baseline``, ``model``, or ``control`` (the model's own first pass beside its feedback). ``weights`` and ``feedback``
-    (trained or not) are in words. ``layer`` prints the LayerAt, or "nested" where it was chosen on training folds (``chosen``: once
-    for each split). ``comparison`` is the difference to the baseline's layer ``against``; None for the baseline itself, without a
-    baseline, and where r is undefined (constant predictions) for one of the two.
+    ``scores``: r of each site, or one Similarity (RSA, CKA). ``role``: ``baseline``, ``model``, or ``control`` (the model's own
+    first pass beside its feedback). ``weights`` and ``feedback`` (trained or not) are in words. ``layer`` prints the LayerAt, or
+    "nested" where it was chosen on training folds (``chosen``: once for each split). ``comparison`` is the difference to the
+    baseline's layer ``against``; None for the baseline itself, without a baseline, and where a score is undefined (constant
+    predictions) for one of the two. ``pooled``: other rows show these sites too. ``subjects``: each site's animal, else "".
+    ``effective_dimension``: the participation ratio of K as it was scored, the mean where K differs; NaN for constant features.
     """
 
     region: str
@@ -366,10 +406,14 @@ class Evaluation:
     weights: str
     feedback: str
     layer: str
-    scores: Scores
+    scores: Scores | Similarity
     site_ids: tuple[str, ...]
     n_images: int
+    metric: str = "pls"
     excluded: tuple[str, ...] = ()
     comparison: Difference | None = None
     chosen: tuple[str, ...] = ()
     against: str = ""
+    pooled: bool = False
+    subjects: tuple[str, ...] = ()
+    effective_dimension: float = math.nan

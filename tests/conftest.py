@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cnnf_brain import style
+from cnnf_brain.compare import show
 from cnnf_brain.io import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,8 @@ def sketched(blank: Path) -> Iterator[pytest.MonkeyPatch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "save", save)
+        patch.setattr(style, "png", lambda _figure: (blank / "figure.png").read_bytes())
+        patch.setattr(show, "plot", lambda *_: None)
         yield patch
 
 

@@ -7,7 +7,6 @@ whatever reads its weights afterwards, without being told anything, must give th
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,14 @@ from cnnf_brain.activations import features
 from cnnf_brain.compare import __main__ as compare
 from cnnf_brain.compare import choice
 from cnnf_brain.model import zoo
-from cnnf_brain.model.weights import read_card
+from cnnf_brain.model.weights import WEIGHTS, read_card
 from cnnf_brain.networks import CHANGED, TRAINED, Network, load_network
+from cnnf_brain.train import small as _mnist
 from cnnf_brain.trainer import checkpoint as card_files
 from cnnf_brain.trainer import small
 from cnnf_brain.types import LayerAt
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "training"))
-import mnist  # noqa: E402
+mnist: Any = _mnist
 
 
 def outputs(model: CNNF, x: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def note_outputs(monkeypatch: pytest.MonkeyPatch, shown: Callable[[dict[str, Any
     save = card_files.save_weights
 
     def noted(path: Path, model: CNNF, card: dict[str, Any], *rest: Any) -> None:
-        if path.name == card_files.WEIGHTS:
+        if path.name == WEIGHTS:
             seen.append(outputs(model, shown(card)))
         save(path, model, card, *rest)
 

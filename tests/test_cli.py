@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import runpy
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,6 +252,29 @@ def test_a_command_gets_its_words_and_gives_its_exit_code(command: Any, monkeypa
     assert cli.main([command, "--one", "two"]) == 3
     monkeypatch.setattr(sys, "argv", ["cnnf-brain", command, "--one", "two"])
     assert cli.main() == 3
+
+
+@pytest.mark.parametrize(("script", "trainer"), [("mnist", "small"), ("imagenet", "imagenet")])
+def test_a_trainer_is_a_command_and_a_script(
+    script: str, trainer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", trainer, "--help"])
+    usage, manual = capsys.readouterr().out.split("[-h]", 1)
+    assert usage == f"usage: cnnf-brain train {trainer} "
+    assert f"    python training/{script}.py " in manual
+    monkeypatch.setattr(sys, "argv", ["x", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(Path(__file__).parents[1] / "training" / f"{script}.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: python training/{script}.py ")
+
+
+@pytest.mark.parametrize("words", [[], ["cifar"]])
+def test_another_trainer_is_a_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", *words])
+    assert stopped.value.code == 2
+    assert "usage: cnnf-brain train {small,imagenet}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["pare"], ["--version"]])

@@ -16,16 +16,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from trainer.tiny_imagenet import flags, imagenet, without_dropout, write_images
 
-from cnnf_brain import CNNF, from_torchvision, small_net
+from cnnf_brain import CNNF, Recordings, Scoring, compare, from_torchvision, scratch, small_net
 from cnnf_brain.activations import float32_convolutions
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import PGD
 from cnnf_brain.gram import layer_grams
+from cnnf_brain.io import Rows
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.networks import place
+from cnnf_brain.predictivity import kernel
+from cnnf_brain.predictivity.kernel import participation_ratio
 from cnnf_brain.predictivity.pls import cross_predict
-from cnnf_brain.trainer.config import LossWeights, check_amp
+from cnnf_brain.predictivity.ridge import ridge_predict
+from cnnf_brain.predictivity.scores import score_predictions
+from cnnf_brain.trainer.config import AMPS, LossWeights, check_amp
 from cnnf_brain.trainer.loop import Objective
 from cnnf_brain.trainer.small import UNITS
 from cnnf_brain.types import LayerAt, Split
@@ -84,13 +89,16 @@ def test_logits_loss_and_gradients_are_those_of_the_cpu(name: str, channels_last
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_step_in_bfloat16_is_close_to_one_in_float32(recompute: bool) -> None:
+@pytest.mark.parametrize("amp", AMPS)
+def test_a_step_in_mixed_precision_is_close_to_one_in_float32(amp: str, recompute: bool) -> None:
     if DEVICE.type == "cuda":
-        check_amp("bfloat16", DEVICE)  # a GPU that is lent for this has the instructions
+        check_amp(amp, DEVICE)  # a GPU that is lent for this has the instructions
+    elif amp == "float16":
+        pytest.skip("float16 is for GPUs")
     model, x, y = case("vgg")
     model, x, y = model.float().eval().to(DEVICE), x.float().to(DEVICE), y.to(DEVICE)
     exact = gradients(Objective(model, LossWeights()), x, y)
-    mixed = gradients(Objective(model, LossWeights(), amp="bfloat16", recompute=recompute), x, y)
+    mixed = gradients(Objective(model, LossWeights(), amp=amp, recompute=recompute), x, y)
     assert all(values.isfinite().all() for values in mixed)
     assert 0 < distance(mixed[0], exact[0]) < 0.02
     assert 0 < distance(mixed[1], exact[1]) < 0.2
@@ -151,6 +159,74 @@ def test_k_and_predictions_from_it_are_those_of_the_cpu(cache: Path, monkeypatch
             for grams in (found, expected)
         )
         assert distance(ours, theirs) < 1e-3
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_k_is_summed_on_the_device(held: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of features that stay there, or that went through files for want of room; in blocks and tiles as where room is short."""
+    images, layers = tiny.images(40), [LayerAt("relu2", 0), LayerAt("relu2", 2), LayerAt("fc", 1)]
+    expected = layer_grams(tiny.network(), images, layers, progress=False)
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(cache / "another"))
+    monkeypatch.setattr(scratch, "BLOCK_BYTES", 4 * 40 * 15)
+    room = 2**20 if held else scratch.gram_bytes(len(images))
+    monkeypatch.setattr(scratch, "room_on", lambda device: room)
+    if held:
+        monkeypatch.setattr(Rows, "append", lambda *a: pytest.fail("features left the device"))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = layer_grams(place(tiny.network(), DEVICE), images, layers, progress=False)
+    finally:
+        assert torch.get_float32_matmul_precision() == "medium", "what was set is set again"
+        torch.set_float32_matmul_precision("highest")
+    assert list((cache / "another" / "scratch").iterdir()) == []
+    for at in layers:
+        ours, theirs = (torch.from_numpy(np.asarray(grams[at].values)) for grams in (found, expected))
+        assert ours.shape == theirs.shape
+        assert distance(ours, theirs) < 1e-5
+        assert torch.device(found[at].device).type == DEVICE.type
+
+
+@pytest.mark.filterwarnings("ignore::cnnf_brain.predictivity.ridge.GridEndWarning")
+@pytest.mark.parametrize("n_features", [12, 300])
+def test_regressions_on_the_device_give_r_of_the_cpu(n_features: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((100, n_features))
+    y = x[:, :5] + rng.standard_normal((100, 5))
+    gram = x if 2 * n_features < len(x) else x @ x.T
+    rows = np.arange(len(x))
+    splits = [Split(rows[rows % 5 != fold], rows[rows % 5 == fold]) for fold in range(5)]
+    there: Any = torch.from_numpy(gram).to(DEVICE)
+    methods: list[Any] = [lambda k: cross_predict(k, y, splits, 5), lambda k: cross_predict(k, y, splits, 5, per_site=True)]
+    for method in (*methods, lambda k: ridge_predict(k, y, splits)[0]):
+        here, found = (score_predictions(method(k), y).r for k in (gram, there))
+        assert np.abs(found - here).max() < 1e-6
+    assert participation_ratio(there) == pytest.approx(participation_ratio(gram))
+
+
+@pytest.mark.filterwarnings("ignore::cnnf_brain.predictivity.ridge.GridEndWarning")
+def test_a_comparison_runs_its_regressions_on_the_device(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn makes the folds")
+    images = tiny.images(40)
+    recordings = Recordings.from_arrays(np.random.default_rng(0).standard_normal((40, 6)), images, region="V4")
+    scoring = Scoring(metric=("pls", "ridge", "rsa"), components=3)
+    asked: dict[str, Any] = {"layers": ["relu2@2", "fc@1"], "scoring": scoring, "progress": False}
+    expected = compare(tiny.network(), None, recordings, **asked)
+    monkeypatch.setenv("CNNF_BRAIN_CACHE", str(cache / "another"))
+    monkeypatch.setattr(scratch, "GPU_IMAGES", 40)
+    monkeypatch.setattr(scratch, "room_on", lambda device: 2**31)
+    times, seen = kernel.like, list[type]()
+
+    def like(values: Any, other: Any) -> Any:
+        seen.append(type(other))
+        return times(values, other)
+
+    monkeypatch.setattr(kernel, "like", like)
+    found = compare(place(tiny.network(), DEVICE), None, recordings, **asked)
+    assert torch.Tensor in seen
+    for one, other in zip(found.evaluations, expected.evaluations, strict=True):
+        ours, theirs = (np.asarray(getattr(row.scores, "r", np.nan)) for row in (one, other))
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # of random sites, from features that differ in float32
+        assert one.effective_dimension == pytest.approx(other.effective_dimension, rel=1e-4)
 
 
 def test_an_attack_finds_what_it_finds_on_the_cpu() -> None:

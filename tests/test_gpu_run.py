@@ -60,7 +60,7 @@ def test_the_commands_are_understood(tmp_path: Path, small: bool) -> None:
     assert [recipe.seed for recipe in trainings] == [0, 0, 0, 1, 1]
     assert [recipe.feedback.get("target") for recipe in trainings] == [None, "features.9", None, "features.9", None]
     assert {recipe.amp for recipe in trainings} == {"bfloat16"}
-    for figure in script.FIGURES[: 1 if small else None]:
+    for figure in (script.QUICK,) if small else script.FIGURES:
         assert robustness.arguments(made[figure][1][0][3:]).experiment == figure
     for name in ("flops", "ratios", "memory"):
         assert Path(made[name][1][0][1]).is_file()
@@ -149,7 +149,12 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="the rehearsal has not run to its end yet")
+@pytest.mark.timeout(3660)
+@pytest.mark.skipif("CNNF_BRAIN_REHEARSE" not in os.environ, reason="takes ten minutes; CNNF_BRAIN_REHEARSE=1 asks for it")
 def test_the_rehearsal() -> None:
-    done = subprocess.run([str(SCRIPT), "--device", "cpu", "--rehearse"], check=False)
-    assert done.returncode == 0
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "--device", "cpu", "--rehearse"])
+    try:
+        assert process.wait(3600) == 0
+    finally:
+        process.terminate()
+        process.wait()

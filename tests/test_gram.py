@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -22,12 +23,15 @@ import tiny
 import torch
 from filelock import FileLock
 
-from cnnf_brain import activations, checks, gram, io
+from cnnf_brain import activations, checks, gram, identity, io
+from cnnf_brain import scratch as scratch_
 from cnnf_brain.checks import ModelError
-from cnnf_brain.gram import DamagedCacheWarning, gram_key, layer_grams
+from cnnf_brain.gram import DamagedCacheWarning, layer_grams
+from cnnf_brain.identity import gram_key
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
+from cnnf_brain.predictivity.kernel import whole
 from cnnf_brain.types import Gram, Images, LayerAt
 
 PROBE = [4, 4, 1, 3]  # the passes that every network is tried with first
@@ -40,6 +44,7 @@ def compute(network: Network, stimuli: Images, layers: list[LayerAt] = AT, **opt
 
 def centred(product: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """K of the features centred on all images."""
+    product = whole(product)
     n = len(product)
     C = np.eye(n) - 1 / n
     return C @ product @ C
@@ -78,7 +83,7 @@ def test_streamed_grams_equal_those_of_all_features(
     cache: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, block_bytes: Any, scratch_bytes: Any
 ) -> None:
     # One block of columns, or blocks of a hundred with a rest; all layers at once, or one or two at a time.
-    monkeypatch.setattr(gram, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(scratch_, "BLOCK_BYTES", block_bytes)
     network, stimuli = tiny.network(), tiny.images(12)
     found = compute(network, stimuli, batch_size=batch_size, scratch_bytes=scratch_bytes)
     assert list(found) == AT
@@ -86,28 +91,29 @@ def test_streamed_grams_equal_those_of_all_features(
         assert found[at].values.dtype == np.float64
         assert_same(found[at].values, expected(network, stimuli, at))
     assert [found[at].n_features for at in AT] == [6 * 14 * 14, 288, 288, 8 * 12 * 12, 5]
+    assert [found[at].values.shape for at in AT] == [(12, 12)] * 4 + [(12, 5)], "few features are kept in place of K"
     assert list((cache / "scratch").iterdir()) == [], "scratch is removed"
 
 
 def test_a_block_may_be_a_single_column(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(scratch_, "BLOCK_BYTES", 1)
     network, stimuli, at = tiny.network(), tiny.images(12), AT[-1]
     assert_same(compute(network, stimuli, [at])[at].values, expected(network, stimuli, at))
 
 
 def test_groups_are_of_few_iterations(cache: Path) -> None:
     counts = {LayerAt(name, iteration): 10 for name in ("a", "b", "c") for iteration in (0, 1, 2)}
-    groups = gram.grouped(counts, 100, 4 * 100 * 30)
+    groups = scratch_.grouped(counts, 100, 4 * 100 * 30)
     assert [{at.iteration for at in group} for group in groups] == [{0}, {1}, {2}]
     assert {at for group in groups for at in group} == set(counts)
 
 
 def test_groups_fill_the_scratch_space(cache: Path) -> None:
     counts = {LayerAt(name): count for name, count in (("a", 10), ("b", 20), ("c", 5), ("d", 30))}
-    names = [[at.layer for at in group] for group in gram.grouped(counts, 100, 4 * 100 * 30)]
+    names = [[at.layer for at in group] for group in scratch_.grouped(counts, 100, 4 * 100 * 30)]
     assert names == [["a", "b"], ["c"], ["d"]]
     with pytest.raises(OSError, match=r"d@0: its features over 100 images take .* GiB of scratch.*CNNF_BRAIN_CACHE"):
-        gram.grouped(counts, 100, 4 * 100 * 30 - 1)
+        scratch_.grouped(counts, 100, 4 * 100 * 30 - 1)
 
 
 def test_too_little_scratch_is_an_error_before_the_images_run(cache: Path, passes: list[int]) -> None:
@@ -121,14 +127,14 @@ def test_too_little_memory_is_an_error_before_the_images_run(
 ) -> None:
     import psutil
 
-    free = type("Free", (), {"available": gram.gram_bytes(12) - 1})
+    free = type("Free", (), {"available": scratch_.gram_bytes(12) - 1})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(
         OSError, match=r"a Gram of 12 images.* takes 0.75 GiB of memory, and 0.75 GiB are free; free memory, or"
     ):
         compute(tiny.network(), tiny.images(12))
     assert passes == PROBE, "the first images alone"
-    free.available = gram.gram_bytes(12)  # type: ignore[attr-defined]
+    free.available = scratch_.gram_bytes(12)  # type: ignore[attr-defined]
     compute(tiny.network(), tiny.images(12))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Free", (), {"available": 10**6}))
     compute(tiny.network(), tiny.images(12))  # it is there already
@@ -152,16 +158,17 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_the_memory_that_is_asked_for_is_held(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the making of K; its product with itself at once would take half of K more, in float32."""
-    monkeypatch.setattr(gram, "BLOCK_BYTES", 2**22)
+    monkeypatch.setattr(scratch_, "BLOCK_BYTES", 2**22)
+    monkeypatch.setattr(scratch_, "few", lambda *a: False)  # in place of more features, for time
     n, at = 4000, LayerAt("layer")
     rows = np.random.default_rng(0).standard_normal((n, 500), dtype=np.float32)
 
     def work() -> None:
-        with gram.Scratch("key", 500, n) as scratch:
+        with scratch_.Scratch("key", 500, n) as scratch:
             scratch.append(rows)
             gram.write_gram(cache / "k.npz", Gram(at, scratch.gram(), 500))
 
-    assert 8 * n**2 <= tiny.grown(work) <= gram.gram_bytes(n) + 2**23
+    assert 8 * n**2 <= tiny.grown(work) <= scratch_.gram_bytes(n) + 2**24
     made = gram.read_gram(at, cache / "k.npz")
     assert made is not None
     some = rows[:50].astype(float) - rows.mean(axis=0, dtype=float)
@@ -308,6 +315,30 @@ def test_a_gram_that_is_taken_from_the_cache_is_told(cache: Path) -> None:
         found[AT[0]]
 
 
+# Workers
+
+
+def test_images_that_workers_decode_give_the_same_features(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, stimuli = tiny.network(), tiny.images(12)
+    alone = compute(network, stimuli, batch_size=5)
+    monkeypatch.setenv(io.CACHE_VARIABLE, str(cache / "other"))
+    state = torch.random.get_rng_state()
+    features = gram.Features([(network, stimuli, AT)], batch_size=5, workers=2)
+    (found,) = features.compute(progress=False)
+    for at in AT:
+        assert np.array_equal(found[at].values, alone[at].values)
+    assert 0 < features.waited < features.seconds
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers are its own"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_decoded_is_named_as_without_workers(cache: Path, workers: int) -> None:
+    good = tiny.images(12)
+    bad = Images(good.ids, lambda i: b"no image" if i == 7 else good.read(i), "memory")
+    with pytest.raises(ValueError, match=r"^memory: image 'image007' cannot be decoded"):
+        compute(tiny.network(), bad, workers=workers)
+
+
 # The cache
 
 
@@ -327,6 +358,73 @@ def test_only_what_is_missing_is_computed(cache: Path, passes: list[int]) -> Non
     found = compute(tiny.network(), tiny.images(12), batch_size=6)
     assert passes == [*PROBE, 6, 6]
     assert list(found) == AT
+
+
+# Joint layers
+
+
+def test_the_gram_of_a_joint_layer_is_that_of_its_parts_side_by_side(cache: Path, passes: list[int]) -> None:
+    joint, last = LayerAt.parse("pool2@0+1+2"), LayerAt.parse("pool2@2")
+    network, stimuli = tiny.network(), tiny.images(12)
+    found = layer_grams(network, stimuli, [joint, last, joint], batch_size=12, progress=False)
+    assert passes == [*PROBE, 12]
+    assert list(found) == [joint, last], "parts that were not asked for are not in the result"
+    assert len(list((cache / "grams").iterdir())) == 3, "each part is cached, and the sum is not"
+    batch = torch.stack([network.preprocessing(stimuli.decode(i)) for i in range(12)])
+    with torch.inference_mode():
+        maps = activations.extract(network.module, batch, joint.parts)
+    X = torch.cat([maps[at].flatten(1).double() for at in joint.parts], dim=1).numpy()
+    assert_same(found[joint].values, X @ X.T)
+    assert (found[joint].at, found[joint].n_features) == (joint, X.shape[1])
+    assert_same(found[last].values, expected(network, stimuli, last))
+
+
+def test_parts_with_few_features_are_side_by_side_as_long_as_these_are_few(cache: Path) -> None:
+    network, stimuli = tiny.network(), tiny.images(22)
+    for name, shape in (("fc@0+1", (22, 10)), ("fc@0+1+2", (22, 22))):
+        joint = LayerAt.parse(name)
+        found = compute(network, stimuli, [joint], batch_size=22)[joint]
+        parts = compute(network, stimuli, list(joint.parts), batch_size=22)
+        assert (found.values.shape, found.n_features) == (shape, 5 * len(parts))
+        assert_same(found.values, np.sum([whole(part.values) for part in parts.values()], axis=0))
+
+
+def test_parts_that_are_cached_are_not_run_again(cache: Path, passes: list[int]) -> None:
+    compute(tiny.network(), tiny.images(12), [LayerAt("pool2"), LayerAt("pool2", 2)])
+    passes.clear()
+    compute(tiny.network(), tiny.images(12), [LayerAt.parse("pool2@0+2")])
+    assert passes == []
+
+
+def test_a_network_is_not_asked_for_a_joint_layer() -> None:
+    with pytest.raises(ValueError, match=r"pool2@0\+1: a joint feature space is made of Grams"):
+        tiny.network().module.unroll(torch.zeros(1, 3, 16, 16), return_layers=["pool2@0+1"])
+    with pytest.raises(ValueError, match=r"pool2@7: iteration 7 is not run"):
+        layer_grams(tiny.network(), tiny.images(12), [LayerAt.parse("pool2@0+7")])
+
+
+# Features of norm 1
+
+
+def test_features_of_each_image_are_scaled_to_norm_1(cache: Path) -> None:
+    joint, network, stimuli = LayerAt.parse("pool2@0+2"), tiny.network(), tiny.images(12)
+    plain = layer_grams(network, stimuli, [joint], progress=False)[joint].values
+    (found,) = gram.Features([(network, stimuli, [joint])], unit_norm=True).compute(progress=False)
+    batch = torch.stack([network.preprocessing(stimuli.decode(i)) for i in range(12)])
+    with torch.inference_mode():
+        maps = [one.flatten(1).double() for one in activations.extract(network.module, batch, joint.parts).values()]
+    X = torch.cat([one / one.norm(dim=1, keepdim=True) for one in maps], dim=1).numpy()
+    assert_same(found[joint].values, X @ X.T)
+    again = layer_grams(network, stimuli, [joint], progress=False)[joint].values
+    assert np.array_equal(again, plain), "the two do not share a file"
+    assert np.abs(centred(plain) / np.abs(plain).max() - centred(X @ X.T) / np.abs(X @ X.T).max()).max() > 1e-3
+
+
+def test_a_row_of_zeros_stays_and_others_have_norm_1() -> None:
+    rows = np.array([[0, 0], [3, 4], [1e-30, 0]], dtype=np.float32)
+    np.testing.assert_allclose(
+        activations.of_unit_norm(torch.from_numpy(rows)), np.array([[0, 0], [0.6, 0.8], [1, 0]]), rtol=1e-6
+    )
 
 
 def key(network: Network | None = None, name: str = "pool2@1", images: str = "digest") -> str:
@@ -395,9 +493,9 @@ def test_another_version_of_the_software_has_another_key(monkeypatch: pytest.Mon
 def test_the_versions_that_make_features_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
     for module, name in (
-        (gram, "FEATURES_VERSION"),
-        (gram, "version"),  # torchvision's
-        (gram.PIL, "__version__"),  # type: ignore[attr-defined]
+        (identity, "FEATURES_VERSION"),
+        (importlib.metadata, "version"),  # torchvision's
+        (identity.PIL, "__version__"),  # type: ignore[attr-defined]
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, (lambda package: "99") if name == "version" else 99)
@@ -519,16 +617,16 @@ def test_an_error_while_k_is_made_loses_no_features(
     cache: Path, monkeypatch: pytest.MonkeyPatch, passes: list[int], fails_at: int
 ) -> None:
     """Also where some layers have their K already, and their rows are gone."""
-    made, product = [], gram.Scratch.gram
+    made, product = [], scratch_.Scratch.gram
 
-    def too_large(scratch: gram.Scratch) -> npt.NDArray[Any]:
+    def too_large(scratch: scratch_.Scratch) -> npt.NDArray[Any]:
         made.append(scratch)
         if len(made) > fails_at:
             raise MemoryError
         return product(scratch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gram.Scratch, "gram", too_large)
+        patch.setattr(scratch_.Scratch, "gram", too_large)
         with pytest.raises(MemoryError):
             compute(tiny.network(), tiny.images(12))
     passes.clear()
@@ -582,7 +680,7 @@ def test_rows_that_a_crash_damaged_are_computed_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, suffix: str
 ) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
-    monkeypatch.setattr(gram, "BLOCK_BYTES", 4 * 12 * 500)
+    monkeypatch.setattr(scratch_, "BLOCK_BYTES", 4 * 12 * 500)
     with monkeypatch.context() as patch:
         interrupt(patch, after=5)
         with pytest.raises(KeyboardInterrupt):
@@ -611,18 +709,19 @@ def test_the_oldest_scratch_that_nobody_holds_makes_room(cache: Path, monkeypatc
     def usage(path: Path) -> Any:
         return type("Usage", (), {"free": 1000 - sum(file.stat().st_size for file in path.glob("*/*.f32"))})
 
-    monkeypatch.setattr(gram.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
+    monkeypatch.setattr(scratch_.shutil, "disk_usage", usage)  # type: ignore[attr-defined]
     with FileLock(io.cache_folder("locks") / "held.lock"):
-        gram.make_room(800)
+        scratch_.make_room(800)
     assert {path.name for path in (cache / "scratch").iterdir()} == {"held", "young"}
 
 
 def test_what_interrupted_runs_left_counts_as_free(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (io.cache_folder("scratch", "mine") / "0-0.f32").write_bytes(bytes(4000))
-    monkeypatch.setattr(gram.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))  # type: ignore[attr-defined]
-    assert gram.grouped({LayerAt("a"): 100}, 10, 2**30) == [[LayerAt("a")]]
+    monkeypatch.setattr(scratch_.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))  # type: ignore[attr-defined]
+    room = scratch_.room_on_disk(2**30)
+    assert scratch_.grouped({LayerAt("a"): 100}, 10, room) == [[LayerAt("a")]]
     with pytest.raises(OSError, match="scratch"):
-        gram.grouped({LayerAt("a"): 113}, 10, 2**30)
+        scratch_.grouped({LayerAt("a"): 113}, 10, room)
 
 
 # Other processes
@@ -697,7 +796,7 @@ def test_two_processes_at_once_compute_once(cache: Path) -> None:
 
 def test_after_waiting_for_a_process_that_died_the_rest_is_computed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, stimuli = tiny.network(), tiny.images(12)
-    scratch = gram.Scratch(gram_key(network, stimuli.digest(), AT[0], 8), 6 * 14 * 14, 12)
+    scratch = scratch_.Scratch(gram_key(network, stimuli.digest(), AT[0], 8), 6 * 14 * 14, 12)
     held = threading.Event()
 
     def hold() -> None:

@@ -10,7 +10,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +283,22 @@ def test_a_host_that_hangs_takes_no_longer_than_the_patience(server: str) -> Non
     assert time.monotonic() - start < 2
     assert sizes == []
     assert len(failures) == 3
+
+
+@pytest.mark.parametrize(
+    ("opens", "limit", "said"),
+    [
+        (lambda _: time.sleep(600), 0.2, "could not be opened within 0 s"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), 120, "signal 9"),  # a busy machine starts a process late
+    ],
+)
+def test_a_file_that_its_library_does_not_survive(
+    opens: Callable[[Path], object], limit: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netCDF4 = pytest.importorskip("netCDF4")
+    io.write_netcdf(path := tmp_path / "a.nc", xr.Dataset({"r": ("row", np.zeros(3))}))
+    assert io.read_netcdf(path)["r"].shape == (3,)
+    monkeypatch.setattr(netCDF4, "Dataset", opens)
+    monkeypatch.setattr(io, "OPENING", limit)
+    with pytest.raises(ValueError, match=said):
+        io.read_netcdf(path)

@@ -19,7 +19,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "cnnf_brain"
-OPTIONAL = {"brainscore_core", "brainscore_vision", "captum", "skimage"}  # the extra's; their dependencies come with them
+OPTIONAL = {
+    "brainscore_core",
+    "brainscore_vision",
+    "captum",
+    "skimage",
+    "submitit",
+    "huggingface_hub",
+    "wandb",
+}  # the extras'; their dependencies come along
 BESIDE_BRAINSCORE = {"pytest"}  # imported where the extra is there, which brings them
 
 
@@ -90,7 +98,8 @@ def test_the_metadata(metadata: Message) -> None:
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_payload(decode=True).decode().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
-    assert set(metadata.get_all("Provides-Extra")) == {"brainscore", "dev", "robustness", "train", "visualize"}  # type: ignore[arg-type]
+    extras = {"brainscore", "cluster", "dev", "docs", "hub", "robustness", "tracking", "train", "visualize"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     required = metadata.get_all("Requires-Dist")
     optional = [line for line in required if "brainscore" in line.split(";")[0] or "boto3" in line]
     assert optional
@@ -158,6 +167,34 @@ def test_the_installed_package_works_without_the_source_tree_and_the_extra(
     assert report["version"] == metadata["Version"]
     assert report["public"], "cnnf_brain.__all__ is empty"
     assert all(report["public"].values()), report["public"]
+
+
+ELSEWHERE = f"""
+import importlib, os, pkgutil, signal, sys
+import filelock, matplotlib.pyplot, pandas, pooch, psutil, sklearn, torch, torchvision, xarray  # they know this system
+
+for name in ("resource", "fcntl", "pwd", "grp", "termios", "brainscore_core", "brainscore_vision"):
+    sys.modules[name] = None
+del os.O_CLOEXEC, os.O_NONBLOCK, signal.SIGKILL
+import {PACKAGE}
+
+names = [module.name for module in pkgutil.walk_packages({PACKAGE}.__path__, "{PACKAGE}.")]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        if "brainscore" not in str(error):
+            raise
+from {PACKAGE}.checks import peak_memory
+from {PACKAGE}.io import read_bytes
+assert peak_memory() > 2**20
+assert b"__all__" in read_bytes({PACKAGE}.__file__)
+print(len(names))
+"""
+
+
+def test_every_module_imports_where_unix_s_own_are_missing(tmp_path: Path) -> None:
+    assert int(python("-c", ELSEWHERE, cwd=tmp_path, PYTHONPATH=str(ROOT))) > 60
 
 
 @pytest.mark.slow

@@ -22,12 +22,17 @@ PUBLIC = [
     "Preprocessing",
     "Recordings",
     "Scoring",
+    "Study",
     "alexnet",
     "compare",
     "from_torchvision",
+    "hub_folder",
+    "list_layers",
     "load_network",
     "load_recordings",
     "small_net",
+    "sweep",
+    "verify",
     "vgg16",
 ]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+from disk import die_at
 
 from cnnf_brain import results as module
 from cnnf_brain.io import write_json
@@ -140,24 +139,6 @@ def test_a_link_stands_for_its_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
     with locked(link), pytest.raises(OSError, match="another run is writing to"), locked(tmp_path / "disk" / "big"):
         pass
-
-
-def die_at(moment: int) -> None:
-    """Kill this process, as kill -9 does, before the call number ``moment`` that changes the disk."""
-    calls = []
-
-    def dying(change: Any) -> Any:
-        def call(*given: Any, **more: Any) -> Any:
-            calls.append(change)
-            if len(calls) > moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*given, **more)
-
-        return call
-
-    for name in ("rename", "replace", "link", "mkdir", "rmdir", "unlink"):
-        setattr(os, name, dying(getattr(os, name)))
-    module._exchange = dying(module._exchange)
 
 
 @pytest.mark.parametrize("exchange", [True, False])

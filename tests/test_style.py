@@ -102,3 +102,9 @@ def test_figures_do_not_depend_on_the_users_settings(tmp_path_factory: pytest.Te
     assert first == second
     assert style.ITERATIONS[1].encode() in first["figure.svg"]
     assert b"<text" in first["figure.svg"], "text stays text"
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    with style.styled():
+        figure = style.new_figure(2, 1)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from cnnf_brain.types import Images
+from cnnf_brain.types import Images, LayerAt
 
 
 @pytest.fixture
@@ -101,7 +101,32 @@ def test_missing_files_are_named(files: list[Path]) -> None:
         Images.of([*files, files[0].with_name("none.png")], where="here")
 
 
-@pytest.mark.parametrize("module", ["types", "recordings", "recordings.record", "predictivity.estimator"])
+@pytest.mark.parametrize("text", ["a.1@0+2", "a@0+1+2", "a@1+10:feedback"])
+def test_a_joint_layer_prints_as_it_parses(text: str) -> None:
+    at = LayerAt.parse(text)
+    assert str(at) == text
+    name, _, iterations = text.removesuffix(":feedback").partition("@")
+    parts = [LayerAt(name, int(t), text.endswith(":feedback")) for t in iterations.split("+")]
+    assert list(at.parts) == parts
+    assert at.iteration == parts[-1].iteration
+    assert at not in parts
+
+
+def test_a_single_layer_is_its_own_part_and_layers_are_ordered_by_name_then_iteration() -> None:
+    at = LayerAt("a", 2)
+    assert at.parts == (at,)
+    assert sorted([LayerAt("b"), LayerAt.parse("a@0+2"), at, LayerAt("a", 1)])[:2] == [LayerAt("a", 1), at]
+
+
+@pytest.mark.parametrize("text", ["a@2+0", "a@0+0", "a@0+", "a@+2", "a@0+2+", "a@0 + 2"])
+def test_iterations_that_make_no_joint_layer_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"features\.23@0\+2"):
+        LayerAt.parse(text)
+
+
+@pytest.mark.parametrize(
+    "module", ["types", "recordings", "recordings.record", "predictivity.estimator", "predictivity.ridge"]
+)
 def test_the_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"cnnf_brain.{module}"))
     assert result.attempted

@@ -171,7 +171,7 @@ def _weights(network: Network, model: str, source: str | None, place: Mapping[st
     if weight_files.is_published(source):
         path = weight_files.published_file(arch, source)
         place = place or {"url": weight_files.published_entry(arch, source).url}
-    with open(path, "rb") as file:
+    with io.open_file(path) as file:
         sha1 = hashlib.file_digest(file, "sha1").hexdigest()
     return path, Weights(path.name, io.sha256(path), sha1, **place)
 

@@ -29,7 +29,7 @@ STAGES = {  # the parts of the rehearsal, and what each finds out
     "scoring": "a toy benchmark scores V4 and IT end to end (SIMULATED recordings)",
     "cost": "memory and time that the real benchmarks will take",
 }
-KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # the second as a fence passes it on
+KILLED = (-9, 128 + 9)  # by SIGKILL, which Windows has no name for; the second as a fence passes it on
 OURS = str(Path(__file__).resolve().parents[2])  # where cnnf_brain lies
 HIDDEN = ("/tmp", "/run")  # in a sandbox: where programs of this machine leave sockets to talk to them
 
@@ -137,6 +137,8 @@ def run(scratch: Path, task: dict[str, Any], tell: Callable[[str], object]) -> I
     ``task``: what worker.py is to do. ``tell`` takes a line: first what the process can reach and use, then each stage's begin
     and end.
     """
+    if not hasattr(os, "killpg"):
+        raise OSError("a plugin is rehearsed on Linux or macOS; on Windows take the Windows Subsystem for Linux")
     chosen, memory = fence(scratch, task["weights"]), psutil.virtual_memory().available
     tell(f"the plugin's code is run now, {chosen.words}")
     limits = f"{LIMIT / 60:.0f} min for each stage, {memory / 2**30:.0f} GiB of memory, {OUTPUT / 1e6:.0f} MB of output"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from cnnf_brain.checks import offered
 from cnnf_brain.identity import imported, installed, sources
 
 PACKAGE = "cnnf_brain"  # its name, and that of the folder in the plugin
@@ -128,6 +129,8 @@ def read_own_code(spec: str) -> OwnCode | None:
     A FileNotFoundError without such a file, a ValueError for what is not Python or has a space in its name.
     """
     if ".py:" not in spec:
+        if spec in offered("networks"):
+            raise ValueError(f"model {spec} comes from another package; for Brain-Score give it as path/to/file.py:function")
         return None
     file, _, function = spec.rpartition(":")
     path = Path(file)

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import socket
 import sys
@@ -35,6 +34,7 @@ from cnnf_brain.brainscore.commitment import Weights
 from cnnf_brain.brainscore.rehearsal import DRAFT, FAILED, NOT_RUN, OK, STAGES, Finding, held
 from cnnf_brain.brainscore.toy import pictures, stimulus_set, toy_benchmark
 from cnnf_brain.brainscore.vendor import absent, forget
+from cnnf_brain.checks import peak_memory
 
 MAX_FILE = 2**32  # bytes of a file that the plugin's code may write
 OFFLINE = (errno.ENETUNREACH, errno.EHOSTUNREACH, socket.EAI_AGAIN, socket.EAI_NONAME)
@@ -232,9 +232,7 @@ def cost(run: Rehearsal) -> Iterator[Finding]:
     """What the images of the stage before make of the real benchmarks."""
     regions: dict[str, str] = run.model.layer_model.region_layer_map
     told = ", ".join(f"{region} {run.features[layer]} features" for region, layer in regions.items())
-    # peak memory of this process so far, in GiB; Linux counts in KiB, macOS in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    told = f"{run.seconds:.3f} s/image, {peak:.1f} GiB at most; {told}"
+    told = f"{run.seconds:.3f} s/image, {peak_memory() / 2**30:.1f} GiB at most; {told}"
     yield Finding(f"{N_IMAGES} images are run at all layers", OK, told)
     have = psutil.virtual_memory().available / 2**30
     for name, region, images, sites in BENCHMARKS:
@@ -282,6 +280,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def confine(scratch: Path, task: dict[str, Any], blocked: str) -> NoReturn:
     """Become the worker of the stages after the weights: behind the task's fence, in its memory. ``blocked`` is a Rehearsal's."""
+    import resource  # not on Windows, where nothing is rehearsed
+
     for kind, value in (
         (resource.RLIMIT_DATA, task["memory"]),
         (resource.RLIMIT_FSIZE, MAX_FILE),

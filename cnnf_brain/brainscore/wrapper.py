@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cnnf_brain import activations
-from cnnf_brain.io import short_hash
+from cnnf_brain.io import read_bytes, short_hash
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network
 from cnnf_brain.types import Images, LayerAt
@@ -52,7 +52,7 @@ class IterationWrapper(PytorchWrapper):  # type: ignore[misc]
     def preprocess(self, paths: Iterable[str | Path]) -> NDArray[Any]:
         """Image files -> (B, C, size, size) float32; a ValueError that names a file that cannot be read."""
         names = [str(path) for path in paths]
-        files = Images(tuple(dict.fromkeys(names)), lambda i: Path(files.ids[i]).read_bytes(), "images of Brain-Score")
+        files = Images(tuple(dict.fromkeys(names)), lambda i: read_bytes(files.ids[i]), "images of Brain-Score")
         pixels = {name: self._network.preprocessing(files.decode(i)).numpy() for i, name in enumerate(files.ids)}
         return np.stack([pixels[name] for name in names])
 
@@ -70,7 +70,7 @@ class IterationWrapper(PytorchWrapper):  # type: ignore[misc]
         with torch.inference_mode(), activations.float32_convolutions(self._device):
             shaped = batch.to(self._device, memory_format=torch.channels_last)
             maps = activations.extract(self._model, shaped, list(dict.fromkeys(places.values())))
-            whole = {at: activations.as_rows(map_, at).reshape(map_.shape) for at, map_ in maps.items()}
+            whole = {at: activations.as_rows(map_, at).reshape(map_.shape).cpu().numpy() for at, map_ in maps.items()}
             return OrderedDict((name, np.array(whole[at][rows])) for name, at in places.items())
 
     def get_layer(self, layer_name: str) -> nn.Module:

@@ -1,7 +1,8 @@
 """Networks and recordings -> a Comparison: how well their features predict recorded sites, and how that differs from a baseline.
 
 The whole way: images -> activations -> Gram K -> predictions -> scores -> tests. The modules in this order: ``images``,
-``activations``, ``gram``, ``predictivity.crossval`` and ``.pls``, ``predictivity.scores``, ``predictivity.statistics``.
+``activations``, ``gram``, ``predictivity.crossval`` and ``.pls``, ``.scores``, ``.statistics`` (put together
+by ``.metrics``).
 """
 
 from __future__ import annotations
@@ -15,15 +16,9 @@ from cnnf_brain import results
 from cnnf_brain.activations import Probe
 from cnnf_brain.compare import accuracy
 from cnnf_brain.compare.comparison import Comparison
-from cnnf_brain.compare.evaluate import (
-    Scoring,
-    check_features,
-    check_scoring,
-    evaluate_region,
-    scoring_bytes,
-    wanted_features,
-)
+from cnnf_brain.compare.evaluate import check_features, evaluate_region, scoring_bytes, wanted_features
 from cnnf_brain.compare.layers import Layers, RegionAsked, asked_layers, by_region, networks_of, same_network
+from cnnf_brain.compare.scoring import Scoring, usable
 from cnnf_brain.gram import Features, Progress
 from cnnf_brain.io import array_hash, short_hash
 from cnnf_brain.model.cnnf import CNNF
@@ -42,7 +37,7 @@ def compare(
     layers: Layers = None,
     *,
     baseline_layers: Layers = None,
-    scoring: Scoring | None = None,
+    scoring: Scoring | str | None = None,
     progress: Progress = True,
 ) -> Comparison:
     """Score how well features predict recorded sites, layer by layer and iteration by iteration, against a baseline.
@@ -57,15 +52,16 @@ def compare(
     baseline
         The network to compare with; None: scores without a comparison. The model itself: its own first pass is the baseline.
     recordings
-        Of one region or several; several of a region are scored apart and then pooled over their sites.
+        Of one region or several; several of a region are scored apart, then pooled over each animal's sites and over all.
     layers
-        A name (``"features.16@1"``: iteration 1; ``"features.16"``: every iteration that the model runs), a list of names, or a
-        dict of these by region. None, or the name ``""``: each network's own layer for the region (``Network.layers``).
+        A name (``"features.16@1"``: iteration 1; ``"features.16"``: every iteration that the model runs;
+        ``"features.16@0+2"``: iterations 0 and 2 side by side as one joint feature space), a list of names, or a dict of these by
+        region. None, or the name ``""``: each network's own layer for the region (``Network.layers``).
     baseline_layers
         The baseline's layers in the same form, at iteration 0 where none is named. None: those of the same names, else its own for
         the region.
     scoring
-        Components, splits, seed, ...: see ``Scoring``.
+        Metrics, components, splits, seed, ...: see ``Scoring``. A text is the name of a metric (``"rsa"``).
     progress
         True: progress bars on stderr. False: none. A function ``(what, done, total)``: called after each batch of images.
 
@@ -101,18 +97,20 @@ def compare(
     named = by_region(layers, list(sources))
     theirs = None if baseline_layers is None else by_region(baseline_layers, list(named), "baseline layers", every=False)
     asked = asked_layers(named, models, baseline, theirs)
+    sources |= {one.region: usable(sources[one.region], scoring) for one in asked}
     used = [source for one in asked for source in sources[one.region]]
     for source in used:
-        check_scoring(source, scoring)
         source.images.check()
-    features = Features(wanted_features(asked, sources), batch_size=scoring.batch_size)
-    options = {**asdict(scoring), "layers": {one.region: _in_words(one) for one in asked}}
+    wanted = wanted_features(asked, sources)
+    features = Features(wanted, batch_size=scoring.batch_size, unit_norm=scoring.unit_norm, workers=scoring.workers)
+    options = {**scoring.decided(), "layers": {one.region: _in_words(one) for one in asked}}
     decides = _decides(networks_of(asked), used, options)  # before long work: nothing of it can fail afterwards
     probes = check_features(features, scoring)
     rows = sum(len(network.layers) for one in asked for network in one.networks)
     grams = iter(features.compute(progress, max(scoring_bytes(source, scoring, rows) for source in used)))
     evaluations = [row for one in asked for row in evaluate_region(one, sources[one.region], grams, scoring)]
-    return Comparison(tuple(evaluations), _describe(networks_of(asked), probes, decides, started))
+    shown = {"seconds": round(features.seconds, 3), "waited_for_images": round(features.waited, 3)}
+    return Comparison(tuple(evaluations), {**_describe(networks_of(asked), probes, decides, started), "networks_ran": shown})
 
 
 def _checked(
@@ -122,8 +120,12 @@ def _checked(
     models = _listed("model", model, Network, "cnnf_brain.Network(module, preprocessing) or load_network(...)")
     if not (baseline is None or isinstance(baseline, Network)):
         raise TypeError(f"baseline is a {type(baseline).__name__}, expected a cnnf_brain.Network or None")
+    if isinstance(scoring, str):
+        scoring = Scoring(metric=scoring)
     if not (scoring is None or isinstance(scoring, Scoring)):
-        raise TypeError(f"scoring is a {type(scoring).__name__}, expected a cnnf_brain.Scoring or None")
+        raise TypeError(
+            f"scoring is a {type(scoring).__name__}, expected a cnnf_brain.Scoring, the name of a metric, or None"
+        )
     if not (isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress is {progress!r}, expected True, False or a function (what, done, total)")
     _check_names(models, baseline)
@@ -230,6 +232,7 @@ def describe_recordings(recordings: Recordings) -> dict[str, Any]:
         "responses_sha256": array_hash(recordings.responses),
         "labels_sha256": short_hash([recordings.images.ids, recordings.site_ids, recordings.object_names], 64),
         "repeats_sha256": None if recordings.repeats is None else array_hash(recordings.repeats),
+        **({} if recordings.rdms is None else {"rdms_sha256": array_hash(recordings.rdms)}),
     }
 
 

@@ -17,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from cnnf_brain import cli, images, networks, results
-from cnnf_brain.compare import accuracy, compare, describe_network, describe_recordings
+from cnnf_brain.compare import accuracy, compare, describe_network, describe_recordings, words
 from cnnf_brain.compare.choice import Choice, choose
 from cnnf_brain.compare.comparison import AGAIN, FILES, KIND, Comparison
-from cnnf_brain.compare.evaluate import Scoring, check_scoring
 from cnnf_brain.compare.layers import RegionAsked, asked_layers, networks_of
+from cnnf_brain.compare.scoring import Scoring, usable
 from cnnf_brain.io import short_hash
 from cnnf_brain.model import zoo
 from cnnf_brain.model.settings import SETTINGS, FeedbackSettings
 from cnnf_brain.model.weights import SMALL, is_published, published_available, read_card
 from cnnf_brain.networks import Network
 from cnnf_brain.recordings import Recordings, check_sources, load, public_available
+from cnnf_brain.recordings.simulated import NAME, READOUT
 from cnnf_brain.report import tell
 from cnnf_brain.types import option
 
 PUBLIC = "MajajHong2015.public"
-SIMULATED = "simulated"
+SIMULATED = (NAME, READOUT)
 FEEDBACK = tuple(name for name in SETTINGS if name not in ("iterations", "tolerance"))  # settings that have a flag here
 AS_TRAINED = {
     "target": "as trained, else input",
@@ -58,7 +59,9 @@ class Options:
     baseline_layers: tuple[str, ...] = option((), "where they differ from the model's", metavar="REGION=LAYER")
     image_size: int | None = option(None, "default: as trained, else 224 (small: 28)")
     validation: str | None = option(None, "val/ or val-*.tar: top-1 of every network beside its predictivity", metavar="DIR")
-    recordings: tuple[str, ...] = option(("auto",), "auto, simulated, MajajHong2015.public, ...", metavar="[REGION=]SOURCE")
+    recordings: tuple[str, ...] = option(
+        ("auto",), "auto, simulated, simulated-readout, MajajHong2015.public, ...", metavar="[REGION=]SOURCE"
+    )
     session: tuple[str, ...] = option((), "sessions of V4_compact_models")
     device: str = option("auto", "auto (a GPU where there is one), cpu, cuda")
     output: str | None = option(None, "folder (default: under results/)")
@@ -68,7 +71,7 @@ class Options:
     def decided(self) -> dict[str, Any]:
         """All of them as plain values, without a level between; a setting of the feedback that was not given is None."""
         own = {one.name: getattr(self, one.name) for one in fields(self) if "help" in one.metadata}
-        return {**own, **{name: self.feedback.get(name) for name in FEEDBACK}, **asdict(self.scoring)}
+        return {**own, **{name: self.feedback.get(name) for name in FEEDBACK}, **self.scoring.decided()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,10 +99,12 @@ def options_of(args: argparse.Namespace) -> Options:
 
 def _report(done: Comparison) -> int:
     undefined = [
-        f"{row['region']} {row['source']} {row['network']} {row['layer']}" for row in done.rows if row["median_r"] is None
+        f"{row['region']} {row['source']} {row['network']} {row['layer']} {row['metric']}"
+        for row in done.rows
+        if words.score(row)[0] is None
     ]
     if undefined:
-        raise ValueError(f"no site has an r, since features or predictions are constant: {', '.join(undefined)}")
+        raise ValueError(f"no site has a score, since features or predictions are constant: {', '.join(undefined)}")
     return 0
 
 
@@ -117,9 +122,7 @@ def run(options: Options) -> Comparison:
     accuracy.check([*choice.models, *([choice.baseline] if choice.baseline else [])], index)
     print(headline(options, choice, planned, why), flush=True)
     loaded = load(options.recordings, regions, options.session or None)
-    recordings = [source for of_region in loaded.values() for source in of_region]
-    for source in recordings:
-        check_scoring(source, options.scoring)
+    recordings = usable([source for of_region in loaded.values() for source in of_region], options.scoring)
     models, baseline = choice.load(options.device)
     shown = networks_of(asked(options, models, baseline))
     accuracy.check(shown, index)  # files without a card are only known now
@@ -152,7 +155,7 @@ def decide(options: Options) -> tuple[Options, str]:
     why = "as named"
     if options.recordings == ("auto",):
         available, reasons = _available(options)
-        options = replace(options, recordings=(PUBLIC if available else SIMULATED,))
+        options = replace(options, recordings=(PUBLIC if available else SIMULATED[0],))
         why = f"{'auto' if available else 'auto fell to the simulated recordings'}: {'; '.join(reasons)}"
     return (options if options.model else replace(options, model=(_default_model(options),))), why
 
@@ -170,7 +173,7 @@ def _available(options: Options) -> tuple[bool, list[str]]:
 def _default_model(options: Options) -> str:
     own = next((word for word in options.weights if word and word != networks.RANDOM), None)
     if own is None:
-        all_simulated = all(word.split("=")[-1] == SIMULATED for word in options.recordings)
+        all_simulated = all(word.split("=")[-1] in SIMULATED for word in options.recordings)
         return SMALL if all_simulated else "vgg16"
     if is_published(own) or not Path(own).is_file():
         return "vgg16"
@@ -179,7 +182,7 @@ def _default_model(options: Options) -> str:
 
 def choose_networks(options: Options) -> Choice:
     """The networks that the options name, with as many iterations as are asked for."""
-    named = [int(t) for word in options.layers for t in re.findall(r"@(\d+)", word)]
+    named = [int(t) for word in options.layers for at in re.findall(r"@([\d+]+)", word) for t in re.findall(r"\d+", at)]
     wanted = [*(options.iterations or ()), *named]
     most = max(wanted) if options.iterations is not None or named else None
     if options.feedback and most == 0:
@@ -246,7 +249,7 @@ def by_region(words: Sequence[str], what: str) -> dict[str, list[str]]:
 
 def headline(options: Options, choice: Choice, planned: Sequence[RegionAsked], why: str) -> str:
     """The first line of the output: which recordings and networks were taken, and why."""
-    simulated = any(word.split("=")[-1] == SIMULATED for word in options.recordings)
+    simulated = any(word.split("=")[-1] in SIMULATED for word in options.recordings)
     label = "SIMULATED recordings" if simulated else "recordings"
     models, baseline = choice.skeletons
     if baseline is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,16 @@ from tabulate import tabulate
 
 from cnnf_brain import results, style
 from cnnf_brain.compare import show, words
+from cnnf_brain.compare.evaluate import POOLED
+from cnnf_brain.compare.words import DIMENSION
 from cnnf_brain.io import plain, read_netcdf, reading, write_json, write_netcdf, write_text
+from cnnf_brain.predictivity.metrics import PLS
 from cnnf_brain.predictivity.scores import FORMULAS, brainscore_ceiled, brainscore_r, median_r, site_r
 from cnnf_brain.predictivity.statistics import TESTS, adjusted_p, bootstrap_median_difference, verdict
 from cnnf_brain.report import PAGE, NotDrawnError, attempt, page, tell
 from cnnf_brain.report.runs import Run, markdown, markdown_table
 from cnnf_brain.results import read_record
-from cnnf_brain.types import Array, Difference, Evaluation, Scores, TestResult
+from cnnf_brain.types import Array, Difference, Evaluation, Scores, Similarity, TestResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +39,8 @@ FILES = ("summary.json", "scores.nc", "table.md", *FIGURES, "run.json", PAGE)
 AGAIN = "cnnf-brain report {}"  # makes figure and page from the other files
 VERDICTS = {1: "above", -1: "below", 0: "undecided"}
 RECORD = ("options", "networks", "recordings", "accuracy", "notes")  # entries of run.json
-COLUMNS = ("region", "source", "role", "network", "weights", "layer")  # of scores.nc, equal over the sites of a row
+COLUMNS = ("region", "source", "role", "network", "weights", "layer", "metric")  # of scores.nc, equal over a row's sites
+NAMED = ("region", "source", "simulated", "role", "network", "weights", "feedback", "layer")  # of an entry of summary.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +109,12 @@ class Comparison:
         -------
         DataFrame
             ``region``, ``source``, ``simulated``, ``role``, ``network``, ``weights``, ``feedback``, ``layer``, ``iteration``,
-            ``images``, ``sites``; ``median_r`` with ``low`` and ``high`` (95%, over sites), ``ceiling``, ``r2/ceiling``,
-            ``top1``; ``difference`` to the baseline with ``difference_low`` and ``difference_high`` (95%, for new images),
-            ``p: TEST`` (adjusted by Holm's method over all rows, for each test apart) and ``verdict`` (``above``, ``below`` or
-            ``undecided``, by the tests that are valid for new images). NaN and None where there is none.
+            ``metric``, ``images``, ``sites``, ``effective_dimension`` of the features; ``median_r`` with ``low`` and ``high`` (95%,
+            over sites), ``ceiling``, ``r2/ceiling``, ``top1``; ``difference`` to the baseline with ``difference_low`` and
+            ``difference_high`` (95%, for new images), ``p: TEST`` (adjusted by Holm's method over all rows, for each test apart)
+            and ``verdict`` (``above``, ``below`` or ``undecided``, by the tests that are valid for new images). RSA and CKA have
+            ``agreement`` in place of ``median_r``, with ``low`` and ``high`` for new images. The iteration of a joint layer is text
+            (``0+2``). NaN and None where there is none.
         """
         import pandas as pd
 
@@ -120,18 +126,18 @@ class Comparison:
         head, rows, notes = words.cells(self.summary)
         return "\n".join([markdown_table(head, rows), "", *(f"- {markdown(note)}" for note in notes)])
 
-    def plot(self) -> Figure:
-        """The median r of every row with its interval, by region and source, and top-1, after Figure 5 of the paper.
+    def plot(self, kind: str = "scores") -> Figure:
+        """A figure. ``scores``: the median r of every row by region and source, and top-1, after Figure 5 of the paper.
+        ``layers``: a map of layers by iterations. ``ceiling``: each site's r against the highest that noise leaves.
+        ``difference``: each site's difference to the baseline, and their median with its interval for new images.
 
-        Returns
-        -------
-        matplotlib.figure.Figure
+        A ValueError for an unknown kind, and where no row has what the kind needs (a ceiling, a difference).
         """
-        return show.figure(self.summary)
+        return show.plot(kind, self.summary, self.evaluations)
 
     def page(self, folder: Path = Path()) -> Run:
         """What ``report.html`` shows; ``folder`` is the one that it names."""
-        return show.as_run(folder, self.summary, self.run)
+        return show.as_run(folder, self.summary, self.run, self.evaluations)
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder that the command writes: table, summary, scores, figure, page. It changes from old to new as a whole.
@@ -184,8 +190,7 @@ class Comparison:
                 f"{summary.get('kind', 'another kind')}; run it again (its command stands in run.json)"
             )
         with reading(folder, "a comparison", "its files lack what a comparison has; run it again"):
-            rows = summary["evaluations"]
-            found = [_evaluation(row, scores) for row, scores in zip(rows, _read_scores(folder, rows), strict=True)]
+            found = read_scores(folder / "scores.nc", summary["evaluations"])
             lacking = [name for name in RECORD if name not in run]
         if lacking:
             raise ValueError(f"{folder}/run.json lacks {', '.join(lacking)}; run it again")
@@ -200,54 +205,54 @@ class Comparison:
 
 
 def _entry(e: Evaluation, adjusted: Mapping[str, float]) -> dict[str, Any]:
-    r, ceiling = site_r(e.scores), e.scores.ceiling
-    entry: dict[str, Any] = {
-        "region": e.region,
-        "source": e.source,
-        "simulated": e.simulated,
-        "role": e.role,
-        "network": e.network,
-        "weights": e.weights,
-        "feedback": e.feedback,
-        "layer": e.layer,
+    entry = {
+        **{name: getattr(e, name) for name in (*NAMED, "metric")},
         "chosen": e.chosen,
         "images": e.n_images,
         "sites": len(e.site_ids),
-        "splits": len(e.scores.r),
+        "pooled": e.pooled,
+        "subjects": [animal for animal in dict.fromkeys(e.subjects) if animal],
         "excluded_sites": e.excluded,
-        "undefined_sites": int(np.isnan(r).sum()),
-        "sites_undefined_in_some_folds": int((e.scores.undefined_folds > 0).sum()),
-        "median_r": median_r(e.scores),
-        "median_r_interval": median_interval(r),
-        "median_r_pooled_predictions": None if e.scores.pooled is None else _median(e.scores.pooled),
-        "brainscore_r": brainscore_r(e.scores),
-        "ceiling": None if ceiling is None else _median(ceiling),
+        DIMENSION: e.effective_dimension,
+        **(_of_sites(e.scores) if isinstance(e.scores, Scores) else _of_agreement(e.scores)),
     }
-    entry |= {name: None if ceiling is None else brainscore_ceiled(e.scores, name) for name in FORMULAS}
     if e.against:
         entry |= {"baseline_layer": e.against, **_difference(e.comparison, adjusted)}
     found: dict[str, Any] = plain(entry)
     return found
 
 
+def _of_sites(scores: Scores) -> dict[str, Any]:
+    """The part of an entry that is made of r."""
+    r, ceiling = site_r(scores), scores.ceiling
+    entry = {
+        "splits": len(scores.r),
+        "undefined_sites": int(np.isnan(r).sum()),
+        "sites_undefined_in_some_folds": int((scores.undefined_folds > 0).sum()),
+        "median_r": median_r(scores),
+        "median_r_interval": median_interval(r),
+        "median_r_pooled_predictions": None if scores.pooled is None else _median(scores.pooled),
+        "brainscore_r": brainscore_r(scores),
+        "ceiling": None if ceiling is None else _median(ceiling),
+    }
+    return entry | {name: None if ceiling is None else brainscore_ceiled(scores, name) for name in FORMULAS}
+
+
+def _of_agreement(s: Similarity) -> dict[str, Any]:
+    """The part of an entry that is made of a similarity; null where others have an r."""
+    entry: dict[str, Any] = dict.fromkeys(("splits", "undefined_sites", "sites_undefined_in_some_folds"), 0)
+    entry |= {"agreement": s.value, "agreement_interval": (s.low, s.high), "agreement_ceiling": s.ceiling}
+    entry |= {"measure": s.measure, "distance": s.distance, "median_r_interval": (None, None)}
+    return entry | dict.fromkeys(("median_r", "median_r_pooled_predictions", "brainscore_r", "ceiling", *FORMULAS))
+
+
 def _difference(c: Difference | None, adjusted: Mapping[str, float]) -> dict[str, Any]:
     """The part of an entry that compares it with the baseline; nulls where there is no difference."""
     if c is None:
-        nothing = (None, None)
         names = ("difference_interval", "difference_interval_over_sites")
-        return {"difference": None, **dict.fromkeys(names, nothing), "verdict": None, "tests": []}
+        return {"difference": None, **dict.fromkeys(names, (None, None)), "verdict": None, "tests": []}
     tests = [
-        {
-            "name": t.name,
-            "statistic": t.statistic,
-            "df": t.df,
-            "n": t.n,
-            "p": t.p,
-            "p_holm": adjusted.get(t.name),
-            "interval": t.interval,
-            "question": TESTS[t.name].question,
-            "valid": TESTS[t.name].valid,
-        }
+        {**asdict(t), "p_holm": adjusted.get(t.name), "question": TESTS[t.name].question, "valid": TESTS[t.name].valid}
         for t in c.tests
     ]
     return {
@@ -261,11 +266,11 @@ def _difference(c: Difference | None, adjusted: Mapping[str, float]) -> dict[str
 
 def _flat(row: dict[str, Any], top1: Mapping[tuple[str, str, str], float]) -> dict[str, Any]:
     """A row of ``Comparison.table``."""
-    names = ("region", "source", "simulated", "role", "network", "weights", "feedback")
     layer, iteration = words.layer_and_iteration(row["layer"])
-    flat = {name: row[name] for name in names} | {"layer": layer, "iteration": int(iteration) if iteration else None}
-    flat |= {name: row[name] for name in ("images", "sites", "median_r")}
-    flat |= dict(zip(("low", "high"), row["median_r_interval"], strict=True))
+    flat = {name: row[name] for name in NAMED} | {"layer": layer}
+    flat["iteration"] = int(iteration) if iteration.isdigit() else iteration or None  # text of a joint layer: 0+2
+    flat |= {name: row[name] for name in ("metric", "images", "sites", DIMENSION, "median_r", "agreement") if name in row}
+    flat |= dict(zip(("low", "high"), words.score(row)[1], strict=True))
     flat |= {"ceiling": row["ceiling"], "r2/ceiling": row["r2/ceiling"]}
     flat["top1"] = top1.get((row["network"], row["weights"], iteration))
     if "difference" in row:
@@ -288,43 +293,63 @@ def median_interval(r: Array) -> tuple[float, float]:
     return bootstrap_median_difference(r[None], np.zeros_like(r)[None])
 
 
-def write_scores(path: Path, comparison: Comparison) -> None:
-    """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split."""
+def write_scores(path: Path, comparison: Comparison, *, whole: bool = False) -> None:
+    """Site-wise scores as NetCDF: one row for each evaluation and site, r for each split. ``whole``: with all that ``read_scores``
+    needs beside them (``Comparison.rows``, as JSON), so that the file is read alone."""
     import xarray as xr
 
     evaluations = comparison.evaluations
-    n_splits = max(e.scores.r.shape[0] for e in evaluations)
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "simulated", "site", "ceiling", "pooled_r")}
+    values = [_by_site(e) for e in evaluations]
+    n_splits = max(len(one.r) for one in values)
+    names = (*COLUMNS, "simulated", "site", "subject", "ceiling", "pooled_r", DIMENSION)
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     r = []
-    for e in evaluations:
+    for e, scores in zip(evaluations, values, strict=True):
         n = len(e.site_ids)
         for name in COLUMNS:
             columns[name] += [getattr(e, name)] * n
         columns["simulated"] += [int(e.simulated)] * n
         columns["site"] += e.site_ids
-        for name, values in (("ceiling", e.scores.ceiling), ("pooled_r", e.scores.pooled)):
-            columns[name] += [math.nan] * n if values is None else values.tolist()
+        columns["subject"] += e.subjects or [""] * n
+        columns[DIMENSION] += [e.effective_dimension] * n
+        for name, found in (("ceiling", scores.ceiling), ("pooled_r", scores.pooled)):
+            columns[name] += [math.nan] * n if found is None else found.tolist()
         r.append(np.full((n, n_splits), np.nan))
-        r[-1][:, : e.scores.r.shape[0]] = e.scores.r.T
+        r[-1][:, : len(scores.r)] = scores.r.T
     data = xr.Dataset({name: ("row", np.array(values)) for name, values in columns.items()})
     data["r"] = (("row", "split"), np.concatenate(r))
+    if whole:
+        data["rows"] = ((), json.dumps(comparison.rows))
     options = json.dumps(plain(comparison.run["options"]))
     data.attrs = {"schema": SCHEMA, "simulated": int(comparison.simulated), "options": options}
     write_netcdf(path, data)
 
 
-def _read_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[xr.Dataset]:
-    """The part of scores.nc that belongs to each row."""
-    path = folder / "scores.nc"
+def _by_site(e: Evaluation) -> Scores:
+    """Its scores; none of a similarity, whose sites stand in the file without an r."""
+    return e.scores if isinstance(e.scores, Scores) else Scores(np.empty((1, len(e.site_ids))) * np.nan, None, None)
+
+
+def read_scores(path: Path, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Evaluation]:
+    """The evaluations that ``write_scores`` has written; ``rows`` are their ``Comparison.rows``, where the file has them not."""
     if not path.is_file():
-        raise ValueError(f"{folder} is incomplete: no scores.nc; run it again")
+        raise ValueError(f"{path.parent} is incomplete: no {path.name}; run it again")
     data = read_netcdf(path)
+    rows = json.loads(str(data["rows"].values)) if rows is None else rows
+    return [_evaluation(row, part) for row, part in zip(rows, _parts(path, data, rows), strict=True)]
+
+
+def _parts(path: Path, data: xr.Dataset, rows: Sequence[Mapping[str, Any]]) -> Iterator[xr.Dataset]:
+    """The part of scores.nc that belongs to each row."""
     if len(data["row"]) != sum(row["sites"] for row in rows):
         raise ValueError(f"{path} holds {len(data['row'])} rows, and summary.json tells of others; run it again")
     start = 0
     for row in rows:
         part = data.isel(row=slice(start, start + row["sites"]))
-        other = [name for name in COLUMNS if set(map(str, part[name].values)) != {row[name]}]
+        there = [
+            name for name in COLUMNS if row["sites"] and (name != "metric" or name in data)
+        ]  # older files have no metric
+        other = [name for name in there if set(map(str, part[name].values)) != {row.get(name, PLS)}]
         if other:
             raise ValueError(f"{path} is not of the run in summary.json: {', '.join(other)} differ; run it again")
         yield part
@@ -333,14 +358,15 @@ def _read_scores(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[xr
 
 def _evaluation(row: Mapping[str, Any], data: xr.Dataset) -> Evaluation:
     """The Evaluation that was written as ``row`` and ``data``."""
-    scores = Scores(
-        r=np.ascontiguousarray(data["r"].values.T[: row["splits"]]),  # sums are rounded by their order in memory
-        pooled=None if row["median_r_pooled_predictions"] is None else data["pooled_r"].values,
-        ceiling=None if row["ceiling"] is None else data["ceiling"].values,
-    )
-    same = {name: row[name] for name in ("region", "source", "simulated", "role", "network", "weights", "feedback", "layer")}
+    scores: Scores | Similarity
+    if "agreement" in row:
+        (low, high), most = map(_nan, row["agreement_interval"]), row["agreement_ceiling"]
+        scores = Similarity(_nan(row["agreement"]), low, high, row["measure"], row["distance"], most and (most[0], most[1]))
+    else:
+        scores = _read_sites(row, data)
     return Evaluation(
-        **same,
+        **{name: row[name] for name in NAMED},
+        metric=row.get("metric", PLS),  # older folders name none
         scores=scores,
         site_ids=tuple(map(str, data["site"].values)),
         n_images=row["images"],
@@ -348,6 +374,17 @@ def _evaluation(row: Mapping[str, Any], data: xr.Dataset) -> Evaluation:
         comparison=_read_difference(row),
         chosen=tuple(row["chosen"]),
         against=row.get("baseline_layer", ""),
+        pooled=row.get("pooled", row["source"] == POOLED),
+        subjects=tuple(map(str, data["subject"].values)) if "subject" in data else (),
+        effective_dimension=_nan(row.get(DIMENSION)),
+    )
+
+
+def _read_sites(row: Mapping[str, Any], data: xr.Dataset) -> Scores:
+    return Scores(
+        r=np.ascontiguousarray(data["r"].values.T[: row["splits"]]),  # sums are rounded by their order in memory
+        pooled=None if row["median_r_pooled_predictions"] is None else data["pooled_r"].values,
+        ceiling=None if row["ceiling"] is None else data["ceiling"].values,
     )
 
 

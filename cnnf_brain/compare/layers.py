@@ -91,10 +91,10 @@ def asked_layers(
 ) -> list[RegionAsked]:
     """The layers of all networks, region by region, checked.
 
-    A name without ``@`` is taken at every iteration that the model runs; an empty name stands for the region's own layer (``@2``:
-    that layer at iteration 2). The first pass of a model with feedback stands beside its iterations as a control. The baseline's
-    layer is the one that ``baseline_named`` names for the region, else the one of the same name, else the region's own. A network
-    is not compared with itself.
+    A name without ``@`` is taken at every iteration that the model runs; ``features.16@0+2`` is iterations 0 and 2 side by side;
+    an empty name stands for the region's own layer (``@2``: that layer at iteration 2). The first pass of a model with feedback
+    stands beside its iterations as a control. The baseline's layer is the one that ``baseline_named`` names for the region, else
+    the one of the same name, else the region's own. A network is not compared with itself.
 
     Raises
     ------
@@ -151,18 +151,23 @@ def _layers_of(model: Network, region: str, names: Sequence[Name]) -> list[Layer
         layer = layer or model.layer_of(region)
         iterations = range(model.iterations + 1)
         ats = [LayerAt.parse(layer + at + iteration)] if at else [LayerAt(layer, t) for t in iterations]
-        check_layers(model.module, ats)
+        _check(model, ats)
         first = [LayerAt(one.layer) for one in ats if one.iteration or one.feedback]
         for one in [*first, *ats]:
             found.setdefault(one.layer, []).append(one)
     return list(dict.fromkeys(at for ats in found.values() for at in ats))
 
 
+def _check(network: Network, ats: Sequence[LayerAt]) -> None:
+    """``check_layers`` of layers, of joint ones their parts."""
+    check_layers(network.module, [part for at in ats for part in at.parts])
+
+
 def _counterparts(at: LayerAt, region: str, baseline: Network, named: Sequence[Name]) -> list[LayerAt]:
     """The baseline's layers that a layer is compared with."""
     if named:
         ats = [LayerAt.parse(str(name) or baseline.layer_of(region)) for name in named]
-        check_layers(baseline.module, ats)
+        _check(baseline, ats)
         return ats
     try:
         check_layers(baseline.module, [LayerAt(at.layer)])

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cnnf_brain.networks import BEYOND, CHANGED, UNTRAINED
+from cnnf_brain.predictivity.hierarchy import HIERARCHICAL, supported
+from cnnf_brain.predictivity.metrics import PLS, described
 from cnnf_brain.predictivity.scores import SMALL_FOLD
-from cnnf_brain.predictivity.statistics import LEVEL, PERMUTATION, RESAMPLED, TESTS, WELCH
+from cnnf_brain.predictivity.statistics import LEVEL, OVER_IMAGES, PERMUTATION, RESAMPLED, TESTS, WELCH
 from cnnf_brain.report.runs import about_the_code, join
 from cnnf_brain.types import LayerAt
 
 WIDEST = 28  # letters of a name in the table
 FEW_SITES = 30
-SHOWN = {
-    RESAMPLED: "resampled t",
-    PERMUTATION: "permutation",
-    WELCH: "Welch",
-}  # in the table, valid ones first; the files have all
+DIMENSION = "effective_dimension"
+SHOWN = {RESAMPLED: "resampled t", PERMUTATION: "permutation", OVER_IMAGES: "bootstrap", HIERARCHICAL: "over animals"}
+SHOWN[WELCH] = "Welch"  # in the table, valid ones first; the files have all
 
 
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
@@ -27,14 +28,53 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str
     tests = [name for name in SHOWN if name in names]
     top1 = accuracies(content)
     small = any(e["median_r_pooled_predictions"] is not None for e in entries)
-    ceilings = any(e["ceiling"] is not None for e in entries)
+    ceilings = any(bound(e) is not None for e in entries)
+    of_r = any(e["ceiling"] is not None for e in entries)
     sources = short_names([e["source"] for e in entries])
-    columns = {"pooled r": small, "ceiling": ceilings, "r²/c": ceilings, "(r/c)²": ceilings, "top-1": bool(top1)}
+    columns = {"pooled r": small, "ceiling": ceilings, "r²/c": of_r, "(r/c)²": of_r, "top-1": bool(top1)}
     columns |= {"difference [95%]": bool(tests)}
-    head = ["region", "recordings", "network", "weights", "layer", "it", "median r [95%]"]
+    head = ["region", "recordings", "network", "weights", "layer", "it"]
+    head += ["metric"] * _named(entries) + [f"{score_name(entries)} [95%]"]
     head += [name for name, there in columns.items() if there] + [_test_head(name) for name in tests]
     rows = [_row(e, sources[e["source"]], columns, tests, top1) for e in entries]
-    return head, rows, _notes(content, tests, small, ceilings, sources)
+    if _named(entries):
+        rows = [[*row[:6], e["metric"], *row[6:]] for row, e in zip(rows, entries, strict=True)]
+    return head, rows, _notes(content, tests, small, sources)
+
+
+def _named(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the table names the metric of its rows: not where all are PLS."""
+    return any(e["metric"] != PLS for e in entries)
+
+
+def score(e: Mapping[str, Any]) -> tuple[float | None, Sequence[float | None]]:
+    """What an entry scores and its 95% interval: the median r, over sites, or the agreement, for new images."""
+    name = "agreement" if "agreement" in e else "median_r"
+    return e[name], e[f"{name}_interval"]
+
+
+def score_name(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What ``score`` gives, in words."""
+    kinds = {"agreement" in e for e in entries}
+    return "median r or agreement" if len(kinds) > 1 else "agreement" if True in kinds else "median r"
+
+
+def bound(e: Mapping[str, Any]) -> float | None:
+    """What noise or single subjects leave of a perfect score: the root of the ceiling (it bounds r²), or the lower bound."""
+    if e.get("agreement_ceiling"):
+        found: float = e["agreement_ceiling"][0]
+        return found
+    return None if e["ceiling"] is None else math.sqrt(max(0.0, e["ceiling"]))
+
+
+def panel(e: Mapping[str, Any], source: str) -> str:
+    """What stands over an entry's group: its source, and its metric where that is not PLS."""
+    return _labelled(e, source) + ("" if e["metric"] == PLS else f", {e['metric']}")
+
+
+def _labelled(e: Mapping[str, Any], source: str) -> str:
+    """A source that says where it is simulated."""
+    return source + (" (simulated)" if e["simulated"] and "simulated" not in source else "")
 
 
 def accuracies(content: dict[str, Any]) -> dict[tuple[str, str, str], float]:
@@ -53,15 +93,15 @@ def _row(
     tests: list[str],
     top1: dict[tuple[str, str, str], float],
 ) -> list[str]:
-    source += " (simulated)" if e["simulated"] and "simulated" not in source else ""
     layer, iteration = layer_and_iteration(e["layer"])
     name = f"{e['network']}, control" if e["role"] == "control" else e["network"]
-    row = [e["region"], source, name, cut(e["weights"], WIDEST), layer, iteration]
-    row.append((_number(e["median_r"]) or "undefined") + _interval(e["median_r_interval"]))
+    row = [e["region"], _labelled(e, source), name, cut(e["weights"], WIDEST), layer, iteration]
+    value, interval = score(e)
+    row.append((_number(value) or "undefined") + _interval(interval))
     share = top1.get((e["network"], e["weights"], iteration))
     cells = {
         "pooled r": _number(e["median_r_pooled_predictions"]),
-        "ceiling": _number(e["ceiling"]),
+        "ceiling": "–".join(dict.fromkeys(map(_number, e.get("agreement_ceiling") or ()))) or _number(e["ceiling"]),
         "r²/c": _number(e["r2/ceiling"]),
         "(r/c)²": _number(e["(r/ceiling)2"]),
         "top-1": "" if share is None else f"{100 * share:.2f} %",
@@ -96,20 +136,9 @@ def _interval(ends: Sequence[float | None], sign: str = "") -> str:
     return "" if None in ends else f" [{_number(ends[0], sign)}, {_number(ends[1], sign)}]"
 
 
-def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: bool, sources: dict[str, str]) -> list[str]:
+def _notes(content: dict[str, Any], tests: list[str], small: bool, sources: dict[str, str]) -> list[str]:
     options, entries = content["options"], content["evaluations"]
-    splits = {"kfold": "ten true folds", "brainscore": "Brain-Score's ten shuffle splits"}[options["splits"]]
-    model = "one PLS model per site" if options["per_site"] else "PLS over all sites at once"
-    notes = [
-        f"Median over sites of Pearson's r on held-out images (the mean over splits of each site); {model}, "
-        f"{options['components']} components, {splits}. it: iteration, 0 is the first feedforward pass. "
-        "Its interval: 95% bootstrap over sites."
-    ]
-    if tests:
-        notes.append(
-            "difference: median over sites of the difference in r to the baseline; its 95% interval is that of the permutation "
-            "test and speaks of new images (docs/statistics.md)."
-        )
+    notes = _about_metrics(options, entries, bool(tests))
     notes += [*feedback_notes(content), *content["notes"]]
     if content["simulated"]:
         notes.insert(
@@ -121,7 +150,12 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
         notes.append(
             f"Features were reduced to {options['pca']} principal components, fitted on all images (without responses)."
         )
-    if options["select"]:
+    if options.get("unit_norm"):
+        notes.append("The features of each image were scaled to norm 1.")
+    notes += _about_dimensions(entries)
+    if options["select"] == "animal":
+        notes.append("chosen on: the layer and iteration that do best for that animal, scored on the sites of all others.")
+    elif options["select"]:
         notes.append("nested: in each split, the layer and iteration that do best within its training images.")
     notes += _about_tests(content, tests)
     if small:
@@ -129,14 +163,66 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, ceilings: boo
             f"Folds hold fewer than {SMALL_FOLD} test images, so that r within a fold is noisy; pooled r, over the held-out "
             "predictions of all folds together, stands beside it."
         )
-    if ceilings:
+    notes += _about_ceilings(entries)
+    return notes + _about_sites(entries, sources)
+
+
+def _about_metrics(options: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], tested: bool) -> list[str]:
+    """What was scored and how its differences are to be read, for r and for agreement."""
+    names: dict[bool, list[str]] = {}
+    for e in entries:
+        names.setdefault("agreement" in e, []).append(e["metric"])
+    notes = []
+    if False in names:
+        model = "one PLS model per site" if options["per_site"] else "PLS over all sites at once"
+        known = {name: described(name) for name in names[False]}
+        known |= {PLS: f"{model}, {options['components']} components"} if PLS in known else {}
+        about = [text if known.keys() == {PLS} else f"{name}: {text}" for name, text in known.items()]
+        splits = {"kfold": "ten true folds", "brainscore": "Brain-Score's ten shuffle splits"}[options["splits"]]
+        notes.append(
+            f"Median over sites of Pearson's r on held-out images (the mean over splits of each site); {'; '.join(about)}, "
+            f"{splits}. it: iteration, 0 is the first feedforward pass. Its interval: 95% bootstrap over sites."
+        )
+        if tested:
+            notes.append(
+                "difference: median over sites of the difference in r to the baseline; its 95% interval is that of the permutation "
+                "test and speaks of new images (docs/statistics.md)."
+            )
+    if True in names:
+        known = {name: described(name) for name in names[True]}
+        notes.append(
+            f"Agreement of a layer's dissimilarities of images with those of the recordings: "
+            f"{'; '.join(f'{name}: {text}' for name, text in known.items())}. It and its difference have the 95% interval of the "
+            "bootstrap over images, which speaks of new images; r and agreement are not on one scale. it: iteration."
+        )
+    return notes
+
+
+def _about_ceilings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    if any(e["ceiling"] is not None for e in entries):
         notes.append(
             "ceiling: median over sites of the split-half reliability. r²/c (Brain-Score since 2026) and (r/c)² (before) in "
             "Brain-Score's order: median over sites in each split, mean over splits, then divided by the ceiling."
         )
-    else:
+    elif not all("agreement" in e for e in entries):
         notes.append("No ceiling: these recordings hold no single repeats.")
-    return notes + _about_sites(entries, sources)
+    if any(e.get("agreement_ceiling") for e in entries):
+        notes.append(
+            "ceiling of an agreement: what a perfect model could reach with responses that hold trial noise; with several subjects "
+            "lower and upper bound, leaving one out in turn."
+        )
+    return notes
+
+
+def _about_dimensions(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of the smallest and of the largest effective dimension; nothing where none is known."""
+    known = [e for e in entries if e.get(DIMENSION) is not None]
+    if not known:
+        return []
+    low, high = (pick(known, key=lambda e: e[DIMENSION]) for pick in (min, max))
+    ends = " to ".join(f"{e[DIMENSION]:.1f} ({e['network']} {e['layer']}, {e['region']})" for e in (low, high))
+    return [f"Effective dimension of the features (participation ratio of K): {ends}; summary.json has that of every row."]
 
 
 def feedback_notes(content: dict[str, Any]) -> list[str]:
@@ -163,18 +249,26 @@ def _about_tests(content: dict[str, Any], tests: list[str]) -> list[str]:
         return []
     sizes = sorted(set(content["family_size"].values()))
     rows = f"{' or '.join(map(str, sizes))} row{'s' * (sizes != [1])}"
+    animals = {t["n"] for e in content["evaluations"] for t in e.get("tests", []) if t["name"] == HIERARCHICAL}
     about = "; ".join(f"{_test_head(name)} = {name}, {TESTS[name].why}" for name in tests)
+    of_r = any(name != OVER_IMAGES for name in tests)
+    unsound = "⚠: not to be believed for the question whether new images would give the same answer; the paper prints it"
     return [
-        f"p-values are Holm-adjusted over the {rows} of this table with a difference, for each test apart. ⚠: not to be "
-        "believed for the question whether new images would give the same answer; shown since the paper prints it "
-        f"(docs/statistics.md). {about}. Tests over sites, which are not valid for new images either, are in summary.json."
+        f"p-values are Holm-adjusted over the {rows} of this table with a difference, for each test apart."
+        + (f" {unsound} (docs/statistics.md)." if WELCH in tests else "")
+        + f" {about}."
+        + (" Tests over sites, which are not valid for new images either, are in summary.json." if of_r else ""),
+        *(supported(n) for n in sorted(animals)),
     ]
 
 
 def _about_sites(entries: Sequence[dict[str, Any]], sources: dict[str, str]) -> list[str]:
     notes = []
-    apart = [e for e in entries if e["source"] != "pooled"]
+    apart = [e for e in entries if not e["pooled"]]
     left_out = sorted({f"{e['region']} of {sources[e['source']]}: {name}" for e in apart for name in e["excluded_sites"]})
+    animals = [e["subjects"][0] for e in entries if e["pooled"] and len(e["subjects"]) == 1]
+    if animals:
+        notes.append(f"pooled {join(list(dict.fromkeys(animals)))}: all sites of that animal, in every source.")
     if left_out:
         more = " …" if len(left_out) > 5 else ""
         were = "site was" if len(left_out) == 1 else "sites were"
@@ -189,12 +283,11 @@ def question(entries: list[dict[str, Any]]) -> str:
         for role in ("model", "baseline")
     )
     regions = list(dict.fromkeys(e["region"] for e in entries))
+    predict = "agree with" if all("agreement" in e for e in entries) else "predict"
     simulated = "simulated " if any(e["simulated"] for e in entries) else ""
     if not baselines or not models:
-        return f"How well do the features of {join(models or baselines)} predict {simulated}{join(regions)} sites?"
-    return (
-        f"Do the features of {join(models)} predict {simulated}{join(regions)} sites better than those of {join(baselines)}?"
-    )
+        return f"How well do the features of {join(models or baselines)} {predict} {simulated}{join(regions)} sites?"
+    return f"Do the features of {join(models)} {predict} {simulated}{join(regions)} sites better than those of {join(baselines)}?"
 
 
 def answer(entries: Sequence[Mapping[str, Any]], *, simulated: bool) -> str:
@@ -204,18 +297,31 @@ def answer(entries: Sequence[Mapping[str, Any]], *, simulated: bool) -> str:
         return "No row has a difference to a baseline: the table stands alone."
     verdicts = [e["verdict"] for e in found]
     above, below, undecided = (verdicts.count(name) for name in ("above", "below", "undecided"))
-    if above:
-        word = "Yes" if above == len(found) else "In part"
-    else:
-        word = "No" if below else "Undecided"
-    low, high = (pick(found, key=lambda e: e["difference"]) for pick in (min, max))
-    valid = join([name for name in SHOWN if TESTS[name].valid])
-    ends = f"from {_difference(low)} to {_difference(high)}" if len(found) > 1 else _difference(low)
+    word = _word(above, below, len(found))
+    tested = {test["name"] for e in found for test in e["tests"]}
+    valid = join([name for name in SHOWN if TESTS[name].decides and name in tested])
     state = " (simulated sites)" if simulated else ""
     return (
         f"{word}{state}: of {len(found)} difference{'s' * (len(found) > 1)} to the baseline, {above} lie above and {below} below "
-        f"it by every valid test ({valid}; p < {LEVEL} after Holm's adjustment) and {undecided} are undecided; in median r {ends}."
+        f"it by every valid test ({valid}; p < {LEVEL} after Holm's adjustment) and {undecided} are undecided; {_ends(found)}."
     )
+
+
+def _word(above: int, below: int, n: int) -> str:
+    if above:
+        return "Yes" if above == n else "In part"
+    return "No" if below else "Undecided"
+
+
+def _ends(found: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest and the largest difference, of each kind of score."""
+    kinds = [(kind, [e for e in found if score_name([e]) == kind]) for kind in ("median r", "agreement")]
+    return " and ".join(f"in {kind} {_range(rows)}" for kind, rows in kinds if rows)
+
+
+def _range(rows: Sequence[Mapping[str, Any]]) -> str:
+    low, high = (pick(rows, key=lambda e: e["difference"]) for pick in (min, max))
+    return f"from {_difference(low)} to {_difference(high)}" if len(rows) > 1 else _difference(low)
 
 
 def _difference(e: Mapping[str, Any]) -> str:
@@ -241,10 +347,10 @@ def _about_recordings(summary: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Too few images: a split tests on fewer than {SMALL_FOLD} (of {fewest}), so that r within a split is noisy."
         )
-    small = sorted({f"{e['region']} of {e['source']} ({e['sites']})" for e in entries if e["sites"] < FEW_SITES})
+    small = sorted({f"{e['region']} of {e['source']} ({e['sites']})" for e in entries if 0 < e["sites"] < FEW_SITES})
     if small:
         found.append(f"Fewer than {FEW_SITES} sites: {'; '.join(small)}. Intervals over so few sites are rough.")
-    if all(e["ceiling"] is None for e in entries):
+    if all(bound(e) is None for e in entries):
         found.append("No ceiling: without repeats of the images, how much of a response could be predicted is not known.")
     return found + _undefined(entries)
 
@@ -308,4 +414,4 @@ def layer_and_iteration(layer: str) -> tuple[str, str]:
     if "@" not in layer:
         return layer, ""
     at = LayerAt.parse(layer)
-    return at.layer + (" feedback" if at.feedback else ""), str(at.iteration)
+    return at.layer + (" feedback" if at.feedback else ""), "+".join(str(part.iteration) for part in at.parts)

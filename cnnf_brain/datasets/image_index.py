@@ -2,11 +2,12 @@
 
 - Folders: ``train/<wnid>/*`` and ``val/<wnid>/*``. A flat ``val/*``, as the archive of ILSVRC-12 unpacks, is labelled by
   the ground truth of its devkit, unpacked beside it (``ILSVRC2012_devkit_t12/data/``).
-- Tar shards ``train-*.tar`` and ``val-*.tar``, whose members are ``<wnid>/<file>``. They are read in place, nothing is
-  unpacked: Python's tarfile says at which byte each member begins, and each read checks that the header there is still the same.
+- Tar shards ``train-*.tar`` and ``val-*.tar``, whose members are ``<wnid>/<file>``, or, in the form of WebDataset, an image
+  ``<key>.jpg`` and the number of its class ``<key>.cls``. They are read in place, nothing is unpacked: Python's tarfile says at
+  which byte each member begins, and each read checks that the header there is still the same.
 
-Both give the same index (images sorted by ``<wnid>/<file>``) where they hold the same files, and so the same run. Images
-are told by their suffix, as torchvision does; hidden files and others are passed over.
+Folders and shards of ``<wnid>/<file>`` give the same index (images sorted by name) where they hold the same files, and so the
+same run. Images are told by their suffix, as torchvision does; hidden files and others are passed over.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from cnnf_brain.io import cache_folder, open_file, read_bytes, reading, write_whole
+from cnnf_brain.io import cache_folder, open_file, read_bytes, read_text, reading, write_whole
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -40,10 +41,11 @@ class ChangedShard(OSError):
 class ImageIndex:
     """The images of one part, sorted by name; any of them is read by its number.
 
-    ``part``: "train" or "val". ``classes``: the wnids in order. ``names`` (n,) bytes: ``<wnid>/<file>``. ``labels`` (n,)
+    ``part``: "train" or "val". ``classes``: the wnids in order, of WebDataset the numbers 000000, 000001, ... up to the largest.
+    ``names`` (n,) bytes: ``<wnid>/<file>``, of WebDataset ``<number>/<shard>/<key>.jpg``. ``labels`` (n,)
     int64: places in ``classes``. ``sizes`` (n,) int64: bytes. Of shards also ``shards`` (their names), ``shard`` (n,) and
     ``offsets`` (n,) int64: the file and the byte at which each image begins, and ``headers`` (n,) int64: a hash of the tar header
-    before it. ``flat``: the files lie in no wnid folders.
+    before it. ``flat``: the files lie in no wnid folders; of shards, they are of WebDataset.
     """
 
     root: Path
@@ -69,7 +71,7 @@ class ImageIndex:
         """What to call image ``number`` in messages: its path, with ``:`` before the name of a member of a shard."""
         name = os.fsdecode(self.names[number])
         if self.shards:
-            return f"{self.root / self.shards[self.shard[number]]}:{name}"
+            return f"{self.root / self.shards[self.shard[number]]}:{name.split('/', 2)[2] if self.flat else name}"
         return str(self.root / self.part / (name.split("/")[1] if self.flat else name))
 
     def read(self, number: int) -> bytes:
@@ -126,9 +128,9 @@ Listing = tuple[list[tuple[bytes, int, int, int, int]], dict[str, Any]]  # each 
 def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
     """Index the training and the validation part in ``root``.
 
-    Classes are the wnids of the training part, sorted; validation may lack some of them. The places of the members of shards
-    are kept in the cache folder, since finding them takes a read of every header. They are used as long as name, size, inode
-    and both times of every shard stay as they are. Of several ranks, one should be first.
+    Classes are the wnids of the training part, sorted, or all numbers up to its largest (WebDataset); validation may lack some of
+    them. The places of the members of shards are kept in the cache folder, since finding them takes a read of every header. They
+    are used as long as name, size, inode and both times of every shard stay as they are. Of several ranks, one should be first.
 
     A FileNotFoundError where ``root`` or one of the parts is not there. A ValueError where a part comes in both forms or has no
     images, there are fewer than two classes, validation has a class that training lacks, an image occurs twice, a tar file is not
@@ -136,7 +138,7 @@ def index_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
     """
     root = Path(root)
     train, validation = (_columns(root, part) for part in ("train", "val"))
-    classes = np.unique(train["wnids"])
+    classes = _classes(train)
     if len(classes) < 2:
         raise ValueError(
             f"{root}: all training images are of the class {os.fsdecode(classes[0])!r}; expected train/<wnid>/ "
@@ -154,12 +156,22 @@ def index_validation(root: Path) -> ImageIndex:
     root = Path(root)
     columns = _columns(root, "val")
     if list(root.glob("train-*.tar")):
-        classes = np.unique(_columns(root, "train")["wnids"])
+        classes = _classes(_columns(root, "train"))
     elif (root / "train").is_dir():
         classes = np.array([os.fsencode(wnid) for wnid in _scan(root / "train")[0]], dtype=bytes)
     else:
-        classes = np.unique(columns["wnids"])
+        classes = _classes(columns)
     return _labelled(root, "val", classes, columns)
+
+
+def _classes(columns: dict[str, Any]) -> Array:
+    """The classes of a part as bytes, sorted. Numbers (WebDataset) are labels: those without images are classes too."""
+    found = np.unique(columns["wnids"])
+    return np.array([b"%06d" % number for number in range(int(found[-1]) + 1)]) if _is_webdataset(columns) else found
+
+
+def _is_webdataset(columns: dict[str, Any]) -> bool:
+    return "shards" in columns and bool(columns.get("flat"))
 
 
 def _labelled(root: Path, part: str, classes: Array, columns: dict[str, Any]) -> ImageIndex:
@@ -188,7 +200,7 @@ def _list(root: Path, part: str) -> Listing:
     raise FileNotFoundError(
         f"{root} {'has' if root.is_dir() else 'is not a folder that has'} {part}/ or {part}-*.tar; expected the folders "
         "train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or tar shards train-*.tar and val-*.tar with "
-        "members <wnid>/<file>"
+        "members <wnid>/<file>, or <key>.jpg and <key>.cls"
     )
 
 
@@ -266,7 +278,7 @@ def _devkit_labels(root: Path, n_images: int) -> list[str]:
     try:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in synsets}
-        labels = [wnids[int(line)] for line in truth.read_text().split()]
+        labels = [wnids[int(line)] for line in read_text(truth).split()]
     except Exception as error:  # on other files, loadmat raises whatever it runs into
         raise ValueError(
             f"{truth} and {META} beside it do not fit together ({type(error).__name__}: {error}); "
@@ -283,16 +295,22 @@ def _devkit_labels(root: Path, n_images: int) -> list[str]:
 def _list_shards(paths: list[Path]) -> Listing:
     """The images in all shards, from the cache where these shards have been listed before."""
     key = hashlib.sha256(json.dumps(["members of shards 2", [_identity(path) for path in paths]]).encode()).hexdigest()
-    cached, fields = cache_folder("image-index") / f"{key}.npz", {"shards": tuple(path.name for path in paths)}
+    cached = cache_folder("image-index") / f"{key}.npz"
     try:
         with open_file(cached) as file, np.load(file) as arrays:
-            return list(zip(*(arrays[name].tolist() for name in LISTED), strict=True)), fields
+            found = list(zip(*(arrays[name].tolist() for name in LISTED), strict=True))
     except Exception:  # not there, or damaged, of which NumPy tells in many ways: it is made again
         found = [(*image[:2], number, *image[2:]) for number, path in enumerate(paths) for image in _members(path)]
-    if found:
-        arrays = dict(zip(LISTED, (np.array(column) for column in zip(*found, strict=True)), strict=True))
-        write_whole(cached, lambda file: np.savez(file, **arrays))
-    return found, fields
+        if found:
+            arrays = dict(zip(LISTED, (np.array(column) for column in zip(*found, strict=True)), strict=True))
+            write_whole(cached, lambda file: np.savez(file, **arrays))
+    forms = {image[0].count(b"/") > 1 for image in found}
+    if len(forms) > 1:
+        raise ValueError(
+            f"{paths[0].parent}: some of {paths[0].name} to {paths[-1].name} hold <wnid>/<file> and some <key>.jpg and <key>.cls; "
+            "leave those of one form"
+        )
+    return found, {"shards": tuple(path.name for path in paths), "flat": forms == {True}}
 
 
 def _identity(path: Path) -> tuple[str, int, int, int, int]:
@@ -309,9 +327,24 @@ def _mark(header: bytes) -> int:
 
 def _members(path: Path) -> Iterator[tuple[bytes, int, int, int]]:
     """Name, bytes, offset and hash of the header of each image in a tar file."""
-    for member, header in _whole(path):
-        if _is_image(member.name.rpartition("/")[2]) and not member.isdir():
-            yield _checked(path, member), member.size, member.offset_data, _mark(header)
+    members = [(member, header) for member, header in _whole(path) if not member.isdir()]
+    numbers = {_key(member)[0]: member for member, _ in members if _key(member)[1] == ".cls"}
+    webdataset = bool(numbers)
+    with open_file(path) as file:
+        for member, header in members:
+            key, suffix = _key(member)
+            if suffix in SUFFIXES if webdataset else _is_image(member.name.rpartition("/")[2]):
+                name = _numbered(path, member, numbers.pop(key, None), file) if webdataset else _checked(path, member)
+                yield name, member.size, member.offset_data, _mark(header)
+    if numbers:
+        raise ValueError(f"{path}: {next(iter(numbers.values())).name!r} has no image of the same name; make the shard anew")
+
+
+def _key(member: tarfile.TarInfo) -> tuple[str, str]:
+    """What the files of a sample share, and the suffix, as WebDataset splits a name: at the first dot behind the folders."""
+    folder, slash, file = member.name.removeprefix("./").rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return folder + slash + stem, dot + suffix.lower()
 
 
 def _whole(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
@@ -342,9 +375,29 @@ def _checked(path: Path, member: tarfile.TarInfo) -> bytes:
             f"{path}: member {member.name!r} is not of the form <wnid>/<file>; make the shard anew with the "
             "class folders at its top"
         )
+    _check_plain(path, member)
+    return os.fsencode(name)
+
+
+def _numbered(path: Path, member: tarfile.TarInfo, number: tarfile.TarInfo | None, file: IO[bytes]) -> bytes:
+    """The name of an image of WebDataset, from the member of the open ``file`` that holds the ``number`` of its class."""
+    _check_plain(path, member)
+    text = b""
+    if number is not None and number.size <= BLOCK:
+        _check_plain(path, number)
+        text = os.pread(file.fileno(), number.size, number.offset_data).strip()
+    if not text.isdigit() or len(text) > 6:
+        found = "none" if number is None else f"{text!r} in {number.name!r}"
+        raise ValueError(
+            f"{path}: member {member.name!r} needs the number of its class, a whole number from 0 to 999999 in a .cls file of its "
+            f"own and of the same name (found: {found}); make the shard anew"
+        )
+    return b"%06d/%s/%s" % (int(text), os.fsencode(path.name), os.fsencode(member.name.removeprefix("./")))
+
+
+def _check_plain(path: Path, member: tarfile.TarInfo) -> None:
     if not member.isreg() or member.issparse():
         raise ValueError(
             f"{path}: member {member.name!r} is a link or a sparse file; make the shard anew from plain files "
             "(tar --hard-dereference --dereference)"
         )
-    return os.fsencode(name)

@@ -131,6 +131,8 @@ class CNNF(nn.Module):
         """A ValueError where ``at`` names no layer, or an iteration at which the layer is not run."""
         ran = self.iterations if iterations is None else checked_iterations(iterations)
         index = self.index(at.layer)
+        if at.joined:
+            raise ValueError(f"{at}: a joint feature space is made of Grams (compare, layer_grams); ask for its parts here")
         if at.iteration > ran:
             raise ValueError(f"{at}: iteration {at.iteration} is not run; the network runs {ran} (0 is the first pass)")
         if index < self.start - 1 and (at.feedback or at.iteration > 0):

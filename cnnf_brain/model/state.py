@@ -225,14 +225,16 @@ def feedback_losses(
     clean: Tensor | None = None,
     terms: Iterable[str] = TERMS,
     reduction: str = "mean",
+    smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
     """The losses ``terms``, each (N+1,): at every iteration, mean over the batch.
 
     ``result`` comes from ``unroll``: with return_reconstruction for the reconstruction loss, with return_states for the latent and
-    norm losses. ``labels``: (B,) class numbers. ``clean``, ``reduction``: see ``reconstruction``.
+    norm losses. ``labels``: (B,) class numbers. ``clean``, ``reduction``: see ``reconstruction``; ``smoothing``: see
+    ``cross_entropy``.
     """
     makers = {
-        "cross_entropy": lambda: cross_entropy(result, labels),
+        "cross_entropy": lambda: cross_entropy(result, labels, smoothing),
         "reconstruction": lambda: reconstruction(result, clean, reduction),
         "latent": lambda: torch.stack([_latent(model, state) for state in _states(result)]),
         "norm": lambda: torch.stack([_norm(model.feedback_layers, state) for state in _states(result)]),
@@ -240,10 +242,10 @@ def feedback_losses(
     return {term: makers[term]() for term in terms}
 
 
-def cross_entropy(result: FeedbackResult, labels: Tensor) -> Tensor:
-    """-log p(label | h_t, z_t)."""
+def cross_entropy(result: FeedbackResult, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log p(label | h_t, z_t). ``smoothing``: the share of the target that goes evenly to all classes, in [0, 1)."""
     logits = result.logits if result.logits.dtype == torch.float64 else result.logits.float()
-    return torch.stack([F.cross_entropy(at_t, labels) for at_t in logits])
+    return torch.stack([F.cross_entropy(at_t, labels, label_smoothing=smoothing) for at_t in logits])
 
 
 def reconstruction(result: FeedbackResult, clean: Tensor | None = None, reduction: str = "mean") -> Tensor:

@@ -1,4 +1,4 @@
-"""Weight files, the cards inside them and torchvision's published weights -> checked records. Loading never executes code."""
+"""Weight files, here or at Hugging Face, the cards inside them, torchvision's weights -> checked records; no code is run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnf_brain.checks import in_short
 from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import ask_sizes, open_file, reading, sha256
 from cnnf_brain.model import settings
@@ -24,6 +26,8 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 # The feedback's settings besides the number of iterations, as CNNF takes them and as cards hold them.
 SETTINGS = tuple(name for name in settings.SETTINGS if name != "iterations")
 SMALL = "small"
+HUB = "hf:"  # before a repository of Hugging Face
+WEIGHTS = "model.safetensors"  # the file of weights in such a repository, and in a run's folder
 HEADS = ("torchvision", "linear")  # classifiers of torchvision's networks, see zoo.from_torchvision
 KINDS = {"arch": str, "iterations": int, "normalisation": str, "image_size": int, "resize": int}  # of a card's entries
 KINDS |= {"head": str, "started_from": str, "started_sha256": str}
@@ -231,6 +235,30 @@ def likely_cause(found: Mapping[str, list[str]]) -> str:
     if not extra:
         return "an incomplete file, or the weights of a smaller network."
     return "the weights of another architecture."
+
+
+def from_hub(spec: str) -> str:
+    """The file of weights of ``hf:OWNER/NAME@COMMIT`` (``trainer.checkpoint.hub_folder`` makes such a repository), from Hugging
+    Face's cache or downloaded once.
+
+    A ValueError without a commit: a branch or a tag may name other weights tomorrow. An ImportError without huggingface_hub. An
+    OSError where the file cannot be had.
+    """
+    match = re.fullmatch(HUB + r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", spec)
+    if match is None:
+        raise ValueError(
+            f"model {spec!r}: expected {HUB}OWNER/NAME@COMMIT, with all 40 digits of a commit, so that results say what was run; "
+            "the model's page lists its commits under 'Files and versions'"
+        )
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(f"model {spec} needs huggingface_hub ({error}): pip install 'cnnf-brain[hub]'") from error
+    try:
+        return str(hf_hub_download(match[1], WEIGHTS, revision=match[2]))
+    except Exception as error:  # of several libraries, and not all of one kind
+        todo = "check owner, name and commit, and connect to the network"
+        raise OSError(f"model {spec}: its {WEIGHTS} cannot be had ({in_short(error)}); {todo}") from error
 
 
 def read_state(weights: str | Path, arch: str) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnf_brain.checks import near, unknown
+from cnnf_brain.checks import near, offered, unknown
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.layers import FeatureNorm
-from cnnf_brain.model.weights import HEADS, SMALL, Card, check_state, is_published, load_into, read_card, read_weights
+from cnnf_brain.model.weights import HEADS, HUB, SMALL, Card, check_state, is_published, load_into, read_card, read_weights
 
 VGGS = tuple(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn"))
 ARCHITECTURES = ("alexnet", *VGGS)
@@ -206,24 +206,32 @@ def default_weights(spec: str, iterations: int | None) -> tuple[str | None, str]
     return None, "as built"
 
 
+def short_spec(spec: str) -> str:
+    """What names a network, without the folders of a file of code."""
+    return spec.replace("\\", "/").rpartition("/")[2]
+
+
 def check_spec(spec: str) -> None:
     """A ValueError with the nearest names where ``spec`` names no network."""
-    from torchvision import models
-
     if not isinstance(spec, str):
         raise TypeError(f"the network is named by a {type(spec).__name__}, expected a text such as 'vgg16'")
     if spec == SMALL or spec in ARCHITECTURES or ".py:" in spec:
         return
+    from torchvision import models  # takes seconds, which names that are known without it need not wait for
+
     published = models.list_models(module=models)
     name = spec.removeprefix(TORCHVISION)
     if spec.startswith(TORCHVISION):
         if name not in published:
             raise unknown("torchvision model", name, published)
         return
-    meant = near(spec, [SMALL, *ARCHITECTURES, *published], n=1)
-    if meant and meant[0] not in (SMALL, *ARCHITECTURES):
+    own = [SMALL, *ARCHITECTURES, *offered("networks")]
+    if spec in own:
+        return
+    meant = near(spec, [*own, *published], n=1)
+    if meant and meant[0] not in own:
         raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")
-    raise unknown("model", spec, [SMALL, *ARCHITECTURES, f"{TORCHVISION}NAME", "path/to/file.py:function"])
+    raise unknown("model", spec, [*own, f"{TORCHVISION}NAME", "path/to/file.py:function", f"{HUB}OWNER/NAME@COMMIT"])
 
 
 def shipped_weights(with_feedback: bool) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.scores import median_r, score_predictions
 from cnnf_brain.types import Array, LayerAt, Predictions, Scores, Split
+
+Predict = Callable[[Array, Array, Sequence[Split]], Predictions]  # of a Gram, responses and splits
 
 N_SPLITS = 10
 SCHEMES = ("kfold", "brainscore")
@@ -97,9 +98,7 @@ def select_nested(
     candidates: Mapping[LayerAt, Array],
     responses: Array,
     splits: Sequence[Split],
-    n_components: int = 25,
-    *,
-    per_site: bool = False,
+    predict: Predict,
 ) -> tuple[Predictions, tuple[LayerAt, ...]]:
     """Predict each split's test images from the candidate that does best within its training images.
 
@@ -108,24 +107,23 @@ def select_nested(
     with the highest median r (``scores.median_r``) wins, the first one where several are equal. Neither features nor
     responses of the split's own test images have any part in the choice.
 
-    ``candidates`` are Grams (n_images, n_images); the other arguments are those of ``cross_predict``. Returns the predictions
-    of the chosen candidate for each split, and the choices. A ValueError: no candidate, a single split, or what
-    ``cross_predict`` refuses (inner training sets are smaller).
+    ``candidates`` are Grams (n_images, n_images). ``predict`` fits one of them: a function (gram, responses, splits) such as
+    ``cross_predict``. Returns the predictions of the chosen candidate for each split, and the choices. A ValueError: no
+    candidate, a single split, or what ``predict`` refuses (inner training sets are smaller).
     """
     if not candidates:
         raise ValueError("there are no candidates to choose from; name at least one layer and iteration")
     inner = [inner_splits(splits, number) for number in range(len(splits))]
     names = list(candidates)
-    quality = np.array([_inner_quality(candidates[name], responses, inner, n_components, per_site) for name in names])
+    quality = np.array([_inner_quality(candidates[name], responses, inner, predict) for name in names])
     if np.isnan(quality).all(axis=0).any():
         raise ValueError("no candidate has a defined r on the training images: are predictions or responses constant?")
     best = np.nanargmax(quality, axis=0)
     found: dict[int, tuple[Array, int]] = {}
     for candidate in np.unique(best):
+        predicted = predict(candidates[names[candidate]], responses, splits)  # of all: ridge needs the others' test images
         mine = np.flatnonzero(best == candidate).tolist()
-        some = [splits[number] for number in mine]
-        predicted = cross_predict(candidates[names[candidate]], responses, some, n_components, per_site=per_site)
-        found |= dict(zip(mine, zip(predicted.values, predicted.ranks, strict=True), strict=True))
+        found |= {number: (predicted.values[number], predicted.ranks[number]) for number in mine}
     values, ranks = zip(*(found[number] for number in range(len(splits))), strict=True)
     return Predictions(tuple(splits), values, ranks), tuple(names[candidate] for candidate in best)
 
@@ -140,11 +138,9 @@ def inner_splits(splits: Sequence[Split], number: int) -> list[Split]:
     return inner
 
 
-def _inner_quality(
-    gram: Array, responses: Array, inner: list[list[Split]], n_components: int, per_site: bool
-) -> list[float]:
+def _inner_quality(gram: Array, responses: Array, inner: list[list[Split]], predict: Predict) -> list[float]:
     """Median r within the training rows of each outer split; all inner folds are fitted in one call."""
     flat = [split for folds in inner for split in folds]
-    r = score_predictions(cross_predict(gram, responses, flat, n_components, per_site=per_site), responses).r
+    r = score_predictions(predict(gram, responses, flat), responses).r
     starts = np.cumsum([len(folds) for folds in inner])[:-1]
     return [median_r(Scores(part, None, None)) for part in np.split(r, starts)]

@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from cnnf_brain.predictivity.pls import GramOperator, fit_folds, fit_sites
+from cnnf_brain.predictivity.kernel import GramOperator
+from cnnf_brain.predictivity.pls import fit_folds, fit_sites
 from cnnf_brain.types import Array
 
 BLOCK = 4096  # features taken to float64 at a time
@@ -41,8 +42,8 @@ class PLSRegression(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: i
 
     Notes
     -----
-    With more features than samples the fit works on X Xᵀ (n_samples x n_samples), accumulated in float64 over blocks
-    of features, else on X itself. float32 features are not copied whole.
+    With at least as many features as samples the fit works on X Xᵀ (n_samples x n_samples), accumulated in float64 over
+    blocks of features, else on X itself. float32 features are not copied whole.
 
     Examples
     --------
@@ -108,9 +109,8 @@ def _check_components(n_components: int, n_samples: int, n_features: int) -> Non
 def _gram_of(X: Array, means: Array) -> GramOperator:
     """X Xᵀ of the centred features as a linear map, through whichever side is smaller."""
     n_samples, n_features = X.shape
-    if n_features <= n_samples:
-        centred = X - means
-        return GramOperator(lambda V: (V @ centred) @ centred.T, float(np.sum(centred**2)))
+    if n_features < n_samples:
+        return GramOperator.of(X - means)
     gram = np.zeros((n_samples, n_samples))
     for columns in _blocks(n_features):
         block = X[:, columns] - means[columns]  # float64, as the means are

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,32 +61,80 @@ def permutation_over_images(
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     prepared = [_Source(source) for source in sources]
     d = np.concatenate([source.differences for source in prepared])
-    if not len(d):
-        raise ValueError("no site has predictions and responses that vary within a fold for both networks")
-    e = np.empty((n_resamples, len(d)))
-    rows = np.cumsum([len(source.responses) for source in sources])
-    rng = np.random.default_rng(seed)
-    for start in range(0, n_resamples, CHUNK):
-        some = e[start : start + CHUNK]
-        exchanged = np.split(rng.integers(0, 2, (len(some), rows[-1])).astype(float), rows[:-1], axis=1)
-        some[:] = np.hstack([source.permuted(coins) for source, coins in zip(prepared, exchanged, strict=True)])
+    e = np.hstack(_exchanged(prepared, range(len(prepared)), n_resamples, seed))
     if for_training:
         factor = max(widening(source.splits, len(source.responses)) for source in sources)
         e = factor * e + _between_sites(d, e)
+    return _result(sources, d, e)
+
+
+def _result(sources: Sequence[HeldOut], d: Array, e: Array, *, one_sided: bool = False) -> TestResult:
+    """The test of the sites' differences d, from resamples e (n_resamples, n_sites)."""
     deviations = np.median(e, axis=1)
     observed = float(np.median(d))
-    beyond = np.sum(np.abs(deviations) >= abs(observed) - 1e-12)  # a tie by rounding counts against the difference
+    sizes, size = (deviations, observed) if one_sided else (np.abs(deviations), abs(observed))
+    beyond = np.sum(sizes >= size - 1e-12)  # a tie by rounding counts against the difference
     half = float(np.quantile(np.abs(deviations), 0.95))
-    p = float(1 + beyond) / (1 + n_resamples)
+    p = float(1 + beyond) / (1 + len(e))
     n_images = sum(len(np.unique(np.concatenate([split.test for split in source.splits]))) for source in sources)
     return TestResult(PERMUTATION, observed, p, n_images, interval=(observed - half, observed + half))
+
+
+def permutation_with_intervals(
+    source: HeldOut, *, n_resamples: int = 10_000, seed: int = 0
+) -> tuple[TestResult, Array, Array]:
+    """``permutation_over_images`` of one source, one-sided (whether the model is better), and, from the same resamples, a 95%
+    interval of every site's own difference in r.
+
+    The interval, low and high, each (n_sites,), is the site's difference plus and minus the 95% quantile of its resamples, widened
+    for the training images. NaN where r is undefined in all splits. Each is of one site alone, whatever their number. A ValueError
+    as there.
+    """
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    prepared = _Source(source)
+    d, (e,) = prepared.differences, _exchanged([prepared], [0], n_resamples, seed)
+    wide = widening(source.splits, len(source.responses)) * e
+    ends = np.full((2, len(prepared.sites)), np.nan)
+    half = np.quantile(np.abs(wide), 0.95, axis=0)
+    ends[:, prepared.sites] = d - half, d + half
+    return _result([source], d, wide + _between_sites(d, e), one_sided=True), ends[0], ends[1]
+
+
+def resampled(sources: Sequence[HeldOut], images: Iterable[Any], n_resamples: int, seed: int) -> list[tuple[Array, Array]]:
+    """Of each source the sites' differences d (n_sites,), and the permuted ones e (n_resamples, n_sites); see above.
+
+    ``images`` names the images of each source: those of one name are the same images, which are exchanged alike. Sites that are
+    defined in no fold are left out.
+    """
+    prepared = [_Source(source) for source in sources]
+    e = _exchanged(prepared, images, n_resamples, seed)
+    return [(source.differences, permuted) for source, permuted in zip(prepared, e, strict=True)]
+
+
+def _exchanged(prepared: Sequence[_Source], images: Iterable[Any], n_resamples: int, seed: int) -> list[Array]:
+    """Of each source the (n_resamples, n_sites) differences in r, of images that are exchanged at random (``resampled``)."""
+    if not any(len(source.differences) for source in prepared):
+        raise ValueError("no site has predictions and responses that vary within a fold for both networks")
+    names = list(images)
+    rows = {name: source.n_images for name, source in zip(names, prepared, strict=True)}
+    ends = np.cumsum([*rows.values()])
+    e = [np.empty((n_resamples, len(source.differences))) for source in prepared]
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_resamples, CHUNK):
+        size = min(CHUNK, n_resamples - start)
+        coins = np.split(rng.integers(0, 2, (size, ends[-1])).astype(float), ends[:-1], axis=1)
+        exchanged = dict(zip(rows, coins, strict=True))
+        for name, source, permuted in zip(names, prepared, e, strict=True):
+            permuted[start : start + size] = source.permuted(exchanged[name])
+    return e
 
 
 class _Source:
     """The folds of one source, over the sites that are defined in any of them."""
 
     def __init__(self, source: HeldOut) -> None:
-        self.folds = standardised_folds(source)
+        self.folds, self.n_images = standardised_folds(source), len(source.responses)
         differences = np.array([fold.r_model - fold.r_baseline for fold in self.folds])
         self.sites = np.isfinite(differences).any(axis=0)
         self.differences: Array = np.nanmean(differences[:, self.sites], axis=0)

@@ -21,50 +21,43 @@ hold t and u, Q (problems, components, responses) holds τ, R is the upper trian
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
+from scipy.linalg.blas import dsyr2 as syr2
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from threadpoolctl import ThreadpoolController
 
 from cnnf_brain.checks import is_constant
+from cnnf_brain.predictivity.kernel import EPS, GramOperator, check_gram
 from cnnf_brain.types import Array, Predictions, Split
 
-EPS = float(np.finfo(np.float64).eps)
 FOLDS_AT_ONCE = 32  # bounds the memory where there are many folds (leave one out)
 # S is computed anew where its trace has fallen by this factor: the updates leave rounding of the older, larger S.
 STALE = 1e-4
-
-
-@dataclass(frozen=True)
-class GramOperator:
-    """K as a linear map: ``times(V)`` is V K for V (k, n_rows); EPS * ``norm`` is the size of K's own rounding."""
-
-    times: Callable[[Array], Array]
-    norm: float
-
-    @classmethod
-    def of(cls, gram: Array) -> GramOperator:
-        """Of a symmetric (n_rows, n_rows) float64 array; a single vector is multiplied by reading half of it."""
-        gram = np.ascontiguousarray(gram)
-
-        def times(V: Array) -> Array:
-            return scipy.linalg.blas.dsymv(1.0, gram.T, V[0])[None] if len(V) == 1 else V @ gram
-
-        return cls(times, float(np.linalg.norm(gram)))
+# With more responses than this, S is multiplied by vectors (Lanczos) and not decomposed; with fewer, that takes longer.
+LANCZOS = 256
 
 
 def cross_predict(
-    gram: Array, responses: Array, splits: Sequence[Split], n_components: int = 25, *, per_site: bool = False
+    gram: Array,
+    responses: Array,
+    splits: Sequence[Split],
+    n_components: int = 25,
+    *,
+    per_site: bool = False,
+    last: bool = False,
 ) -> Predictions:
     """Fit PLS on the training rows of every split and predict its test rows.
 
     Parameters
     ----------
     gram : (n_images, n_images) array
-        K = X Xᵀ of the features X; any constant may have been taken off each feature.
+        K = X Xᵀ of the features X; any constant may have been taken off each feature. Or X itself, where it has fewer columns than
+        rows: the numbers are the same. Or either as a torch tensor: then all that is as large as K is computed on its device.
     responses : (n_images, n_sites) array
     splits : sequence of Split
         Training and test rows must not overlap; rows in neither are not used.
@@ -72,17 +65,21 @@ def cross_predict(
         The largest number of components, at most the number of training rows - 1.
     per_site : bool
         False: one model for all sites (PLS2, as Brain-Score). True: one model per site (PLS1, as the paper words it).
+    last : bool
+        Predict with all components alone, which takes ``n_components`` times less memory.
 
     Returns
     -------
     Predictions
-        For 1 to n_components components. Where the training rows carry fewer (``ranks``; with ``per_site`` the most that any
+        For 1 to n_components components; with ``last`` a single entry.
+        Where the training rows carry fewer (``ranks``; with ``per_site`` the most that any
         site could use), the last prediction is repeated. A site that is constant over the training rows stays at that constant.
 
     Raises
     ------
     ValueError
-        Shapes that do not match, NaN, a Gram that is not symmetric, faulty splits, too many components.
+        Shapes that do not match, NaN, a Gram that is not symmetric, features with more columns than rows, faulty splits,
+        too many components.
     """
     K = GramOperator.of(check_gram(gram))
     responses = check_responses(responses, len(gram))
@@ -93,45 +90,17 @@ def cross_predict(
     if per_site:
         for weights, split in zip(training, splits, strict=True):
             sites = fit_sites(K, responses, weights[None], n_components)
-            values.append(sites.predict_sites(split.test))
+            values.append(sites.predict_sites(split.test, last=last))
             ranks.append(int(sites.ranks.max()))
             del sites  # before the next fold's, for memory
     else:
         for start in range(0, len(splits), FOLDS_AT_ONCE):
             some = slice(start, start + FOLDS_AT_ONCE)
             folds = fit_folds(K, responses, training[some], n_components)
-            values += [folds.predict(fold, split.test) for fold, split in enumerate(splits[some])]
+            values += [folds.predict(fold, split.test, last=last) for fold, split in enumerate(splits[some])]
             ranks += [int(rank) for rank in folds.ranks]
             del folds  # before the next ones, for memory
     return Predictions(tuple(splits), tuple(values), tuple(ranks))
-
-
-def truncate_gram(gram: Array, n: int) -> Array:
-    """The Gram (n_images, n_images) of the first n principal components of the features, for ``cross_predict``.
-
-    Brain-Score reduces features so (n = 1000) for its choice of layers, on a basis fitted to other images (ImageNet
-    validation). Here the basis is fitted to the images of ``gram`` themselves, **the test images included** (their
-    features, not their responses): an option of this package, not Brain-Score's procedure. With n >= n_images - 1
-    nothing is lost. A ValueError for n < 1.
-    """
-    if n < 1:
-        raise ValueError(f"PCA needs at least one component, got {n}; to keep all of them leave it out")
-    gram = check_gram(gram)
-    centred = centred_gram(gram)
-    rows = len(centred)
-    if n >= rows - 1:
-        return centred
-    variances, scores = scipy.linalg.eigh(centred, subset_by_index=(rows - n, rows - 1))
-    scores *= np.sqrt(np.maximum(variances, 0))
-    kept: Array = scores @ scores.T
-    return kept
-
-
-def centred_gram(gram: Array) -> Array:
-    """The Gram of features whose mean over images is taken off."""
-    means = gram.mean(axis=0)
-    centred: Array = gram - means - means[:, None] + means.mean()
-    return centred
 
 
 def training_rows(splits: Sequence[Split], n_rows: int) -> Array:
@@ -154,12 +123,13 @@ def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: 
         rest: Array = (centred - growth.Q[fold].T @ growth.T[fold]) * training[fold]
         return rest
 
-    rests = [residual(fold) for fold in range(len(training))]
-    floor = len(Y) * EPS * np.array([np.linalg.norm(rest) for rest in rests])
-    S = np.stack([growth.cross_product(fold, rest) for fold, rest in enumerate(rests)])
-    del rests
-    fresh = np.trace(S, axis1=1, axis2=2)
+    squares = (training @ Y**2 - growth.counts * offsets**2) * live
+    floor = len(Y) * EPS * np.sqrt(squares.clip(0).sum(axis=1))
+    S, fresh = _cross_products(K, Y, offsets, training, live)
     while growth.goes_on():
+        for fold in np.flatnonzero(growth.alive & (np.array([np.trace(s) for s in S]) < STALE * fresh)):
+            S[fold] = growth.cross_product(fold, residual(fold))
+            fresh[fold] = np.trace(S[fold])
         c = _dominant(S) * live
         PYc = c @ Y.T - (c * offsets).sum(axis=1, keepdims=True)
         PYc -= np.matmul((growth.Q @ c[:, :, None]).transpose(0, 2, 1), growth.T)[:, 0]
@@ -167,11 +137,8 @@ def fit_folds(K: GramOperator, responses: Array, training: Array, n_components: 
         tau = growth.Q[:, growth.count - 1] = (t @ Y) * live
         rest, coefficients = growth.project(K.times(t))
         half = (rest * training) @ Y * live + coefficients[:, -1:] / 2 * tau
-        S -= tau[:, :, None] * half[:, None, :] + half[:, :, None] * tau[:, None, :]
-        traces = np.trace(S, axis1=1, axis2=2)
-        for fold in np.flatnonzero(growth.alive & (traces < STALE * fresh)):
-            S[fold] = growth.cross_product(fold, residual(fold))
-            fresh[fold] = np.trace(S[fold])
+        with _one_thread():
+            S = [syr2(-1.0, *pair, a=s, lower=1, overwrite_a=1) for s, *pair in zip(S, tau, half, strict=True)]
     return growth
 
 
@@ -188,11 +155,48 @@ def fit_sites(K: GramOperator, responses: Array, training: Array, n_components: 
     return growth
 
 
-def _dominant(S: Array) -> Array:
-    """(folds, q): the eigenvector of each S of the largest eigenvalue. One thread: two take longer at this size."""
-    last = S.shape[1] - 1
-    with _blas().limit(limits=1, user_api="blas"):
-        return np.stack([scipy.linalg.eigh(s, subset_by_index=(last, last), check_finite=False)[1][:, 0] for s in S])
+def _cross_products(K: GramOperator, Y: Array, offsets: Array, training: Array, live: Array) -> tuple[list[Array], Array]:
+    """S of every fold before its first component (lower triangles, in Fortran's order), and the size of what they are made of.
+
+    One product with K serves all folds. With K centred over all rows and D = Y - offset on the rows outside a training set,
+    S = (Y - D)ᵀ K (Y - D) = YᵀKY - DᵀN - NᵀD, where N = KY - KD/2 on those rows.
+    """
+    means = K.times(np.full((1, len(Y)), 1 / len(Y)))[0]
+    KY = K.times((Y - Y.mean(axis=0)).T)
+    KY -= KY.mean(axis=1, keepdims=True)
+    whole = np.asfortranarray(KY @ Y)
+    S: list[Array] = []
+    for offset, weights, varies in zip(offsets, training, live, strict=True):
+        rows = np.flatnonzero(weights == 0)
+        D = Y[rows] - offset
+        block = K.block(rows) - means[rows] - means[rows, None] + means.mean()
+        N = KY[:, rows] - (block @ D).T / 2
+        s = scipy.linalg.blas.dsyr2k(-1.0, D.T, N, 1.0, whole, lower=1) if len(rows) else whole.copy(order="F")
+        S.append(s * varies * varies[:, None])
+    return S, np.full(len(S), np.trace(whole))
+
+
+def _dominant(S: list[Array]) -> Array:
+    """(folds, q): the eigenvector of each S of the largest eigenvalue."""
+    start = np.random.default_rng(0).standard_normal(len(S[0]))  # not the last vector: the next may be orthogonal to it
+    with _one_thread():
+        return np.stack([_eigenvector(s, start) for s in S])
+
+
+def _eigenvector(s: Array, start: Array) -> Array:
+    """By ARPACK, to 1e-13, where it is quicker; s is decomposed where not, or where that takes too many products."""
+    last, trace = len(s) - 1, np.trace(s)
+    if last >= LANCZOS and trace > 0:  # ARPACK's tolerance is absolute for small numbers, so s is scaled
+        times = LinearOperator(s.shape, lambda v: scipy.linalg.blas.dsymv(1 / trace, s, v, lower=1), dtype=s.dtype)
+        with contextlib.suppress(ArpackError):
+            return np.asarray(eigsh(times, 1, which="LA", v0=start, maxiter=len(s) // 20, tol=1e-12)[1][:, 0])
+    return np.asarray(scipy.linalg.eigh(s, subset_by_index=(last, last), check_finite=False)[1][:, 0])
+
+
+def _one_thread() -> contextlib.AbstractContextManager[object]:
+    """For work with single S: two threads take longer at this size."""
+    limit: contextlib.AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return limit
 
 
 _blas = functools.cache(ThreadpoolController)  # looking for the libraries takes 10 ms
@@ -263,16 +267,25 @@ class Components:
         symmetric: Array = (S + S.T) / 2
         return symmetric
 
-    def predict(self, problem: int, rows: Array) -> Array:
-        """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components."""
-        steps = self.T[problem][:, rows, None] * self.Q[problem][:, None, :]
-        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[problem]
+    def predict(self, problem: int, rows: Array, *, last: bool = False) -> Array:
+        """(n_components, len(rows), n_responses): one problem's predictions for 1, 2, ... components, or the last alone."""
+        T, Q = self.T[problem][:, rows], self.Q[problem]
+        if last:
+            return np.asarray(T.T @ Q + self.means[problem])[None]
+        predictions = np.empty((len(T), len(rows), Q.shape[1]))
+        for before, now, t, q in zip([self.means[problem], *predictions[:-1]], predictions, T, Q, strict=True):
+            np.multiply.outer(t, q, out=now)
+            now += before
         return predictions
 
-    def predict_sites(self, rows: Array) -> Array:
+    def predict_sites(self, rows: Array, *, last: bool = False) -> Array:
         """The same of all problems, each a model of one site: (n_components, len(rows), n_sites)."""
-        steps = self.T[:, :, rows].transpose(1, 2, 0) * self.Q[:, :, 0].T[:, None, :]
-        predictions: Array = np.cumsum(steps, axis=0, out=steps) + self.means[:, 0]
+        T, Q = self.T[:, :, rows], self.Q[:, :, 0]
+        if last:
+            return np.asarray(np.einsum("pcn,pc->np", T, Q) + self.means[:, 0])[None]
+        steps = T.transpose(1, 2, 0) * Q.T[:, None, :]
+        predictions: Array = np.cumsum(steps, axis=0, out=steps)
+        predictions += self.means[:, 0]
         return predictions
 
     def dual_coefficients(self, problem: int) -> Array:
@@ -319,20 +332,6 @@ def check_responses(responses: Array, n_rows: int) -> Array:
             "leave these sites out"
         )
     return responses
-
-
-def check_gram(gram: Array) -> Array:
-    """The Gram in float64; a ValueError where it is not square, not finite or not symmetric."""
-    gram = np.asarray(gram, dtype=np.float64)
-    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"the Gram X Xᵀ has shape {gram.shape}; expected (n_images, n_images)")
-    norm = float(np.linalg.norm(gram))
-    if not np.isfinite(norm):
-        raise ValueError("the Gram X Xᵀ holds NaN or infinity; the features do, or float32 overflowed")
-    probe = np.random.default_rng(0).standard_normal(len(gram))  # any asymmetry shows; K - Kᵀ would cost a copy
-    if np.linalg.norm(probe @ gram - gram @ probe) > 1e-5 * norm:
-        raise ValueError("the Gram is not symmetric, so it is no X Xᵀ; features belong into PLSRegression")
-    return gram
 
 
 def means_and_live(responses: Array, training: Array) -> tuple[Array, Array]:

@@ -24,21 +24,26 @@ distance of 0 is no datum; all transforms are made anew within the resample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.spatial.distance import squareform
 
 from cnnf_brain.checks import unknown
-from cnnf_brain.predictivity.pls import EPS, centred_gram, check_gram
-from cnnf_brain.types import Array, Difference, TestResult
+from cnnf_brain.predictivity.kernel import EPS, asymmetry, centred_gram, check_gram, host, whole
+from cnnf_brain.types import Array, Difference, Similarity, TestResult
 
 DISTANCES = ("euclidean", "cosine")
 MEASURES = ("spearman", "cosine", "whitened", "cka")
-BOOTSTRAP = "bootstrap over images"
+OVER_IMAGES = "bootstrap over images"
 PERMUTATION = "permutation of images"
 MIN_IMAGES = 20  # for inference: fewer images, and a resample may consist of one image for the most part
+RESAMPLES = 300  # of which a standard deviation is made: within 4% of its limit
+STRIP = 128  # rows of a matrix whose transpose is read beside it
 CHUNK = 256  # resamples at a time, which bounds the memory
 
 
@@ -49,10 +54,13 @@ def dissimilarities(gram: Array, distance: str = "euclidean") -> Array:
     """
     if distance not in DISTANCES:
         raise unknown("distance", distance, DISTANCES)
-    gram = centred_gram(check_gram(gram))
-    squares = gram.diagonal()
+    gram = centred_gram(whole(host(check_gram(gram))))
+    squares = gram.diagonal().copy()
     if distance == "euclidean":
-        rdm = squares[:, None] + squares - 2 * gram
+        gram *= -2
+        gram += squares
+        gram += squares[:, None]
+        rdm = gram
     else:
         if not (squares > len(gram) * EPS * squares.max()).all():
             where = int(squares.argmin())
@@ -61,8 +69,11 @@ def dissimilarities(gram: Array, distance: str = "euclidean") -> Array:
             )
         rdm = 1 - gram / np.sqrt(squares[:, None] * squares)
     np.fill_diagonal(rdm, 0.0)
-    symmetric: Array = (rdm + rdm.T) / 2
-    return symmetric
+    for start in range(0, len(rdm), STRIP):  # exactly symmetric; strip by strip within the processor's cache
+        below, above = rdm[start : start + STRIP, : start + STRIP], rdm[: start + STRIP, start : start + STRIP]
+        below[:] = (below + above.T) / 2
+        above[:] = below.T
+    return rdm
 
 
 def crossvalidated_gram(repeats: Array) -> Array:
@@ -98,8 +109,10 @@ def similarity(first: Array, second: Array, measure: str = "spearman") -> float:
     RDMs, or of different sizes, fewer than 4 images, an unknown measure.
     """
     first, second = _check_rdms(first, second, measure=measure)
+    if measure == "spearman":
+        return next(_resampled_ranks([first], second))[0]
     a, b = _transformed(first, measure), _transformed(second, measure)
-    return float(_ratio(np.sum(a * b), np.sum(a * a), np.sum(b * b), np.sum(first**2), np.sum(second**2)))
+    return float(_ratio(np.vdot(a, b), np.vdot(a, a), np.vdot(b, b), np.vdot(first, first), np.vdot(second, second)))
 
 
 def bootstrap_over_images(
@@ -121,23 +134,70 @@ def bootstrap_over_images(
     return np.concatenate(parts)
 
 
-def compare_similarities(
-    pair: tuple[Array, Array], target: Array, measure: str = "spearman", *, n_resamples: int = 1000, seed: int = 0
-) -> Difference:
-    """How much better the first RDM of ``pair`` (model, baseline) agrees with the target's than the second, for new images.
+@dataclass(frozen=True)
+class Resampled:
+    """The agreement of a layer with the recordings of one source: its value, and (n_resamples,) values of resamples.
 
-    t is the difference over its standard deviation in the bootstrap over images, with n_images - 1 degrees of freedom, as in
-    rsatoolbox; the interval is of the same t.
+    Of the same source, number of resamples and seed, resample i holds the same images for every layer.
     """
-    resampled = bootstrap_over_images(pair, target, measure, n_resamples=n_resamples, seed=seed)
-    difference = similarity(pair[0], target, measure) - similarity(pair[1], target, measure)
-    error = float(np.std(resampled[:, 0] - resampled[:, 1], ddof=1))
-    df = len(target) - 1
+
+    value: float
+    resamples: Array
+    n_images: int
+    ceiling: tuple[float, float] | None = None
+    dimension: float = np.nan  # of the features: the participation ratio of K
+
+
+def resampled_similarity(
+    rdm: Array, targets: Sequence[Array], measure: str = "spearman", *, n_resamples: int = RESAMPLES, seed: int = 0
+) -> Resampled:
+    """The mean agreement of a layer's RDM with those of one or several subjects.
+
+    A ValueError for fewer than 20 images, and for what ``similarity`` refuses.
+    """
+    value = float(np.mean([similarity(rdm, target, measure) for target in targets]))
+    resamples = bootstrap_over_images(targets, rdm, measure, n_resamples=n_resamples, seed=seed).mean(axis=1)
+    return Resampled(value, resamples, len(rdm))
+
+
+def pool_similarities(parts: Sequence[Resampled], measure: str, distance: str) -> Similarity:
+    """The mean over sources, with its interval. Sources hold different images, so the variances of their resamples add.
+
+    The interval is t times the standard deviation of the resamples; see ``compare_similarities``.
+    """
+    value, error, df = _estimate([(one.value, one.resamples, one.n_images) for one in parts])
+    half = float(stats.t.ppf(0.975, df)) * error
+    known = [one.ceiling for one in parts if one.ceiling]
+    low, high = np.mean(known or [(0, 0)], axis=0).tolist()
+    return Similarity(
+        value, value - half, value + half, measure, distance, (low, high) if len(known) == len(parts) else None
+    )
+
+
+def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]]) -> Difference:
+    """How much better the first of each pair (model, baseline) agrees with a source than the second, for new images.
+
+    Both of a pair come from the same resamples. t is the mean difference over sources divided by its standard deviation in the
+    bootstrap over images, with n_images - 1 degrees of freedom, as in rsatoolbox (of several sources, whose variances add: Welch's
+    and Satterthwaite's). The interval is of the same t.
+    """
+    parts = [(one.value - base.value, one.resamples - base.resamples, one.n_images) for one, base in pairs]
+    difference, error, df = _estimate(parts)
     t = difference / error if error else 0.0
     half = float(stats.t.ppf(0.975, df)) * error
     interval = difference - half, difference + half
-    p = float(2 * stats.t.sf(abs(t), df))
-    return Difference(difference, *interval, (TestResult(BOOTSTRAP, t, p, len(target), df, interval),))
+    p, n = float(2 * stats.t.sf(abs(t), df)), sum(n for _, _, n in parts)
+    return Difference(difference, *interval, (TestResult(OVER_IMAGES, t, p, n, df, interval),))
+
+
+def _estimate(parts: Sequence[tuple[float, Array, int]]) -> tuple[float, float, float]:
+    """Mean of values of independent sources, its standard error from their resamples, its degrees of freedom."""
+    values, resamples, counts = zip(*parts, strict=True)
+    variances = np.array([np.nanvar(one, ddof=1) if np.isfinite(one).sum() > 1 else np.nan for one in resamples])
+    variances, free = variances / len(parts) ** 2, np.array(counts) - 1.0
+    total = float(variances.sum())
+    df = total**2 / float(np.sum(variances**2 / free)) if total else float(free.sum())
+    return float(np.mean(values)), math.sqrt(total), df
 
 
 def permutation_of_images(
@@ -173,6 +233,35 @@ def subject_ceiling(rdms: Sequence[Array], measure: str = "spearman") -> tuple[f
     return float(np.mean(low)), float(np.mean([similarity(rdm, total, measure) for rdm in rdms]))
 
 
+def repeats_ceiling(
+    repeats: Array,
+    rdm: Callable[[Array], Array],
+    measure: str = "spearman",
+    *,
+    least: int = 1,
+    n_halvings: int = 10,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The agreement that a perfect model could reach with the RDM of responses that hold trial noise; twice the same number.
+
+    The repeats of each image are halved at random. ρ is the mean agreement of the RDMs of both halves; Spearman and Brown's
+    2ρ / (1 + ρ) is that of two whole sets of repeats, and the root of it the agreement of one with the RDM without noise. ``rdm``
+    makes an RDM of repeats (n_images, n_sites, n_repeats), NaN where there were fewer; ``least`` repeats are needed in each half.
+    None where an image has fewer than that.
+    """
+    there = np.isfinite(repeats).all(axis=1)
+    if there.sum(axis=1).min() < 2 * least:
+        return None
+    found, rng = [], np.random.default_rng(seed)
+    for _ in range(n_halvings):
+        order = np.argsort(np.where(there, rng.random(there.shape), 2.0), axis=1)  # those that miss come last
+        shuffled = np.take_along_axis(repeats, order[:, None], axis=2)
+        found.append(similarity(rdm(shuffled[:, :, ::2]), rdm(shuffled[:, :, 1::2]), measure))
+    rho = max(0.0, float(np.mean(found)))
+    ceiling = math.sqrt(2 * rho / (1 + rho))
+    return ceiling, ceiling
+
+
 def _transformed(rdm: Array, measure: str) -> Array:
     """The matrix whose cosine with another is the measure; a permutation of the images permutes its rows and columns."""
     n = len(rdm)
@@ -183,7 +272,8 @@ def _transformed(rdm: Array, measure: str) -> Array:
         ranks = _ranked(rdm)
         return np.where(off, ranks - ranks[off].mean(), 0.0)
     alpha = _image_terms(rdm.sum(axis=0)[None], np.ones((1, n)), measure)[0]
-    residuals: Array = rdm - alpha - alpha[:, None]
+    residuals: Array = rdm - alpha
+    residuals -= alpha[:, None]
     if measure == "cka":
         np.fill_diagonal(residuals, 0.0)
     return residuals
@@ -191,9 +281,7 @@ def _transformed(rdm: Array, measure: str) -> Array:
 
 def _ranked(rdm: Array) -> Array:
     """Ranks of the pairs, means where tied; diagonal 0."""
-    ranks = np.zeros_like(rdm)
-    rows, columns = np.triu_indices(len(rdm), 1)
-    ranks[rows, columns] = ranks[columns, rows] = stats.rankdata(rdm[rows, columns])
+    ranks: Array = squareform(stats.rankdata(squareform(rdm, checks=False)))
     return ranks
 
 
@@ -234,34 +322,55 @@ def _image_terms(sums: Array, weights: Array, measure: str) -> Array:
     return alpha
 
 
-def _resampled_ranks(models: Sequence[Array], target: Array, weights: Array) -> Iterator[list[float]]:
-    """Spearman's correlation of each model with the target in each resample."""
-    rows, columns = np.triu_indices(len(target), 1)
-    sorted_pairs = [_Sorted(rdm[rows, columns]) for rdm in (target, *models)]
-    for w in weights:
-        pairs = w[rows] * w[columns]
-        ranks = [one.ranks(pairs) for one in sorted_pairs]
-        centred = [r - np.dot(pairs, r) / pairs.sum() for r in ranks]
-        own, *others = (np.dot(pairs, c * c) for c in centred)
-        products = [np.dot(pairs, c * centred[0]) for c in centred[1:]]
-        yield [float(_ratio(p, own, other)) for p, other in zip(products, others, strict=True)]
+def _resampled_ranks(models: Sequence[Array], target: Array, weights: Array | None = None) -> Iterator[list[float]]:
+    """Spearman's correlation of each model with the target in each resample; without ``weights`` of all images once.
+
+    Ranks are doubled and less their mean, N for N pairs, so that they are integers. Tied values have the mean of their ranks, which
+    makes the sum of squares (N³ - Σ t³) / 3 for t pairs of each value (Kendall 1970).
+    """
+    values = squareform(target, checks=False)
+    order = np.argsort(values)  # the pairs stay in this order: the target's ranks are read again and again
+    own, others = _Sorted(values[order], slice(None)), [_Sorted(squareform(rdm, checks=False)[order]) for rdm in models]
+    for pairs in _counts(order, len(target), weights):
+        total = float(pairs.sum())
+        ranks, squares = own.ranks(pairs)
+        found = []
+        for one in others:
+            counts = pairs[one.order]
+            theirs, size = one.ranks(counts)
+            product = np.dot(np.multiply(ranks[one.order] - total, counts), theirs - total)
+            found.append(float(_ratio(product, (total**3 - squares) / 3, (total**3 - size) / 3)))
+        yield found
+
+
+def _counts(order: Array, n: int, weights: Array | None) -> Iterator[Array]:
+    """How often each pair of n images, in ``order``, stands in each resample."""
+    if weights is None:
+        yield np.ones(len(order), dtype=np.int32)
+        return
+    rows, columns = (of_pair[order] for of_pair in np.triu_indices(n, 1))
+    for w in weights.astype(np.int32):
+        yield w[rows] * w[columns]
 
 
 class _Sorted:
-    """Values in order, with where ties begin, so that their ranks under weights need no sorting."""
+    """Values in order, with where ties begin (None: there are none), so that their ranks under weights need no sorting."""
 
-    def __init__(self, values: Array) -> None:
-        self.order = np.argsort(values, kind="stable")
+    def __init__(self, values: Array, order: Any = None) -> None:
+        self.order = np.argsort(values) if order is None else order
         ordered = values[self.order]
-        self.starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        self.group = np.empty(len(values), dtype=int)
-        self.group[self.order] = np.cumsum(np.r_[False, ordered[1:] != ordered[:-1]])
+        self.count, new = len(values), ordered[1:] != ordered[:-1]
+        self.starts = None if new.all() else np.flatnonzero(np.r_[True, new])
 
-    def ranks(self, weights: Array) -> Array:
-        """Mean ranks where value i stands there ``weights[i]`` times; but for a constant."""
-        counts = np.add.reduceat(weights[self.order], self.starts)
-        ranks: Array = (np.cumsum(counts) - counts / 2)[self.group]
-        return ranks
+    def ranks(self, counts: Array) -> tuple[Array, float]:
+        """Twice the mean ranks, in order, of values that stand there ``counts`` times; Σ t³ of the ``counts`` t of each value."""
+        if self.starts is not None:
+            counts = np.add.reduceat(counts, self.starts)
+        ranks, sizes = np.cumsum(counts, dtype=np.int64), counts.astype(float)
+        ranks += ranks - counts
+        if self.starts is not None:
+            ranks = np.repeat(ranks, np.diff(self.starts, append=self.count))
+        return ranks, float(np.dot(sizes * sizes, sizes))
 
 
 def _ratio(product: Any, first: Any, second: Any, size: Any = 0.0, other: Any = 0.0) -> Array:
@@ -281,9 +390,11 @@ def _check_rdms(*rdms: Array, measure: str, least: int = 4) -> list[Array]:
             raise ValueError(f"a dissimilarity matrix has shape {rdm.shape}; expected (n_images, n_images)")
         if rdm.shape != arrays[0].shape:
             raise ValueError(f"dissimilarity matrices of {len(arrays[0])} and {len(rdm)} images; expected the same images")
-        if not np.isfinite(rdm).all():
+        norm = float(np.linalg.norm(rdm))
+        if not np.isfinite(norm):
             raise ValueError("a dissimilarity matrix holds NaN or infinity; leave these images out")
-        if rdm.diagonal().any() or not np.allclose(rdm, rdm.T, rtol=1e-5, atol=1e-8 * np.abs(rdm).max()):
+        exact = asymmetry(rdm) <= 1e-12 * norm  # to rounding; what is not is looked at pair by pair
+        if rdm.diagonal().any() or not (exact or np.allclose(rdm, rdm.T, rtol=1e-5, atol=1e-8 * np.abs(rdm).max())):
             raise ValueError(
                 "a dissimilarity matrix must be symmetric with a diagonal of 0; ``dissimilarities`` makes one of K"
             )

@@ -1,11 +1,12 @@
 """Tests of a difference in predictivity between two networks (model minus baseline).
 
-Every test asks one of two questions:
+Every test asks one of three questions:
 
 - *new images*: would the same sites, shown other images, again prefer the same network? Two networks are compared
   on a sample of images, so this is the question of a comparison of networks. All sites see the same images, and
   all folds share training images: neither sites nor folds are independent units for it.
 - *new sites*: with these very images and features, would other sites of the population? Sites are the units.
+- *new animals*: would other animals, in other sessions and shown other images? Animals are the units (``hierarchy``).
 
 ``TESTS`` says which test answers which question, and whether it holds its level; ``docs/statistics.md`` has the
 rejection rates measured by ``benchmarks/null_rates.py``.
@@ -23,9 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from cnnf_brain.predictivity.hierarchy import HIERARCHICAL, t_over_animals
 from cnnf_brain.predictivity.permutation import CHUNK, HeldOut, permutation_over_images
 from cnnf_brain.predictivity.permutation import PERMUTATION as PERMUTATION
 from cnnf_brain.predictivity.scores import pearson
+from cnnf_brain.predictivity.similarity import OVER_IMAGES as OVER_IMAGES
 from cnnf_brain.types import Array, Difference, Predictions, Scores, Split, TestResult
 
 LIMITS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # quantiles of a 95% interval
@@ -41,15 +44,26 @@ BOOTSTRAP = "bootstrap over sites"
 class About(NamedTuple):
     """What a test is about, and whether its p-value may be believed when networks are compared."""
 
-    question: str  # "new images" or "new sites"
-    valid: bool  # for new images: rejects at most as often as it says in every setting of docs/statistics.md
+    question: str  # "new images", "new sites" or "new animals"
+    valid: (
+        bool  # for its networks and new images: rejects at most as often as it says in every setting of docs/statistics.md
+    )
     why: str
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict on new images rests on it."""
+        return self.valid and self.question == "new images"
 
 
 SITES = "sites share the images' noise: not independent for new images, and through PLS2 not quite for new sites"
 TESTS: dict[str, About] = {  # in the order in which results stand: valid ones, the paper's, those over sites
+    OVER_IMAGES: About("new images", True, "of RSA and CKA: images are its units, drawn with replacement"),
     RESAMPLED: About("new images", True, "adds n_test / n_train to 1 / n_splits for the shared training images"),
     PERMUTATION: About("new images", True, "images are its units; widened for the training images' share of the variance"),
+    HIERARCHICAL: About(
+        "new animals", True, "animals are its units, images its least error (one degree of freedom less than animals)"
+    ),
     WELCH: About("new images", False, "folds share training images, and both networks see the same images"),
     PAIRED: About("new sites", False, SITES),
     WILCOXON: About("new sites", False, SITES),
@@ -154,7 +168,7 @@ def adjusted_p(differences: Sequence[Difference | None]) -> list[dict[str, float
 
 def verdict(difference: Difference, adjusted: Mapping[str, float]) -> int:
     """1 or -1 where every test that is valid for new images finds the difference above or below 0 (``adjusted_p``), else 0."""
-    valid = [adjusted.get(test.name, np.nan) for test in difference.tests if TESTS[test.name].valid]
+    valid = [adjusted.get(test.name, np.nan) for test in difference.tests if TESTS[test.name].decides]
     if not valid or not all(p < LEVEL for p in valid):
         return 0
     return (difference.difference > 0) - (difference.difference < 0)
@@ -180,6 +194,8 @@ def compare_scores(
     *,
     predictions: Sequence[tuple[Predictions, Predictions]],
     responses: Sequence[Array],
+    animals: Sequence[Array] | None = None,
+    images: Sequence[str] | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
@@ -196,6 +212,10 @@ def compare_scores(
         In the same order; the last entry of each (the most components) is what was scored.
     responses : sequence of (n_images, n_sites) arrays
         In the same order.
+    animals : sequence of (n_sites,) arrays of str, optional
+        In the same order, the animal of each site: where there are several, they are tested too (``hierarchy``).
+    images : sequence of str, optional
+        In the same order, a name for the images, which is the same for the same images; that test alone heeds it.
     n_resamples, seed : int
         Of the bootstrap and the permutations; the same seed gives the same result.
 
@@ -223,10 +243,18 @@ def compare_scores(
     if model.shape[1] > 1:
         tests += [paired_t_over_sites(model, baseline), wilcoxon_over_sites(model, baseline)]
         over_sites = bootstrap_median_difference(model, baseline, n_resamples=n_resamples, seed=seed)
+    if animals is not None and len(_defined(pairs, animals)) > 1:
+        tests.append(t_over_animals(sources, animals, images=images, seed=seed))
     tests.sort(key=lambda test: list(TESTS).index(test.name))
     assert permuted.interval is not None
     difference = float(np.median(_site_differences(model, baseline)))
     return Difference(difference, *permuted.interval, tuple(tests), *over_sites)
+
+
+def _defined(pairs: Sequence[tuple[Scores, Scores]], animals: Sequence[Array]) -> set[str]:
+    """The animals of the sites that have an r of both networks."""
+    there = [np.isfinite(one.r - other.r).any(axis=0) for one, other in pairs]
+    return {str(name) for sites, names in zip(there, animals, strict=True) for name in np.asarray(names)[sites]}
 
 
 def _held_out(pair: tuple[Scores, Scores], predictions: tuple[Predictions, Predictions], responses: Array) -> HeldOut:

@@ -1,8 +1,9 @@
 """Recordings from arrays, files, public sources or simulation; this package never meets a network.
 
-A source is ``simulated``, ``MajajHong2015.public``, ``V4_compact_models`` (downloaded), a folder in the layout of that
-repository, or a NetCDF assembly (``.nc``, or a folder with one). ``load_recordings`` takes one source. The command takes
-words ``[REGION=]SOURCE[:SESSION]`` (``load``); a source without ``REGION=`` is taken for every region.
+A source is ``simulated``, ``simulated-readout``, ``MajajHong2015.public``, ``V4_compact_models`` (downloaded), a folder in the
+layout of that repository, a NetCDF assembly (``.nc``, or a folder with one), a dissimilarity matrix (``.npy``), or a name that an
+installed package adds. ``load_recordings`` takes one source. The command takes words ``[REGION=]SOURCE[:SESSION]`` (``load``); a
+source without ``REGION=`` is taken for every region.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cnnf_brain.checks import near, unknown
+from cnnf_brain.checks import load_offered, near, offered, unknown
 from cnnf_brain.recordings import assembly, majaj, simulated, v4_compact
 from cnnf_brain.recordings.assembly import UncheckedImagesWarning, read_assembly, write_assembly
 from cnnf_brain.recordings.majaj import load_majaj, public_available
@@ -36,16 +37,23 @@ __all__ = [
     "write_assembly",
 ]
 
-KINDS = {simulated.NAME: "simulated", majaj.NAME: "majaj", v4_compact.NAME: "v4_compact"}
+KINDS = {simulated.NAME: "simulated", simulated.READOUT: "readout", majaj.NAME: "majaj", v4_compact.NAME: "v4_compact"}
 NAMES = tuple(KINDS)
-REGIONS = {"simulated": tuple(simulated.N_SITES), "majaj": majaj.REGIONS, "v4_compact": (v4_compact.REGION,)}
+EMBEDDED = {"simulated": simulated.simulated, "readout": simulated.readout}  # kinds that the package makes itself
+REGIONS = {
+    "simulated": tuple(simulated.N_SITES),
+    "readout": tuple(simulated.READ),
+    "majaj": majaj.REGIONS,
+    "v4_compact": (v4_compact.REGION,),
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source for one region; ``kind`` is ``simulated``, ``majaj``, ``v4_compact`` or ``assembly``.
+    """One source for one region; ``kind`` is a value of ``KINDS``, ``assembly``, ``rdm``, or ``offered``.
 
-    ``path`` is a file or folder, None for what is embedded or downloaded; ``session`` None where none was named.
+    ``path`` is a file or folder (of what is offered its name), None for what is embedded or downloaded. ``session`` is None
+    where none was named.
     """
 
     region: str
@@ -67,10 +75,11 @@ def load_recordings(
     Parameters
     ----------
     source : str or path
-        ``"simulated"``, ``"MajajHong2015.public"``, ``"V4_compact_models"`` (the last two are downloaded once), a folder in
-        the layout of V4_compact_models, or a NetCDF assembly that ``write_assembly`` made.
+        ``"simulated"``, ``"simulated-readout"``, ``"MajajHong2015.public"``, ``"V4_compact_models"`` (the last two are downloaded
+        once), a folder in the layout of V4_compact_models, a NetCDF assembly that ``write_assembly`` made, a dissimilarity matrix
+        (``Recordings.read_rdm``), or a name that an installed package adds.
     region : str, optional
-        The region to take. Default: all that the source has.
+        The region to take. Default: all that the source has; a dissimilarity matrix does not say, and needs one.
     session : str or sequence of str, optional
         For V4_compact_models and its layout: the sessions to take. Default: the only session, if the folder has one.
 
@@ -100,6 +109,8 @@ def load_recordings(
         raise ValueError(
             f"recordings {str(source)!r}: session {' '.join(sessions)} applies to {v4_compact.NAME} without a session"
         )
+    if named.kind == "rdm" and not region:
+        raise ValueError(f"recordings {str(source)!r}: a dissimilarity matrix does not name its region; give region")
     found = _load_all(_check(_expanded(named, [region] if region else _regions_of(named), sessions)))
     return found[0] if len(found) == 1 else found
 
@@ -167,8 +178,10 @@ def _source(word: str) -> Source:
     """The source that a word without region names; its region stays open."""
     if word == "auto":
         raise ValueError("recordings 'auto' stand alone; name the sources, or leave the others out")
-    if word in NAMES[:2]:
+    if word in NAMES[:3]:
         return Source("", KINDS[word])
+    if word in offered("recordings"):
+        return Source("", "offered", Path(word))
     name, session = word, None
     if not Path(word).exists() and ":" in word:
         name, session = word.rsplit(":", 1)
@@ -182,11 +195,12 @@ def _source(word: str) -> Source:
 def _path_source(name: str, session: str | None) -> Source:
     path = Path(name)
     if not path.exists():
-        meant = near(name, NAMES, n=1)
+        known = [*NAMES, *offered("recordings")]
+        meant = near(name, known, n=1)
         hint = f"; did you mean {meant[0]}?" if meant else "."
         raise FileNotFoundError(
             f"recordings {name!r}: there is no such file or folder{hint} "
-            f"Expected {', '.join(NAMES)}, a folder in the layout of {v4_compact.NAME}, or an assembly (.nc)"
+            f"Expected {', '.join(known)}, a folder in the layout of {v4_compact.NAME}, or an assembly (.nc)"
         )
     if path.is_dir() and v4_compact.is_v4_compact(path):
         return Source("", "v4_compact", path, session)
@@ -194,17 +208,23 @@ def _path_source(name: str, session: str | None) -> Source:
         raise ValueError(f"recordings '{name}:{session}': only folders in the layout of {v4_compact.NAME} have sessions")
     if path.suffix == ".nc" or (path.is_dir() and any(path.glob("*.nc"))):
         return Source("", "assembly", path)
+    if path.suffix == ".npy":
+        return Source("", "rdm", path)
     raise ValueError(
-        f"recordings {name!r}: expected a folder in the layout of {v4_compact.NAME} (images/, responses_*/) or an "
-        "assembly (.nc); docs/your-recordings.md shows how to write one"
+        f"recordings {name!r}: expected a folder in the layout of {v4_compact.NAME} (images/, responses_*/), an "
+        "assembly (.nc) or a dissimilarity matrix (.npy); docs/your-recordings.md shows how to write one"
     )
 
 
 def _regions_of(source: Source) -> tuple[str, ...]:
     """The regions that a source has. An assembly is checked for this."""
+    if source.kind == "rdm":
+        return (source.region,)
     if source.kind in REGIONS:
         return REGIONS[source.kind]
     assert source.path is not None
+    if source.kind == "offered":
+        return tuple(load_offered("recordings", str(source.path)).regions)
     return assembly.check_assembly(source.path)
 
 
@@ -226,7 +246,7 @@ def _load_all(sources: Sequence[Source]) -> list[Recordings]:
     found = [_load(source) for source in sources]
     whole = {replace(source, region=""): recordings.images for source, recordings in zip(sources, found, strict=True)}
     for source, images in whole.items():
-        if source.kind != "simulated":
+        if source.kind not in EMBEDDED:
             images.check()
     return found
 
@@ -234,7 +254,17 @@ def _load_all(sources: Sequence[Source]) -> list[Recordings]:
 def _load(source: Source) -> Recordings:
     if source.kind == "v4_compact":
         return v4_compact.load_v4_compact(source.path, source.session)
+    if source.kind == "offered":
+        found = load_offered("recordings", str(source.path))(source.region)
+        if not isinstance(found, Recordings) or found.region != source.region:
+            raise ValueError(
+                f"recordings {source.path}: its function gave {found!r}, expected Recordings of {source.region}"
+            )
+        return found
     if source.kind == "assembly":
         assert source.path is not None
         return assembly.read_assembly(source.path, source.region)
-    return (simulated.simulated if source.kind == "simulated" else majaj.load_majaj)(source.region)
+    if source.kind == "rdm":
+        assert source.path is not None
+        return Recordings.read_rdm(source.path, source.region)
+    return EMBEDDED.get(source.kind, majaj.load_majaj)(source.region)

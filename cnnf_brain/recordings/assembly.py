@@ -29,6 +29,7 @@ LABELS = {  # name in Recordings.from_arrays -> name and dimension in the file
     "site_ids": ("neuroid_id", "neuroid"),
     "object_names": ("object_name", "stimulus"),
     "subjects": ("subject", "neuroid"),
+    "sessions": ("session", "neuroid"),
 }
 
 
@@ -54,7 +55,7 @@ def write_assembly(
     ----------
     path : path
         The file to write; its name ends in ``.nc``. It appears only when it is whole.
-    responses, repeats, image_ids, site_ids, object_names, subjects
+    responses, repeats, image_ids, site_ids, object_names, subjects, sessions
         As in ``Recordings.from_arrays``.
     image_files : sequence of paths
         The image of each row of ``responses``. All are decoded once.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from cnnf_brain.checks import check_text, is_constant, labels_of
+from cnnf_brain.io import read_array, read_text, reading
 from cnnf_brain.types import Array, Images
 
 List = Sequence[Any] | Array  # its entries are taken as text
+IMAGE_LIST = "stimuli.csv"  # beside a dissimilarity matrix: the order of its images
 REPEATS = ("n_images", "n_sites", "n_repeats")
-AXES = {"image_ids": 0, "site_ids": 1, "object_names": 0, "subjects": 1}  # of responses, for each kind of labels
+# of responses, for each kind of labels
+AXES = {"image_ids": 0, "site_ids": 1, "object_names": 0, "subjects": 1, "sessions": 1}
 
 
 class Labels(TypedDict, total=False):
@@ -23,6 +28,7 @@ class Labels(TypedDict, total=False):
     site_ids: List | None
     object_names: List | None
     subjects: List | None
+    sessions: List | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -37,7 +43,7 @@ class Recordings:
     images : Images
         One image for each row, in the same order; ``images.ids`` are the ids of the rows.
     responses : (n_images, n_sites) float64 array
-        The mean over repeats, in any unit.
+        The mean over repeats, in any unit. Without sites where there are ``rdms``.
     site_ids : tuple of str
     repeats : (n_images, n_sites, n_repeats) float64 array or None
         Single presentations, NaN where there were fewer.
@@ -45,11 +51,15 @@ class Recordings:
         The category of each image; Brain-Score's splits are stratified on it.
     subjects : (n_sites,) array of str or None
         The animal of each site.
+    sessions : (n_sites,) array of str or None
+        The session of each site, where one source holds several.
     true_ceilings : (n_sites,) float64 array or None
         The reliability of ``responses`` where it is known because the sites are simulated.
     simulated : bool
     excluded : tuple of str
         The sites that were left out, each with the reason (constant, or NaN or infinite responses).
+    rdms : (n_subjects, n_images, n_images) float64 array or None
+        Dissimilarities of images, where there are no responses of sites (``from_rdm``).
 
     Raises
     ------
@@ -65,16 +75,18 @@ class Recordings:
     repeats: Array | None = None
     object_names: Array | None = None
     subjects: Array | None = None
+    sessions: Array | None = None
     true_ceilings: Array | None = None
     simulated: bool = False
     excluded: tuple[str, ...] = ()
+    rdms: Array | None = None
 
     def __post_init__(self) -> None:
         check_text("the source of recordings,", self.source)
         check_text("the region of recordings,", self.region)
         sizes = len(self.images), len(self.site_ids)
         expected = dict.fromkeys(("responses", "repeats"), sizes) | {"object_names": sizes[:1]}
-        for name, shape in (expected | dict.fromkeys(("subjects", "true_ceilings"), sizes[1:])).items():
+        for name, shape in (expected | dict.fromkeys(("subjects", "sessions", "true_ceilings"), sizes[1:])).items():
             found = np.shape(getattr(self, name))
             fits = found[: len(shape)] == shape and len(found) == len(shape) + (name == "repeats")
             if getattr(self, name) is not None and not fits:
@@ -82,9 +94,27 @@ class Recordings:
                     f"{self.source}: {name} have shape {found}, which does not fit {sizes[0]} images and {sizes[1]} sites"
                 )
 
+    @property
+    def animals(self) -> tuple[str, ...]:
+        """The subjects, each once; empty where they are not known."""
+        return () if self.subjects is None else tuple(dict.fromkeys(map(str, self.subjects)))
+
+    def of(self, sites: Array) -> Recordings:
+        """The recordings of some sites: their numbers, or (n_sites,) true where they are meant."""
+        labels: dict[str, Any] = {name: getattr(self, name) for name in ("subjects", "sessions", "true_ceilings")}
+        some: dict[str, Any] = {name: None if values is None else values[sites] for name, values in labels.items()}
+        return replace(
+            self,
+            responses=self.responses[:, sites],
+            site_ids=tuple(np.array(self.site_ids)[sites].tolist()),
+            repeats=None if self.repeats is None else self.repeats[:, sites],
+            **some,
+        )
+
     def __repr__(self) -> str:
         n_images, n_sites = self.responses.shape
-        parts = [f"{self.source}: {self.region}", f"{n_images} images", f"{n_sites} sites"]
+        parts = [f"{self.source}: {self.region}", f"{n_images} images"]
+        parts += [f"{n_sites} sites" if self.rdms is None else f"dissimilarities, {len(self.rdms)} subjects"]
         parts += [] if self.repeats is None else [f"up to {self.repeats.shape[2]} repeats"]
         parts += ["simulated"] * self.simulated + [f"{len(self.excluded)} sites excluded"] * bool(self.excluded)
         return f"Recordings({', '.join(parts)})"
@@ -124,6 +154,8 @@ class Recordings:
             Category of each row, on which Brain-Score's splits are stratified.
         subjects : sequence of str, optional
             Animal of each column.
+        sessions : sequence of str, optional
+            Session of each column.
 
         Raises
         ------
@@ -148,7 +180,7 @@ class Recordings:
         values, single = checked_responses(responses, repeats, len(images), source)
         named = checked_labels({"image_ids": images.ids, **labels}, values.shape, source)
         good, excluded = _good_sites(values, named["site_ids"], source)
-        objects, subjects = (named.get(name) for name in ("object_names", "subjects"))
+        subjects, sessions = (named[name][good] if name in named else None for name in ("subjects", "sessions"))
         return cls(
             source=source,
             region=region,
@@ -156,10 +188,78 @@ class Recordings:
             responses=values[:, good],
             site_ids=tuple(named["site_ids"][good].tolist()),
             repeats=None if single is None else single[:, good],
-            object_names=objects,
-            subjects=None if subjects is None else subjects[good],
+            object_names=named.get("object_names"),
             excluded=excluded,
+            subjects=subjects,
+            sessions=sessions,
         )
+
+    @classmethod
+    def from_rdm(
+        cls,
+        rdms: Any,
+        images: Images | Iterable[Any],
+        *,
+        region: str,
+        source: str = "dissimilarities",
+        image_ids: List | None = None,
+    ) -> Recordings:
+        """Recordings that are known by their dissimilarity matrix alone; RSA and CKA take them, regressions do not.
+
+        Parameters
+        ----------
+        rdms : (n_images, n_images) or (n_subjects, n_images, n_images) array-like
+            Symmetric, with a diagonal of 0, in any unit. Of several subjects the mean agreement is scored, beside the ceiling that
+            they leave. CKA takes them for squared Euclidean distances (1 - r of response patterns is such a one).
+        images, region, source, image_ids
+            As in ``from_arrays``.
+
+        Raises
+        ------
+        ValueError
+            Matrices that are no such dissimilarities, or not of these images.
+
+        Examples
+        --------
+        >>> pixels = np.zeros((30, 8, 8, 3), dtype=np.uint8)
+        >>> Recordings.from_rdm(1 - np.eye(30), pixels, region="IT", source="fMRI")
+        Recordings(fMRI: IT, 30 images, dissimilarities, 1 subjects)
+        """
+        if not isinstance(images, Images):
+            images = Images.of(images, image_ids, where=source)
+        ids = images.ids if image_ids is None else tuple(labels_of("image_ids", image_ids, len(images), source))
+        found = checked_rdms(rdms, len(images), source)
+        empty = np.empty((len(images), 0))
+        return cls(
+            source=source, region=region, images=_in_order(images, ids, source), responses=empty, site_ids=(), rdms=found
+        )
+
+    @classmethod
+    def read_rdm(cls, path: str | Path, region: str) -> Recordings:
+        """Those of a file ``NAME.npy``, whose rows and columns are the images that ``stimuli.csv`` beside it lists.
+
+        Its column ``image`` holds the paths of the images, relative to the file. A FileNotFoundError or ValueError: a file that is
+        absent or of another form, and what ``from_rdm`` refuses.
+        """
+        path, table = Path(path), Path(path).with_name(IMAGE_LIST)
+        lines = read_text(table).lstrip("\ufeff").splitlines()
+        with reading(table, "a list of images", "its first line must name a column image"):
+            files = [path.parent / row["image"] for row in csv.DictReader(lines)]
+        return cls.from_rdm(read_array(path), files, region=region, source=str(path))
+
+
+def checked_rdms(rdms: Any, n_images: int, source: str) -> Array:
+    """(n_subjects, n_images, n_images) float64, see ``Recordings.from_rdm``."""
+    shape = ("n_subjects",) * (np.ndim(rdms) == 3) + ("n_images", "n_images")
+    found = _numbers("dissimilarities", rdms, shape, source).reshape(-1, *np.shape(rdms)[-2:])
+    if found.shape[1:] != (n_images, n_images):
+        raise ValueError(
+            f"{source}: dissimilarities have shape {np.shape(rdms)}, expected ({n_images}, {n_images}) for each subject"
+        )
+    for one in found:
+        if not np.isfinite(one).all() or one.diagonal().any() or not np.allclose(one, one.T):
+            raise ValueError(f"{source}: dissimilarities must be finite and symmetric, with a diagonal of 0")
+    return found
 
 
 def checked_responses(responses: Any, repeats: Any, n_images: int, source: str) -> tuple[Array, Array | None]:

@@ -5,6 +5,8 @@ orientations and scales, pooled over a local receptive field, combined by weight
 products of such energies over large fields, and a graded preference for object categories that falls off with the
 object's distance from the field's centre.
 
+A second source, ``simulated-readout``, has sites whose right answer is known: they read a layer of a shipped network.
+
 Site j fires n_jk ~ Poisson(rate_jk) spikes to each presentation of image k. With R repeats the reliability of its mean
 response over these images is
 
@@ -22,15 +24,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from importlib import resources
 
 import numpy as np
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.io import read_array
 from cnnf_brain.recordings.record import Recordings
 from cnnf_brain.types import Array, Images
 
 NAME = "simulated"
 N_SITES = {"V4": 88, "IT": 168}
+READOUT = "simulated-readout"
+# the shipped network and the layer that sites read
+READ = {"V4": ("small CNN", "pool2@0"), "IT": ("small CNN-F", "relu3@2")}
 N_REPEATS = 10
 
 _SEED = 20201025
@@ -68,17 +75,48 @@ def simulated(region: str) -> Recordings:
     """
     if region not in N_SITES:
         raise unknown("region", region, N_SITES, where=NAME)
+    return _recordings(region, NAME, *_counts(region))
+
+
+def readout(region: str) -> Recordings:
+    """Simulated sites that read a network: a comparison whose right answer is known, on the images of ``simulated``.
+
+    64 ``V4`` sites read layer pool2 of the shipped CNN, which has no feedback. 64 ``IT`` sites read layer relu3 of the shipped
+    CNN-F after two iterations. So the CNN must be the better model of these V4 sites, and the CNN-F that of these IT sites.
+
+    Raises ValueError for another region.
+    """
+    if region not in READ:
+        raise unknown("region", region, READ, where=READOUT)
+    drive = read_array(str(resources.files("cnnf_brain") / "pretrained" / "readout.npy"))[list(READ).index(region)]
+    rng = np.random.default_rng([_SEED, 3 + list(READ).index(region)])
+    return _recordings(region, READOUT, *_spikes(rng, drive.astype(np.float64)))
+
+
+def drive_of(features: Array, n: int, seed: int, dimensions: int = 20) -> Array:
+    """Drive (n_images, n) of ``n`` sites that read ``features`` (n_images, n_features).
+
+    Each is a random mixture of the first ``dimensions`` principal components, softly rectified.
+    """
+    left, size, _ = np.linalg.svd(features - features.mean(axis=0, dtype=np.float64), full_matrices=False)
+    scores = left[:, :dimensions] * size[:dimensions]
+    scores *= np.sign(scores[np.abs(scores).argmax(axis=0), range(scores.shape[1])])  # a component's sign is arbitrary
+    mixed = scores @ np.random.default_rng([_SEED, seed]).standard_normal((scores.shape[1], n))
+    drive: Array = np.logaddexp(0.0, 1.5 * mixed / mixed.std(axis=0))
+    return drive
+
+
+def _recordings(region: str, source: str, counts: Array, ceilings: Array) -> Recordings:
+    """Spike counts (n_images, n_sites, n_repeats) as recordings of the simulated images."""
     pixels, _, objects = _scenes()
-    counts, ceilings = _counts(region)
-    ids = [f"{NAME}-{index:03d}" for index in range(len(pixels))]
     recordings = Recordings.from_arrays(
         counts,
-        Images.of(pixels, ids, where=f"{NAME} images"),
+        Images.of(pixels, [f"{NAME}-{index:03d}" for index in range(len(pixels))], where=f"{NAME} images"),
         region=region,
-        source=NAME,
-        site_ids=[f"{NAME}-{region}-{site:03d}" for site in range(N_SITES[region])],
+        source=source,
+        site_ids=[f"{source}-{region}-{site:03d}" for site in range(len(ceilings))],
         object_names=[list(_SHAPES)[number] for number in objects],
-        subjects=[NAME] * N_SITES[region],
+        subjects=[source] * len(ceilings),
     )
     return replace(recordings, simulated=True, true_ceilings=ceilings)
 
@@ -131,6 +169,11 @@ def _counts(region: str) -> tuple[Array, Array]:
     """Spike counts (n_images, n_sites, n_repeats) and true ceilings (n_sites)."""
     rng = np.random.default_rng([_SEED, list(N_SITES).index(region) + 1])
     drive = (_v4_drive if region == "V4" else _it_drive)(rng, N_SITES[region])
+    return _spikes(rng, drive)
+
+
+def _spikes(rng: np.random.Generator, drive: Array) -> tuple[Array, Array]:
+    """Spike counts (n_images, n_sites, n_repeats) of sites with this drive, and the ceilings that are drawn for them."""
     ceilings = rng.uniform(*_CEILINGS, drive.shape[1])
     # S / (S + N) = ceiling for rate = gain * drive
     gain = ceilings / (1 - ceilings) * drive.mean(axis=0) / (N_REPEATS * drive.var(axis=0))

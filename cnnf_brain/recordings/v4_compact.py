@@ -87,6 +87,7 @@ def load_v4_compact(folder: str | Path | None, session: str | None) -> Recording
         source=source,
         site_ids=[f"{chosen}-{site}" for site in range(n_sites)],
         subjects=None if known is None else [known.animal] * n_sites,
+        sessions=[chosen] * n_sites,
     )
 
 

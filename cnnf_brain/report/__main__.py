@@ -8,12 +8,14 @@ from pathlib import Path
 
 from cnnf_brain import cli
 from cnnf_brain.report import PAGE, page, readers
+from cnnf_brain.sweep.cells import MANIFEST
+from cnnf_brain.sweep.table import collect
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where the page was written, 1 with a line on stderr where it was not, 2 for its flags."""
     p = cli.Parser(prog="python -m cnnf_brain.report", description=__doc__)
-    results = "results of compare, robustness, visualize, a trainer"
+    results = "results of compare, sweep, robustness, visualize, a trainer"
     p.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=results)
     p.add_argument("--output", type=Path, metavar="FILE", help=f"of several folders (default {PAGE} here)")
     args = p.parse_args(argv)
@@ -23,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(folders: Sequence[Path], output: Path | None) -> int:
+    for folder in folders:
+        if (folder / MANIFEST).is_file():  # a study: its tables are of the cells that are done by now
+            collect(folder)
     if len(folders) == 1:
         path = readers.leave(folders[0])
     else:

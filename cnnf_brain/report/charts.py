@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
 from cnnf_brain import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH, RIGHT = 760, 110  # of a chart with labels of LEFT; of the values beside its bars
 LEFT, WIDEST, LETTER = 250, 430, 7.4  # of labels, at least and at most; of a letter, nearly
@@ -35,7 +39,7 @@ class Mark:
     """A value and its 95% interval, None where there is none; NaN is not allowed.
 
     ``series``: an iteration of CNN-F, or None for the CNN (see ``cnnf_brain.style``). ``x`` is the place on the axis of a
-    chart of lines. ``bound``: the highest value that could be reached, drawn dashed.
+    chart of lines. ``bound``: the highest value that could be reached, drawn dashed. ``points``: what the value is the median of.
     """
 
     label: str
@@ -45,6 +49,14 @@ class Mark:
     series: int | None = None
     x: float = 0.0
     bound: float | None = None
+    points: tuple[float, ...] = ()
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """How far the interval reaches below and above the value; NaN where there is none."""
+        if self.value is None or self.low is None or self.high is None:
+            return math.nan, math.nan
+        return max(0.0, self.value - self.low), max(0.0, self.high - self.value)
 
     @property
     def text(self) -> str:
@@ -58,7 +70,8 @@ class Mark:
 class Chart:
     """Groups of marks: ``bars`` (a row for each mark, under the group's name) or lines (a line for each group).
 
-    ``y`` names the values, ``x`` the horizontal axis of lines; ``caption`` says what bars and intervals are.
+    ``y`` names the values, ``x`` the horizontal axis of lines; ``caption`` says what bars and intervals are. ``legend``: names of
+    series over bars. ``folded``: a page shows the title alone until it is opened.
     """
 
     title: str
@@ -67,16 +80,45 @@ class Chart:
     groups: tuple[tuple[str, tuple[Mark, ...]], ...]
     x: str = ""
     bars: bool = True
+    legend: tuple[tuple[int | None, str], ...] = ()
+    folded: bool = False
 
     def svg(self) -> Markup:
         """The chart as an ``<svg>``."""
         return _bars(self) if self.bars else _lines(self)
 
+    def plot(self) -> Figure:
+        """The chart as a matplotlib figure, with its intervals; a mark without a value is left out."""
+        groups = [(name, [m for m in marks if m.value is not None]) for name, marks in self.groups]
+        with style.styled():
+            drawn = style.new_figure(6.4, 1.0 + 0.3 * sum(len(marks) for _, marks in groups) if self.bars else 4.0)
+            axis = drawn.subplots()
+            (_plot_bars if self.bars else _plot_lines)(axis, groups)
+            axis.set(title=self.title, xlabel=self.y if self.bars else self.x, ylabel="" if self.bars else self.y)
+        return drawn
+
     @property
     def numbers(self) -> list[float]:
         """All values, ends and bounds that the chart must hold."""
         marks = [mark for _, marks in self.groups for mark in marks]
-        return [v for m in marks for v in (m.value, m.low, m.high, m.bound) if v is not None]
+        return [v for m in marks for v in (m.value, m.low, m.high, m.bound, *m.points) if v is not None]
+
+
+def _plot_bars(axis: Any, groups: Sequence[tuple[str, list[Mark]]]) -> None:
+    rows = [(f"{name}, {mark.label}", mark) for name, marks in groups for mark in marks]
+    for place, (_, mark) in enumerate(rows):
+        errors = None if mark.low is None else [[end] for end in mark.errors]
+        axis.barh(place, mark.value, xerr=errors, color=style.colour(mark.series), ecolor=style.INK)
+    axis.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axis.invert_yaxis()
+
+
+def _plot_lines(axis: Any, groups: Sequence[tuple[str, list[Mark]]]) -> None:
+    for name, marks in groups:
+        errors = list(zip(*(m.errors for m in marks), strict=True)) if any(m.low is not None for m in marks) else None
+        look = style.line(marks[0].series if marks else None) | {"label": name}
+        axis.errorbar([m.x for m in marks], [m.value for m in marks], yerr=errors, **look)
+    axis.legend()
 
 
 def number(value: float | None) -> str:
@@ -122,13 +164,18 @@ def _bars(chart: Chart) -> Markup:
 
     parts: list[Markup] = []
     y = 0.0
+    for series, name in chart.legend:
+        key = tag("rect", x=left, y=y + 5, width=26, height=ROW - 12.0, class_="bar")
+        parts.append(tag("g", key, tag("text", cut(name, 70), x=left + 34, y=y + 17), class_=css_class(series)))
+        y += ROW - 4
+    top = y
     for name, marks in chart.groups:
         parts.append(tag("text", cut(name, 100), x=0, y=y + HEAD - 8.0, class_="group"))
         y += HEAD
         for mark in marks:
             parts.append(_bar(mark, y, left, place))
             y += ROW
-    grid = [tag("line", x1=place(v), x2=place(v), y1=0, y2=y, class_="axis" if v == 0 else "grid") for v in steps]
+    grid = [tag("line", x1=place(v), x2=place(v), y1=top, y2=y, class_="axis" if v == 0 else "grid") for v in steps]
     labels = [tag("text", f"{v:g}", x=place(v), y=y + 16, text_anchor="middle") for v in steps]
     labels.append(tag("text", chart.y, x=place(steps[0]), y=y + 36, class_="name"))
     return _svg(chart, y + 44, [*grid, *parts, *labels], WIDTH - LEFT + left)
@@ -141,6 +188,9 @@ def _bar(mark: Mark, y: float, left: float, place: Callable[[float], float]) -> 
     if mark.value is not None:
         x = place(mark.value)
         parts.append(tag("rect", x=min(x, zero), y=y + 5, width=abs(x - zero), height=ROW - 10.0, class_="bar"))
+    if mark.points:  # a path of dots, spread evenly over the bar, the same each time
+        dots = (f"M{place(v):.1f} {y + 7 + (ROW - 14) * (i * 0.618 % 1):.1f}h0" for i, v in enumerate(mark.points))
+        parts.append(tag("path", d="".join(dots), class_="points"))
     if mark.low is not None and mark.high is not None:
         ends = place(mark.low), place(mark.high)
         parts.append(tag("line", x1=ends[0], x2=ends[1], y1=middle, y2=middle, class_="whisker"))

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def render(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("no runs; name one folder or more")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(picture_source=picture_source, long_table=LONG_TABLE, first_rows=FIRST_ROWS)
+    environment.globals.update(picture_source=picture_source, compact=compact, long_table=LONG_TABLE, first_rows=FIRST_ROWS)
     here = resources.files("cnnf_brain.report")
     html, css, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -74,6 +75,18 @@ def picture_source(picture: Picture) -> str:
     if kind is None:
         raise ValueError(f"{picture.name}: pictures on a page end in {' or '.join(TYPES)}")
     return f"data:{kind};base64,{base64.b64encode(picture.content).decode()}"
+
+
+def compact(table: Table) -> Table:
+    """A table of three rows or more without the columns that are the same in all of them; a note says what these hold."""
+    columns = list(zip(*table.rows, strict=True)) if len(table.rows) > 2 else []
+    same = [len(set(column)) == 1 for column in columns] or [False] * len(table.head)
+    if all(same):
+        return table
+    held = zip(table.head, table.rows[0], same, strict=True) if columns else ()
+    told = "; ".join(f"{name}: {cell}" for name, cell, one in held if one and cell)
+    head, *rows = (tuple(cell for cell, one in zip(row, same, strict=True) if not one) for row in (table.head, *table.rows))
+    return replace(table, head=head, rows=tuple(rows), notes=((f"In all rows: {told}.",) if told else ()) + table.notes)
 
 
 def short_folders(folders: Sequence[Path]) -> list[str]:
@@ -115,5 +128,5 @@ def merged(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
             having.setdefault(note, []).append(name)
         notes = tuple(note if len(have) == len(runs) else f"{', '.join(have)}: {note}" for note, have in having.items())
         rows = tuple((name, *row) for name, table in tables for row in table.rows)
-        found.append(Table(title, ("run", *head), rows, notes))
+        found.append(Table(title, ("run", *head), rows, notes, all(table.folded for _, table in tables)))
     return found

@@ -26,6 +26,8 @@ KINDS = "compare (summary.json, run.json), visualize (summary.json, run.json), a
 LONGEST = 2000  # rows of a table on a page; the file has all
 NOT_SHOWN = ("kind", "files", "same")  # entries of run.json that others say as well
 SHARES = {"validation_accuracy": "validation", "validation_top5_accuracy": "validation, top 5", "test_accuracy": "test"}
+ACCURACY = ("In the course of training", "Accuracy on the validation images. One run: no interval.", "validation accuracy")
+POINTS = 60  # of a line that shows a loss
 SAME: tuple[str, ...] = ("data", "data_hash", "dataset", "image_size", "resize", "num_classes")  # settings of a training
 SAME += ("epochs", "batch_size", "learning_rate", "seed")
 
@@ -103,7 +105,7 @@ def _figure(folder: Path, summary: dict[str, Any], record: dict[str, Any]) -> Ru
         question=summary["question"],
         answer=summary["answer"],
         charts=tuple(chart.draw(files[chart.table][1]) for chart in charts),
-        tables=(*shown, *(_shown(entry, *files[entry["file"]]) for entry in summary["tables"])),
+        tables=(*shown, *(_shown(entry, *files[entry["file"]], i > 0) for i, entry in enumerate(summary["tables"]))),
         facts=tuple(flat({name: value for name, value in record.items() if name not in NOT_SHOWN})),
         caveats=(*summary["caveats"], *about_the_code(record)),
         same={name: str(value) for name, value in record["same"].items()} | version_keys(record),
@@ -133,12 +135,14 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return head, [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def _shown(entry: dict[str, Any], head: list[str], rows: list[dict[str, str]]) -> Table:
+def _shown(entry: dict[str, Any], head: list[str], rows: list[dict[str, str]], folded: bool) -> Table:
     """A CSV table as it is shown: numbers of four digits."""
     notes = tuple(entry["notes"])
     if len(rows) > LONGEST:
         notes += (f"The first {LONGEST} of {len(rows)} rows; {entry['file']} has all.",)
-    return Table(entry["title"], tuple(head), tuple(tuple(map(_short, row.values())) for row in rows[:LONGEST]), notes)
+    return Table(
+        entry["title"], tuple(head), tuple(tuple(map(_short, row.values())) for row in rows[:LONGEST]), notes, folded
+    )
 
 
 def _short(text: str) -> str:
@@ -171,7 +175,7 @@ def _training(folder: Path, record: dict[str, Any]) -> Run:
         title=title,
         question=f"How accurate is {title}, at each iteration of its feedback?",
         answer=_accuracy_in_words(shares, finished, n),
-        charts=(*accuracy[0], *_course(points)),
+        charts=(*accuracy[0], *_course(*ACCURACY, [(x, values) for x, values, _ in points]), *_losses(log)),
         tables=(*accuracy[1], *_log_table(log)),
         facts=tuple(flat({name: value for name, value in record.items() if name not in SHARES})),
         caveats=tuple(_caveats(record, finished, n, damaged)),
@@ -215,14 +219,27 @@ def _accuracy(shares: Mapping[str, Sequence[float]]) -> tuple[list[Chart], list[
     return [Chart("Accuracy", caption, "accuracy", groups)], [table]
 
 
-def _course(points: Sequence[tuple[float, list[float], int | None]]) -> list[Chart]:
-    """Accuracy over the course of the run, a line for each iteration."""
+def _course(title: str, caption: str, y: str, points: Sequence[tuple[float, Sequence[float]]]) -> list[Chart]:
+    """What is known at several epochs or steps of the run, a line for each iteration."""
     if len(points) < 2:
         return []
-    at = [_marks(values, x) for x, values, _ in points]
+    at = [_marks(values, x) for x, values in points]
     lines = tuple((f"iteration {t}", marks) for t, marks in enumerate(zip(*at, strict=True)))
-    caption = "Accuracy on the validation images in the course of training. One run: no interval."
-    return [Chart("In the course of training", caption, "validation accuracy", lines, x="epoch or step", bars=False)]
+    return [Chart(title, caption, y, lines, x="epoch or step", bars=False)]
+
+
+def _losses(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Each loss over the course of the run, of at most POINTS points: a point is the mean of the lines since the one before."""
+    lines = [line for line in log if line.get("losses")]
+    several = math.ceil(len(lines) / POINTS)
+    caption = f"On the training images of each step, before it. A point is the mean of {several} lines of the log."
+    points: dict[str, list[tuple[float, list[float]]]] = {}
+    for part in (lines[first : first + several] for first in range(0, len(lines), several or 1)):
+        x = float(part[-1]["epoch" if "validation_accuracy" in part[-1] else "step"])
+        for term in part[0]["losses"]:
+            means = [sum(at_t) / len(part) for at_t in zip(*(line["losses"][term] for line in part), strict=True)]
+            points.setdefault(term.replace("_", "-"), []).append((x, means))
+    return [chart for term, found in points.items() for chart in _course(f"Loss: {term}", caption, "loss", found)]
 
 
 def _marks(values: Sequence[float], x: float | None = None) -> tuple[Mark, ...]:
@@ -237,7 +254,9 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> list[Table]:
     lines = [dict(flat(line)) for line in log if "losses" in line or "validation" in line]
     head = tuple(dict.fromkeys(name for line in lines for name in line))
     rows = tuple(tuple(_logged(line.get(name, "")) for name in head) for line in lines)
-    return [Table("Log", head, rows, ("Losses and accuracies in brackets: a value for each iteration.",))] if log else []
+    return (
+        [Table("Log", head, rows, ("Losses and accuracies in brackets: a value for each iteration.",), True)] if log else []
+    )
 
 
 def _logged(text: str) -> str:

@@ -23,12 +23,13 @@ HOLDS = {True: "holds", False: "does not hold", None: "not decided by this"}
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; a column whose cells begin with numbers sorts by these."""
+    """Cells as text; a column whose cells begin with numbers sorts by these. ``folded``: a page shows the title alone at first."""
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _number(text: str) -> float | None:
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Names (``a.b``) and texts of all entries of nested JSON objects; lists stay JSON, and null entries are left out."""
+    """Names (``a.b``) and texts of all entries of nested JSON objects; lists stay JSON, null and empty texts are left out."""
     if isinstance(value, dict):
         for key, inside in value.items():
             yield from flat(inside, f"{name}.{key}" if name else str(key))
@@ -201,7 +202,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from flat(inside, f"{name}.{number}")
     elif value == []:
         yield name, "none"
-    elif value is not None:
+    elif value not in (None, ""):
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -4,33 +4,28 @@
     result = run_grid(shop)
     result.table, result.means, result.claims
 
-A grid is work: each file is made once, by one process or several, stopped and continued. Files appear whole or not at all. Who
-works at a file holds its lock, which the system releases when a process dies.
+A grid is work (``cnnf_brain.work``): each file is made once, by one process or several, stopped and continued.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from cnnf_brain.attacks import external
 from cnnf_brain.datasets import mnist
 from cnnf_brain.results import machine
 from cnnf_brain.robustness import report
-from cnnf_brain.robustness.cells import Cell, Interrupted, Task, Training, Workshop, tasks
+from cnnf_brain.robustness.cells import Cell, Task, Training, Workshop, tasks
 from cnnf_brain.robustness.grids import Grid, grid
 from cnnf_brain.robustness.report import Result
 from cnnf_brain.trainer.config import check_amp
-from cnnf_brain.trainer.loop import Stop
+from cnnf_brain.work import Interrupted, Stop, Tell, tell_outdated, work
 
 __all__ = ["Grid", "Interrupted", "Result", "Workshop", "grid", "open_workshop", "run_grid", "tasks", "work"]
-POLL = 1.0  # seconds between looks at what other processes do
-Tell = Callable[[float, float, str], None]
 
 
 def open_workshop(
@@ -100,46 +95,3 @@ def check_packages(todo: Sequence[Task]) -> None:
     """An ImportError now, before anything is trained, where a package is missing that an attack of ``todo`` needs."""
     for attack in {type(task.attack): task.attack for task in todo if isinstance(task, Cell) and not task.done()}.values():
         external.check_installed(attack)
-
-
-def tell_outdated(todo: Sequence[Task], consequence: str) -> None:
-    """Say on stderr which files are out of date, and what follows from it."""
-    for task in todo:
-        if task.path.exists() and (why := task.outdated()):
-            print(f"{task.path}: {why}; {consequence}", file=sys.stderr)
-
-
-def work(todo: Sequence[Task], stop: Stop | None, tell: Tell, *, poll: float = POLL) -> None:
-    """Do what is missing or out of date of ``todo``; raises Interrupted where a stop was requested.
-
-    Tasks that another process holds are passed over and awaited at the end. ``tell``: see ``run_grid``.
-    """
-    total = sum(task.cost for task in todo)
-
-    def begin(task: Task) -> None:
-        tell_outdated([task], "made again")
-        tell(total - sum(other.cost for other in todo if not other.done()), total, task.title)
-
-    while missing := [task for task in todo if not task.done()]:
-        moved = [_do(task, stop, begin) for task in missing]
-        if not any(moved) and not all(task.done() for task in todo):
-            time.sleep(poll)
-    tell(total, total, "finished")
-
-
-def _do(task: Task, stop: Stop | None, begin: Callable[[Task], None]) -> bool:
-    """Make the file of ``task``; False where it was made meanwhile, cannot be made yet, or another process is at it."""
-    if stop is not None and stop.requested:
-        raise Interrupted
-    if not task.ready() or task.done():
-        return False
-    task.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):
-            if task.done():
-                return False
-            begin(task)
-            task.make(stop)
-            return True
-    except Timeout:
-        return False

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cnnf_brain import cli, images, results
 from cnnf_brain.cli import STOPPED
 from cnnf_brain.robustness import Interrupted, grids, open_workshop, report, run_grid, tasks
-from cnnf_brain.trainer.loop import Stop
+from cnnf_brain.work import Stop
 
 FIGURES = {
     "seeds": "those of the paper, five or four",
@@ -95,9 +95,7 @@ def remaining(first: float, done: float, total: float, seconds: float) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags: those of the grid follow from its record."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    how = argparse.RawDescriptionHelpFormatter
-    p = cli.Parser("python -m cnnf_brain.robustness", description=summary, epilog=rest, formatter_class=how)
+    p = cli.Parser.of(__doc__, "python -m cnnf_brain.robustness")
     p.add_argument("--experiment", choices=list(grids.GRIDS), required=True)
     cli.add_flags(p, grids.Grid, defaults=FIGURES)
     p.add_argument("--tables", action="store_true", help="train and attack nothing: tables and figure of what is finished")

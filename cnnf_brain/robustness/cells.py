@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -22,15 +21,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cnnf_brain import work
 from cnnf_brain.attacks import sanity_checks, threats
 from cnnf_brain.attacks.gradient import PGD, Attack, Logits, Threat, finite
 from cnnf_brain.io import atomic_path, open_file, read_json, reading, sha256, short_hash, write_json
 from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.model.weights import WEIGHTS
 from cnnf_brain.robustness.grids import PASSES, Against, Grid, Model
 from cnnf_brain.trainer import small
-from cnnf_brain.trainer.checkpoint import WEIGHTS
-from cnnf_brain.trainer.loop import Stop
 from cnnf_brain.trainer.small import UNITS
+from cnnf_brain.work import Interrupted, Stop
 
 Right = npt.NDArray[np.bool_]  # (epsilon, iteration, image): is the image classified rightly?
 FORMAT = "cnnf-brain robustness cell 2"
@@ -38,10 +38,6 @@ AGAIN = "remove it, and the same command makes it again"
 DIGITS = 12  # of the hashes in names
 TRAINING_IMAGES = 55_000  # all that are not kept for validation
 CRAFTING = {"fgsm": 2, "pgd7": 14, "pgd40": 80}  # passes to make an image to train on
-
-
-class Interrupted(Exception):
-    """A stop was requested within a task, of which nothing is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,31 +88,12 @@ class Workshop:
 
 
 @dataclass(frozen=True, eq=False)
-class Task(ABC):
-    """One file to be made, of a network of one seed."""
+class Task(work.Task):
+    """One file to be made, of a network of one seed; its cost is in passes of one image through the CNN."""
 
     shop: Workshop
     model: Model
     seed: int
-
-    @property
-    @abstractmethod
-    def path(self) -> Path:
-        """The file, which stands when the task is done."""
-
-    @property
-    @abstractmethod
-    def cost(self) -> float:
-        """In passes of one image through the CNN."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """What is done, in words."""
-
-    @abstractmethod
-    def make(self, stop: Stop | None) -> None:
-        """Make the file; raises Interrupted where a stop was requested."""
 
     def made_with(self) -> list[str] | None:
         """The SHA-256 of the weights that the file, which stands, was made with; a ValueError where it is damaged."""
@@ -133,7 +110,7 @@ class Task(ABC):
         return [self.shop.weights(model, self.seed) for model in self.networks]
 
     def ready(self) -> bool:
-        """Whether all that it needs is there."""
+        """Whether its networks are trained."""
         return None not in self.weights
 
     def outdated(self) -> str:
@@ -141,10 +118,6 @@ class Task(ABC):
         before, now = self.made_with() or [], self.weights
         names = [", ".join((digest or "none")[:8] for digest in digests) or "unknown" for digests in (before, now)]
         return "" if before == now else f"made with other weights (SHA-256 {names[0]}; now {names[1]})"
-
-    def done(self) -> bool:
-        """Whether its file stands, and is of the networks that are there now."""
-        return self.path.exists() and not self.outdated()
 
 
 class Training(Task):

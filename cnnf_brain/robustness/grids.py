@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cnnf_brain.attacks import ATTACKS
 from cnnf_brain.attacks.external import APGD, HopSkipJump, Square, TargetedAPGD
 from cnnf_brain.attacks.gradient import FGSM, PGD, Attack
 from cnnf_brain.checks import unknown
@@ -50,18 +51,8 @@ RECIPES: dict[str, Recipe] = {
 }
 EPSILONS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
-FULL: dict[str, Attack] = {
-    "FGSM": FGSM(),
-    "PGD-7": PGD(7),
-    "PGD-40": PGD(40),
-    "PGD-100": PGD(100, relative_step=0.025, restarts=2),
-    "APGD-CE": APGD(100),
-    "APGD-T": TargetedAPGD(100),
-    "Square": Square(5000),
-    "HopSkipJump": HopSkipJump(10, 1000),
-}
 WEAKER: dict[str, Attack] = {
-    **FULL,
+    **ATTACKS,
     "PGD-100": PGD(50, relative_step=0.05),
     "APGD-CE": APGD(50),
     "APGD-T": TargetedAPGD(20, targets=3),
@@ -84,7 +75,7 @@ PASSES: dict[type, Callable[[Any, int, int], float]] = {
 
 @dataclass(frozen=True)
 class Against:
-    """An attack of ``FULL`` and the threat of ``attacks.threats.NAMES`` that it follows.
+    """An attack of ``ATTACKS`` and the threat of ``attacks.threats.NAMES`` that it follows.
 
     ``strong``: one of those that the worst case is made of, at a few epsilons and on fewer images.
     """
@@ -199,7 +190,7 @@ class Grid:
     @property
     def attacks(self) -> dict[str, Attack]:
         """The attacks at full strength, or with fewer steps and queries."""
-        return WEAKER if self.weaker else FULL
+        return WEAKER if self.weaker else ATTACKS
 
     @property
     def has_worst_case(self) -> bool:

@@ -178,7 +178,7 @@ def summary(result: Result) -> Figure:
         claims=result.claims,
         charts=charts,
         tables={
-            "shown.csv": ("Accuracy at the iteration trained with, over seeds", caption(grid)),
+            "shown.csv": ("Accuracy at the iteration trained with, over seeds",),
             "summary.csv": ("Accuracy at every iteration, over seeds",),
         },
         pictures={"figure.png": caption(grid)},

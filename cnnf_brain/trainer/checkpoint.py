@@ -26,15 +26,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cnnf_brain.io import open_file, read_json, reading, sha256, write_json, write_text, write_whole
-from cnnf_brain.model.weights import check_state, read_card, read_weights
+from cnnf_brain.io import open_file, read_bytes, read_json, reading, sha256, write_json, write_text, write_whole
+from cnnf_brain.model.weights import WEIGHTS, check_state, read_card, read_weights
 from cnnf_brain.results import commit, versions
 from cnnf_brain.trainer.config import check_same
 
 FORMATS = ("cnnf-brain checkpoint 1", "cnnf-brain checkpoint 2")  # of one file, and of a file of each rank
 PATTERN = "checkpoint-*.safetensors"
-WEIGHTS = "model.safetensors"
 HASH = "weights_sha256"  # of the file WEIGHTS; in card.json alone, since a file cannot hold its own hash
+DATASETS = {"mnist": "ylecun/mnist", "fashion": "zalando-datasets/fashion_mnist"}  # at Hugging Face
+HUB_TEXT = """A network of Huang et al. (NeurIPS 2020), for research on feedback and on neural predictivity.
+
+    import cnnf_brain
+    model = cnnf_brain.load_network("hf:OWNER/NAME@COMMIT")"""
 ACCURACIES = ("validation_accuracy", "validation_top5_accuracy", "test_accuracy")  # shares at each iteration 0..N
 
 
@@ -340,7 +344,7 @@ def _write_again(folder: Path, card: dict[str, Any], model: nn.Module, steps: in
         raise LostWeights(f"{lost}, and {folder / 'checkpoints'} has no checkpoint of the run's last step; {advice}")
     path, state = found
     check_same(state["configuration"], card["configuration"], path)
-    model.load_state_dict(state["model"], assign=True)
+    model.load_state_dict(state.get("average", state["model"]), assign=True)
     inside = {name: value for name, value in card.items() if name != HASH}
     dtype = getattr(torch, card["configuration"].get("dtype", "float32"))
     digest = hashlib.sha256(b"".join(serialised(model, inside, dtype))).hexdigest()
@@ -367,3 +371,33 @@ def _rows(card: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in card.items():
         rows += _rows(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
+
+
+def hub_folder(weights: str | Path, folder: str | Path, license: str) -> Path:
+    """A folder to upload to Hugging Face, from where ``load_network`` takes it: ``model.safetensors``, and ``README.md``, its card.
+
+    ``weights``: a file that a trainer of this package wrote, with its card inside; else a ValueError. ``license``: theirs, in
+    Hugging Face's words (``"mit"``, ``"cc-by-4.0"``).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from cnnf_brain.model.zoo import shipped_weights
+    >>> sorted(path.name for path in hub_folder(shipped_weights(True), tempfile.mkdtemp(), license="mit").iterdir())
+    ['README.md', 'model.safetensors']
+    """
+    card, folder = read_card(weights), Path(folder)
+    if card.arch is None:
+        raise ValueError(f"weights {weights} hold no card of a trainer; give the {WEIGHTS} that training left")
+    content, kind = dict(card.content), "image-classification"
+    head: dict[str, Any] = {"license": license, "library_name": "cnnf-brain", "pipeline_tag": kind, "metrics": ["accuracy"]}
+    dataset = DATASETS.get(content.get("configuration", {}).get("dataset", ""))
+    if dataset and "test_accuracy" in content:
+        top1 = [{"type": "accuracy", "name": f"iteration {t}", "value": v} for t, v in enumerate(content["test_accuracy"])]
+        result = {"task": {"type": kind}, "dataset": {"type": dataset, "name": dataset}, "metrics": top1}
+        head |= {"datasets": [dataset], "model-index": [{"name": content["title"], "results": [result]}]}
+    front = "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items())  # JSON is YAML
+    title, _, tables = markdown(content).partition("\n\n")
+    write_whole(folder / WEIGHTS, lambda file: file.write(read_bytes(weights)))
+    write_text(folder / "README.md", f"---\n{front}---\n\n{title}\n\n{HUB_TEXT}\n\n{tables}")
+    return folder

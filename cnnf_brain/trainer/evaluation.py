@@ -18,7 +18,7 @@ from cnnf_brain.io import plain, read_json, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
 from cnnf_brain.model.weights import SMALL, Card, is_published, lacks_classifier, published_entry, published_file, read_card
-from cnnf_brain.model.zoo import STABLE, TORCHVISION
+from cnnf_brain.model.zoo import ARCHITECTURES, STABLE, TORCHVISION
 from cnnf_brain.networks import Network, Plan, place, plan
 from cnnf_brain.results import commit, machine, versions
 from cnnf_brain.trainer.config import Recipe
@@ -66,6 +66,8 @@ def planned_network(
         )
     feedback = evaluated_feedback(given, card, model)
     iterations, arch = feedback.pop("iterations"), arch or card.arch or Recipe().arch
+    if arch not in ARCHITECTURES:  # own code sets its feedback itself, and its function is checked against the card
+        feedback = {name: value for name, value in given.items() if name != "iterations"}
     return plan(arch, weights, iterations=iterations, feedback=feedback, image_size=image_size or card.image_size)
 
 

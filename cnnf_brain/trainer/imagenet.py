@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import torch
 from torch import nn
 
 from cnnf_brain import results
-from cnnf_brain.checks import unknown
 from cnnf_brain.datasets.image_batches import DiskBatches
 from cnnf_brain.datasets.image_index import ImageIndex
 from cnnf_brain.images import Preprocessing
@@ -21,22 +22,25 @@ from cnnf_brain.io import sha256
 from cnnf_brain.model import zoo
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import Card, check_state, is_published, read_card, read_state, units
+from cnnf_brain.networks import Network, plan
 from cnnf_brain.results import machine
 from cnnf_brain.trainer.checkpoint import about, finish, finished, save_weights
-from cnnf_brain.trainer.config import MEANS, Recipe
+from cnnf_brain.trainer.config import MEANS, Command, Recipe
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.evaluation import how_shown
-from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer, train_mode
-from cnnf_brain.trainer.metrics import Accuracy, measure
+from cnnf_brain.trainer.evaluation import counted_outputs, how_shown
+from cnnf_brain.trainer.loop import Hooks, Objective, Run, Trainer, train_mode
+from cnnf_brain.trainer.metrics import Accuracy, check_trackers, measure
+from cnnf_brain.work import Stop
 
 NO_WEIGHTS = "none"
+Units = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of images scaled to [0, 1]
 
 
 def train(
     recipe: Recipe,
     images: tuple[ImageIndex, ImageIndex],
     output: Path,
-    command: str,
+    command: Command | str,
     *,
     ranks: Ranks | None = None,
     insist: bool = False,
@@ -49,26 +53,29 @@ def train(
     (``distributed.join``); by default this one, on the CPU. The other arguments and errors are those of ``small.train``; further an
     OSError where there are no such weights, and TooManyBadImages where more images are damaged than the recipe allows.
     """
+    check_trackers(recipe.track or ())
     (train, validation), ranks = images, Ranks() if ranks is None else ranks
-    recipe = fitted(recipe, train)
+    command = Command.of(command)
+    recipe, own = own_network(fitted(recipe, train))
     with contextlib.nullcontext() if ranks.rank else results.occupied(output):
         start = started_from(recipe.weights, output)
         configuration = {
             **recipe.outcome(),
+            **({} if own is None else {"arch": own.name, "code": hashlib.sha256(own.code).hexdigest()}),
             "weights": f"sha256:{start['sha256']}" if "sha256" in start else recipe.weights,
             "data": {"train": train.digest(), "validation": validation.digest()},
         }
-        card = finished(output, configuration, recipe.steps, lambda: new_network(recipe), writes=ranks.rank == 0)
+        card = finished(output, configuration, recipe.steps, partial(new_network, recipe, own), writes=ranks.rank == 0)
         if card is not None:
             return card
         torch.manual_seed(recipe.seed)
-        model, origin = starting_network(recipe)
+        model, origin = starting_network(recipe) if own is None else (new_network(recipe, own), own.origin)
         hold(model, recipe.hold)
-        mean, std = units_of(recipe)
+        mean, std = units_of(recipe, own)
         model.to(ranks.device)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
-        record = about(command, configuration, steps=recipe.steps)
+        record = about(command.line, configuration, steps=recipe.steps)
         card = {
             "title": recipe.title,
             **record,
@@ -84,41 +91,52 @@ def train(
             "machine": machine(ranks.device),
             "ranks": ranks.size,
         }
-        trainer = trainer_of(recipe, model, images, Run(output, configuration), card, ranks)
-        trainer.begin(record, introduction(recipe, images, card, holds=train_mode(model)), insist=insist)
+        trainer = trainer_of(recipe, model, images, Run(output, configuration), card, ranks, own)
+        words = introduction(recipe, images, card, holds=train_mode(model))
+        trainer.begin(record, words, insist=insist, flags=command.flags)
         if not trainer.run(stop):
             return None
         assert trainer.position.validation is not None
         card = with_accuracy(card, trainer.position.validation) | {"training_seconds": round(trainer.position.seconds)}
         if ranks.rank == 0:
-            card = finish(output, model, card)
+            card = finish(output, trainer.descent.outcome, card)
         ranks.wait()
     return card
 
 
 def trainer_of(
-    recipe: Recipe, model: CNNF, images: tuple[ImageIndex, ImageIndex], run: Run, card: dict[str, Any], ranks: Ranks
+    recipe: Recipe,
+    model: CNNF,
+    images: tuple[ImageIndex, ImageIndex],
+    run: Run,
+    card: dict[str, Any],
+    ranks: Ranks,
+    own: Network | None = None,
 ) -> Trainer:
-    """The training loop of a recipe; ``card`` goes into the weights of the best validation."""
-    train, validation = (batches_of(index, recipe, ranks) for index in images)
+    """The training loop of a recipe; ``card`` goes into the weights of the best validation. ``own``: see ``own_network``."""
+    train, validation = (batches_of(index, recipe, units_of(recipe, own), ranks) for index in images)
     descent: dict[str, Any] = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+    optimizer: Any = torch.optim.SGD
+    if recipe.shard_optimizer and ranks.size > 1:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # not in every build of torch
+
+        optimizer = partial(ZeroRedundancyOptimizer, optimizer_class=torch.optim.SGD)
     return Trainer(
         Objective(model, recipe.losses, amp=recipe.amp, recompute=recipe.checkpoint_iterations),
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **descent),
+        optimizer([p for p in model.parameters() if p.requires_grad], **descent),
         train,
         recipe,
         replace(run, rounding={"ranks": ranks.size, **{name: getattr(recipe, name) for name in MEANS}}),
         Hooks(
-            lambda: validate(model, validation, ranks),
-            best=lambda found: save_weights(run.folder / "best.safetensors", model, with_accuracy(card, found)),
+            lambda network: validate(network, validation, ranks),
+            best=lambda network, found: save_weights(run.folder / "best.safetensors", network, with_accuracy(card, found)),
         ),
         ranks,
     )
 
 
-def batches_of(index: ImageIndex, recipe: Recipe, ranks: Ranks) -> DiskBatches:
+def batches_of(index: ImageIndex, recipe: Recipe, units: Units, ranks: Ranks) -> DiskBatches:
     """The images of a part as the recipe shows them, this rank's part of each batch."""
-    mean, std = units_of(recipe)
     return DiskBatches(
         index=index,
         size=recipe.image_size,
@@ -129,13 +147,15 @@ def batches_of(index: ImageIndex, recipe: Recipe, ranks: Ranks) -> DiskBatches:
         world_size=ranks.size,
         workers=recipe.workers,
         device=ranks.device,
-        mean=mean,
-        std=std,
+        mean=units[0],
+        std=units[1],
     )
 
 
-def units_of(recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that the starting weights take."""
+def units_of(recipe: Recipe, own: Network | None = None) -> Units:
+    """Mean and standard deviation of the images that the starting weights, or the user's ``own`` network, take."""
+    if own is not None:
+        return own.preprocessing.mean, own.preprocessing.std
     if recipe.weights == NO_WEIGHTS:
         return Preprocessing.mean, Preprocessing.std
     card = Card() if is_published(recipe.weights) else read_card(recipe.weights)
@@ -159,6 +179,41 @@ def fitted(recipe: Recipe, train: ImageIndex) -> Recipe:
     return replace(recipe, num_classes=recipe.num_classes or found)
 
 
+def own_network(recipe: Recipe) -> tuple[Recipe, Network | None]:
+    """The recipe with the feedback of the user's own network (``file.py:function``, see ``load_network``), and that network, a
+    CNNF; the recipe as it is, and None, where the network has a name here.
+
+    The function makes a ``CNNF`` and its feedback, of which the recipe sets the iterations alone. For training without feedback
+    it may make an ``nn.Sequential``. A ValueError for another one, for other numbers of classes or pixels than the recipe's,
+    or grey images.
+    """
+    if recipe.arch in zoo.ARCHITECTURES:
+        return recipe, None
+    zoo.check_spec(recipe.arch)
+    iterations = recipe.feedback.get("iterations")
+    if is_published(recipe.weights):
+        raise ValueError(f"weights {recipe.weights}: none are published for {recipe.arch}; give a file, or {NO_WEIGHTS}")
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        own = plan(recipe.arch, recipe.weights, iterations=iterations).load()
+    if not isinstance(own.module, CNNF if iterations != 0 else CNNF | nn.Sequential):
+        expected = "a cnnf_brain.CNNF" + (" or an nn.Sequential" if iterations == 0 else ", which has the feedback")
+        raise ValueError(f"{recipe.arch} makes a {type(own.module).__name__}, expected {expected}")
+    shown = getattr(own.module, "preprocessing", Preprocessing(recipe.image_size, resize=recipe.resize))
+    module = own.module if isinstance(own.module, CNNF) else CNNF(own.module, iterations=0)
+    name = zoo.short_spec(recipe.arch)
+    origin = f"{name} as its function makes it, weights {recipe.weights}"
+    own = replace(own, module=module, preprocessing=shown, name=name, origin=origin)
+    if (shown.size, shown.resize, len(shown.mean)) != (recipe.image_size, recipe.resize, 3):
+        raise ValueError(
+            f"{recipe.arch} takes images as {shown}, and is trained at image_size {recipe.image_size}, resize {recipe.resize}, "
+            "in colour; give the same in both"
+        )
+    if (outputs := counted_outputs(own)) != recipe.num_classes:
+        raise ValueError(f"{recipe.arch} has {outputs} outputs, expected {recipe.num_classes}, one for each class")
+    return replace(recipe, feedback=module.settings.as_dict()), own
+
+
 def started_from(weights: str, output: Path) -> dict[str, str]:
     """The weights that training begins with: a name as given, a file by its path from ``output`` and its SHA-256."""
     if not Path(weights).is_file():
@@ -166,10 +221,10 @@ def started_from(weights: str, output: Path) -> dict[str, str]:
     return {"weights": os.path.relpath(Path(weights).resolve(), output.resolve()), "sha256": sha256(Path(weights))}
 
 
-def new_network(recipe: Recipe) -> nn.Sequential:
-    """The layers of the recipe's network, all weights new."""
-    if recipe.arch not in zoo.ARCHITECTURES:
-        raise unknown("architecture", recipe.arch, zoo.ARCHITECTURES)
+def new_network(recipe: Recipe, own: Network | None = None) -> Any:
+    """The layers of the recipe's network, all weights new; or the user's ``own`` network."""
+    if own is not None:
+        return own.module
     return zoo.sequential(recipe.arch, recipe.num_classes or 1000, recipe.head)
 
 
@@ -219,9 +274,10 @@ def introduction(recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Ma
         f"{len(train)} training and {len(validation)} validation images of {len(train.classes)} classes from {train.root}, "
         f"{how_shown(recipe.image_size, recipe.resize)}",
         f"{recipe.batch_size} images a step = {card['ranks']} ranks x {recipe.accumulate} portions x {portion:g} images; "
-        f"learning rate {recipe.learning_rate:g} for that step, whatever the ranks, x {recipe.decay_factor:g} every "
-        f"{recipe.decay_every}",
+        f"learning rate {recipe.learning_rate:g} for that step, whatever the ranks, {recipe.course}",
     ]
+    if recipe.ema is not None:
+        lines.append(f"what is validated and kept is a moving average of the weights, of decay {recipe.ema:g}")
     if recipe.hold:
         lines.append(f"layers up to {recipe.hold} keep their weights")
     if holds:

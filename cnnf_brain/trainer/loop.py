@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,16 +25,18 @@ from torch.nn.parallel import DistributedDataParallel
 from cnnf_brain.attacks.gradient import NonFiniteOutput
 from cnnf_brain.checks import RunError, differences, running
 from cnnf_brain.datasets.image_batches import Batch, Feed, Source, check_bad
-from cnnf_brain.io import write_json
+from cnnf_brain.io import write_json, write_text
 from cnnf_brain.model.cnnf import CNNF, recomputed
 from cnnf_brain.model.state import feedback_losses
 from cnnf_brain.results import machine
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import LossWeights, Schedule, check_amp, check_same, environment
+from cnnf_brain.trainer.descent import Descent
 from cnnf_brain.trainer.distributed import Ranks
 from cnnf_brain.trainer.metrics import Accuracy, MetricLogger
 from cnnf_brain.trainer.writer import Writer, check_space
+from cnnf_brain.work import Stop
 
 
 class NonFiniteLoss(RunError):
@@ -64,20 +64,21 @@ def losses(
     else:
         states = not {"latent", "norm"}.isdisjoint(active)
         result = model.unroll(images, return_reconstruction="reconstruction" in active, return_states=states)
-    terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(active), reduction=weights.reduction)
+    how: dict[str, Any] = {"reduction": weights.reduction, "smoothing": weights.smoothing}
+    terms = feedback_losses(model, result, labels, clean=clean, terms=tuple(active), **how)
     total = torch.stack([weight * terms[term].mean() for term, weight in active.items()]).sum()
     return total, terms
 
 
 def mixed_precision(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
-    """torch.autocast to the dtype named ``amp`` ("bfloat16"); None: everything as it is."""
+    """torch.autocast to the dtype named ``amp`` (of ``config.AMPS``); None: everything as it is."""
     return torch.autocast(device.type, dtype=getattr(torch, amp)) if amp else contextlib.nullcontext()
 
 
 class Objective(nn.Module):
     """``losses`` as a module. Of no images: zeros, of which every weight has the gradient 0, so that no rank waits for this one.
 
-    ``amp``: "bfloat16", the forward pass in mixed precision. ``recompute``, ``clean``: see ``losses``.
+    ``amp``: the forward pass in mixed precision, see ``mixed_precision``. ``recompute``, ``clean``: see ``losses``.
     """
 
     def __init__(self, model: CNNF, weights: LossWeights, *, amp: str | None = None, recompute: bool = False) -> None:
@@ -111,37 +112,17 @@ class Run:
 class Hooks:
     """What a kind of training does in its own way.
 
-    ``validate``: the accuracy of the weights of now, over all ranks. ``best``: called on rank 0 with a validation better than any
-    before it (top-1 at the last iteration), after at least one step. ``perturb``: images, labels and number of a step -> the
-    images and labels that it is trained on, and the clean target features of each; None: as they are. ``logger``: the form of
-    the log. ``watchful``: look at the loss before each step, for which the device has to be waited for; else only at the log.
+    ``validate``: the accuracy of the network of now, over all ranks. ``best``: called on rank 0 with the network and a validation
+    better than any before it (top-1 at the last iteration), after at least one step. ``perturb``: images, labels and number of a
+    step -> the images and labels that it is trained on, and the clean target features of each; None: as they are. ``logger``: the
+    form of the log. ``watchful``: look at the loss before each step, for which the device is waited for; else only at the log.
     """
 
-    validate: Callable[[], Accuracy]
-    best: Callable[[dict[str, Any]], object] = lambda _: None
+    validate: Callable[[CNNF], Accuracy]
+    best: Callable[[CNNF, dict[str, Any]], object] = lambda *_: None
     perturb: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]] | None = None
     logger: type[MetricLogger] = MetricLogger
     watchful: bool = False
-
-
-class Stop:
-    """A context in which SIGTERM and SIGINT set ``requested`` and end nothing; only a second SIGINT does."""
-
-    def __init__(self) -> None:
-        self.requested: signal.Signals | None = None
-
-    def __enter__(self) -> Stop:
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = signal.Signals(number)
 
 
 class Trainer:
@@ -166,6 +147,7 @@ class Trainer:
         self.place, self.hooks, self.ranks = run, hooks, ranks
         self.amp, self.checkpoints = objective.amp, run.folder / "checkpoints"
         self.surroundings = {**environment(ranks.device), **run.rounding}
+        self.descent = Descent(self.model, optimizer, schedule.ema, objective.amp, ranks)
         self.objective: nn.Module = objective
         if schedule.compile:
             objective.compile()
@@ -175,12 +157,15 @@ class Trainer:
         self.position = Position()
         self.go_on()
 
-    def begin(self, record: dict[str, Any], introduction: str, *, insist: bool = False) -> None:
-        """``resume``; then write ``record`` to ``config.json`` and print the introduction and what is continued."""
+    def begin(self, record: dict[str, Any], introduction: str, *, insist: bool = False, flags: str = "") -> None:
+        """``resume``; then write ``record`` to ``config.json`` and ``flags`` to ``config.toml``, where there are any, and print the
+        introduction and what is continued."""
         found = self.resume(insist=insist)
         if self.ranks.rank == 0:
             folder, device = self.place.folder, self.ranks.device
             write_json(folder / "config.json", {**record, "environment": environment(device)})
+            if flags:
+                write_text(folder / "config.toml", flags)
             start = f"continuing {found}" if found else "from the start"
             print(f"{introduction}{start}, on {machine(device)}, output {folder}", flush=True)
 
@@ -211,8 +196,7 @@ class Trainer:
                 f"{path} has made {self.position.step} steps, more than the {self.schedule.steps} asked for; "
                 "choose another output folder"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.load(state, self.position.step)
         self.go_on()
         return path
 
@@ -231,11 +215,13 @@ class Trainer:
         """
         if self.ranks.rank == 0:
             checkpoint.clean(self.checkpoints)
-            check_space(self.checkpoints, self.model, self.optimizer, self.schedule.keep)
+            averaged = self.descent.average is not None
+            check_space(self.checkpoints, self.model, self.optimizer, self.schedule.keep, averaged=averaged)
         at, self.feed = self.position, Feed(self.source.batches(self.position.step))
         self.writer = Writer(self.checkpoints, self.schedule.keep, self.ranks)
         try:
-            with self.hooks.logger(self.place.folder, self.schedule, self.ranks, at) as self.logger, self.writer:
+            logger = self.hooks.logger(self.place.folder, self.place.configuration, self.schedule, self.ranks, at)
+            with logger as self.logger, self.writer:
                 if self.schedule.validates(at.step) and not at.judged and (at.step or self.logger.validates_first):
                     self.settle()
                 while at.step < self.schedule.steps:
@@ -288,10 +274,7 @@ class Trainer:
             exchanges_later = isinstance(self.objective, DistributedDataParallel) and i + 1 < len(portions)
             with self.objective.no_sync() if exchanges_later else contextlib.nullcontext():  # type: ignore[operator]
                 self.add_gradient(*portion, n_good)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if plan.clip is None else plan.clip).detach()
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate_at(at.step)
-        self.optimizer.step()
+        norm = self.descent.step(plan.learning_rate_at(at.step), plan.clip)
         at.step += 1
         self.norms.append(norm)
         return norm
@@ -312,7 +295,7 @@ class Trainer:
             raise NonFiniteLoss(f"the loss is {total.item()}")
         if n != n_good or self.ranks.size > 1:  # a part of the batch; gradients of ranks are averaged
             total = total * n * (self.ranks.size / max(n_good, 1))
-        total.backward()
+        self.descent.backward(total)
         for term, values in terms.items():
             self.sums[term] = values.double() * n + self.sums.get(term, 0.0)
         self.images += n
@@ -341,7 +324,7 @@ class Trainer:
         at, ranks = self.position, self.ranks
         at.sums = {term: ranks.sum(values) for term, values in self.sums.items()}
         at.images += int(ranks.sum(torch.tensor(self.images)))
-        at.norms += torch.stack(self.norms).tolist() if self.norms else []
+        at.norms += self.descent.made(torch.stack(self.norms).tolist()) if self.norms else []
         self.go_on()
         if not all(values.isfinite().all() for values in (*at.sums.values(), torch.tensor(at.norms))):
             raise NonFiniteLoss("the loss or its gradient is not finite")
@@ -352,7 +335,8 @@ class Trainer:
 
     def judge(self) -> None:
         """Validate, remember, and let the best after a step be kept."""
-        at, found = self.position, self.hooks.validate()
+        network = self.descent.outcome
+        at, found = self.position, self.hooks.validate(network)
         check_bad(found.bad, found.images + len(found.bad), self.schedule.max_bad, "validation")
         at.validation = {"step": at.step, "top1": list(found.top1), "top5": list(found.top5), "images": found.images}
         self.logger.skipped(at.step, found.bad)
@@ -360,7 +344,7 @@ class Trainer:
         if at.step and (at.best is None or found.top1[-1] > at.best["top1"][-1]):
             at.best = at.validation
             if self.ranks.rank == 0:
-                self.hooks.best(at.best)
+                self.hooks.best(network, at.best)
 
     def save(self) -> None:
         """A checkpoint of now, where the weights are finite; it is written while the next steps are made."""
@@ -371,10 +355,9 @@ class Trainer:
             "configuration": self.place.configuration,
             "environment": self.surroundings,
             "position": vars(self.position),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.descent.state(),
         }
-        self.writer.save(self.position.step, state)
+        self.writer.save(self.position.step, state, alone=("optimizer/",) if self.descent.sharded else ())
 
 
 def train_mode(model: nn.Module) -> bool:

@@ -1,23 +1,26 @@
-"""What a run measures and tells of itself: accuracy, JSON lines, TensorBoard, a progress bar or plain lines."""
+"""What a run measures and tells of itself: accuracy; JSON lines, TensorBoard, Weights & Biases; a progress bar or plain lines."""
 
 from __future__ import annotations
 
 import json
-import resource
+import os
+import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from cnnf_brain.checks import in_short, peak_memory, unknown
 from cnnf_brain.datasets.image_batches import Batch, Feed
-from cnnf_brain.io import read_json_lines, write_text
+from cnnf_brain.io import read_json_lines, read_text, write_text
 from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import Schedule
 from cnnf_brain.trainer.distributed import Ranks
@@ -62,6 +65,16 @@ def hidden(ranks: Ranks) -> bool | None:
     return None if ranks.rank == 0 else True
 
 
+class Tracker(Protocol):
+    """Where the numbers of a run go: ``Log``, ``Board``, ``WandB``. Of a resumed run, it has those up to step ``done`` already."""
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """What is told of a step: numbers by name, in dicts and lists of them; also texts."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Log:
     """JSON lines, each of a step; those of what a resumed run does again, beyond step ``done``, are taken out."""
 
@@ -75,23 +88,83 @@ class Log:
         lines = read_json_lines(self.path)[0] if self.path.exists() else []
         return [line for line in lines if isinstance(line.get("step"), int)]
 
-    def write(self, line: dict[str, Any]) -> None:
+    def log(self, step: int, values: dict[str, Any]) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        pass
+
+
+class Board:
+    """TensorBoard's files, in ``tensorboard/``; what was written beyond step ``done`` is dropped."""
+
+    def __init__(self, folder: Path, done: int, configuration: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in numbers(values):
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, which its own environment variables say more of (WANDB_PROJECT, WANDB_MODE). A resumed run goes on
+    under its id, which stands in ``wandb-id``; what it does again Weights & Biases has already, and passes over."""
+
+    def __init__(self, folder: Path, done: int, configuration: dict[str, Any]) -> None:
+        import wandb
+
+        path = folder / "wandb-id"
+        if done < 0 or not path.exists():
+            write_text(path, secrets.token_hex(8))
+        how: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "cnnf-brain"), "config": configuration}
+        self.run = wandb.init(**how, name=folder.name, dir=str(folder), id=read_text(path), resume="allow")
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        if found := dict(numbers(values)):
+            self.run.log(found, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+TRACKER: dict[str, tuple[type[Board] | type[WandB], str]] = {  # name -> what logs to it, and the module that it needs
+    "tensorboard": (Board, "torch.utils.tensorboard"),
+    "wandb": (WandB, "wandb"),
+}
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """A ValueError for a name that is no tracker's, an ImportError where its package is not installed."""
+    for name in names:
+        if name not in TRACKER:
+            raise unknown("tracker", name, TRACKER)
+        try:
+            import_module(TRACKER[name][1])
+        except ImportError as error:
+            why = f"{in_short(error)}); pip install 'cnnf-brain[tracking]', or leave it out"
+            raise ImportError(f"tracker {name!r} needs a package that cannot be imported ({why}") from error
 
 
 class MetricLogger:
     """What rank 0 tells of a run, in lines for every ``log_every`` steps and for each validation; a context with a progress bar.
 
-    ``folder`` gets ``log.jsonl`` and ``tensorboard/``. Lines beyond ``at`` are dropped; before the first step that is all of
-    them, unless a validation is done.
+    ``folder`` gets ``log.jsonl``; the trackers of the ``schedule``, by default TensorBoard where it is installed, get the same and
+    the ``configuration``. Lines beyond ``at`` are dropped; before the first step that is all of them, unless a validation is done.
     """
 
     with_board = True
     validates_first = True  # before the first step, where the curve of accuracy begins
 
-    def __init__(self, folder: Path, schedule: Schedule, ranks: Ranks, at: Position) -> None:
-        self.folder, self.schedule, self.ranks, self.first = folder, schedule, ranks, at.step
+    def __init__(self, folder: Path, configuration: dict[str, Any], schedule: Schedule, ranks: Ranks, at: Position) -> None:
+        self.folder, self.configuration, self.schedule = folder, configuration, schedule
+        self.ranks, self.first = ranks, at.step
         self.told = at.step if at.step or at.validation else -1
         self.named: set[str] = set()
         self.restart(at, 0.0)
@@ -101,18 +174,30 @@ class MetricLogger:
         self.waited, self.counted, self.begin = waited, at.images, time.perf_counter()
 
     def __enter__(self) -> MetricLogger:
-        self.board: Any = None
+        self.trackers: list[Tracker] = []
         if self.ranks.rank == 0:
-            self.log = Log(self.folder / "log.jsonl", self.told)
-            self.board = tensorboard(self.folder / "tensorboard", self.told) if self.with_board else None
+            self.trackers.append(Log(self.folder / "log.jsonl", self.told))
+            for name in self.names():
+                self.trackers.append(TRACKER[name][0](self.folder, self.told, self.configuration))
         total, disable = self.schedule.steps, hidden(self.ranks)
         self.bar = tqdm(total=total, initial=self.first, unit="step", disable=disable, file=sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def names(self) -> tuple[str, ...]:
+        """The trackers: those asked for, else TensorBoard, or a word where it is not installed."""
+        if self.schedule.track is not None or not self.with_board:
+            return self.schedule.track or ()
+        try:
+            check_trackers(["tensorboard"])
+        except ImportError:
+            print("no TensorBoard files (pip install 'cnnf-brain[train]'); log.jsonl has the same numbers", file=sys.stderr)
+            return ()
+        return ("tensorboard",)
 
     def steps(self, at: Position, epoch: float, waited: float) -> None:
         """Tell of the steps whose sums are in ``at``; ``waited``: seconds in which the model waited for images so far."""
@@ -121,7 +206,7 @@ class MetricLogger:
             "step": at.step,
             "epoch": round(epoch, 4),
             **self.done(at),
-            "gradient_norm": torch.tensor(at.norms).mean().item(),
+            "gradient_norm": torch.tensor(at.norms).mean().item() if at.norms else None,
             "images_per_second": round((at.images - self.counted) / seconds, 2),
             "data_wait": round((waited - self.waited) / seconds, 4),
             "memory_mib": memory(self.ranks.device),
@@ -152,14 +237,11 @@ class MetricLogger:
         self.named |= set(bad)
 
     def tell(self, line: dict[str, Any], words: str, *, quiet: bool = False) -> None:
-        """A line to the log and TensorBoard, and its words to standard error."""
+        """A line to the trackers, and its words to standard error."""
         if self.ranks.rank:
             return
-        self.log.write(line)
-        if self.board is not None:
-            for name, value in numbers(line):
-                self.board.add_scalar(name, value, line["step"])
-            self.board.flush()
+        for tracker in self.trackers:
+            tracker.log(line["step"], {name: value for name, value in line.items() if name != "step"})
         if not quiet:
             self.say(words)
 
@@ -196,25 +278,15 @@ def percent(shares: Collection[float]) -> str:
 
 
 def numbers(line: Any, name: str = "") -> list[tuple[str, float]]:
-    """The numbers of a log line with names as TensorBoard takes them (``losses/cross_entropy/2``)."""
+    """The numbers of what is told of a step, with names as TensorBoard takes them (``losses/cross_entropy/2``)."""
     if isinstance(line, dict | list):
         items = line.items() if isinstance(line, dict) else enumerate(line)
         return [pair for key, value in items for pair in numbers(value, f"{name}/{key}".lstrip("/"))]
-    return [(name, line)] if isinstance(line, int | float) and name != "step" else []
-
-
-def tensorboard(folder: Path, step: int) -> Any:
-    """A writer that drops what was written beyond ``step``; None, and a word, where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("no TensorBoard files (pip install 'cnnf-brain[train]'); log.jsonl has the same numbers", file=sys.stderr)
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return [(name, line)] if isinstance(line, int | float) else []
 
 
 def memory(device: torch.device) -> int:
     """The most memory used so far, MiB: of the card, else of this process (without those that decode)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory() // 2**20

@@ -23,15 +23,16 @@ from cnnf_brain.datasets import mnist
 from cnnf_brain.images import Preprocessing, pick_device
 from cnnf_brain.io import reading
 from cnnf_brain.model.cnnf import CNNF
-from cnnf_brain.model.weights import read_weights
+from cnnf_brain.model.weights import WEIGHTS, read_weights
 from cnnf_brain.model.zoo import small_net
 from cnnf_brain.results import machine
-from cnnf_brain.trainer.checkpoint import WEIGHTS, about, check_weights, finish, finished, read_run_card
-from cnnf_brain.trainer.config import CNN, LossWeights, Schedule
+from cnnf_brain.trainer.checkpoint import about, check_weights, finish, finished, read_run_card
+from cnnf_brain.trainer.config import CNN, TRACK, TRACKERS, Command, LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.loop import Hooks, Objective, Run, Stop, Trainer
-from cnnf_brain.trainer.metrics import Accuracy, EpochLogger, measure
+from cnnf_brain.trainer.loop import Hooks, Objective, Run, Trainer
+from cnnf_brain.trainer.metrics import Accuracy, EpochLogger, check_trackers, measure
 from cnnf_brain.types import option
+from cnnf_brain.work import Stop
 
 STANDARD = {"epochs": 30, "learning_rate": 1e-3}  # Appendix B.1
 ADVERSARIAL = {"epochs": 90, "learning_rate": 1e-4}
@@ -103,8 +104,8 @@ class Settings:
 
     ``feedback``: what ``small_net`` takes (iterations 0 is a CNN); ``limit``: train on this many of the training images, evenly
     spaced; ``adversary``: adversarial training, its random starts seeded by ``seed``; ``amp``: "bfloat16" for mixed precision.
-    Beside the weights: ``save_every``, steps between checkpoints within an epoch; ``measure``, the accuracy is measured on this
-    many of the validation and of the test images, the first (None: on all).
+    Beside the weights: ``save_every``, steps between checkpoints within an epoch; ``track``, see ``Schedule``; ``measure``, the
+    accuracy is measured on this many of the validation and of the test images, the first (None: on all).
     """
 
     dataset: str
@@ -122,6 +123,7 @@ class Settings:
     adversary: Adversary | None = None
     amp: str | None = option(None, "mixed precision in training; validation and test stay in float32", choices=("bfloat16",))
     save_every: int = option(500, "between two checkpoints", metavar="STEPS", above=0)
+    track: tuple[str, ...] | None = option(None, f"{TRACK} (default: nowhere else)", choices=TRACKERS)
     measure: int | None = None
 
     @property
@@ -162,13 +164,14 @@ class Settings:
             save_every=self.save_every,
             validate_every=steps_per_epoch,
             log_every=steps_per_epoch,
+            track=self.track,
         )
 
 
 def train(
     settings: Settings,
     output: Path,
-    command: str,
+    command: Command | str,
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -177,14 +180,16 @@ def train(
 ) -> dict[str, Any] | None:
     """Train, or continue, or find finished, the run of ``settings`` in ``output``; its card, None where it was stopped.
 
-    ``command``: how the run was made, for the card. ``folder``: of the IDX files; None: they are found, or downloaded. ``device``:
-    a name ("auto": a CUDA GPU where there is one) or a torch device. ``insist``: a ValueError where there is no checkpoint to
-    continue from. ``stop``: asked before each step.
+    ``command``: how the run was made, for the card and ``config.toml``. ``folder``: of the IDX files; None: they are found, or
+    downloaded. ``device``: a name ("auto": a CUDA GPU where there is one) or a torch device. ``insist``: a ValueError where there
+    is no checkpoint to continue from. ``stop``: asked before each step.
 
     A ValueError where ``output`` holds a run of other settings (says what differs), data are damaged or settings contradict each
     other; an OSError where ``output`` cannot be written, or another process is writing to it; NonFiniteLoss where training
     diverged.
     """
+    check_trackers(settings.track or ())
+    command = Command.of(command)
     with results.occupied(output):
         ranks, source = Ranks(device=pick_device(device)), mnist.find(settings.dataset, folder)
         configuration = settings.configuration(source.check())
@@ -206,12 +211,12 @@ def train(
             batches,
             schedule,
             Run(output, configuration),
-            Hooks(lambda: accuracy(model, validation), perturb=perturb, logger=EpochLogger, watchful=True),
+            Hooks(lambda network: accuracy(network, validation), perturb=perturb, logger=EpochLogger, watchful=True),
             ranks,
         )
-        record = about(command, configuration)
+        record = about(command.line, configuration)
         counts = f"{len(images)} training and {len(validation)} validation images"
-        trainer.begin(record, f"{settings.title}: {counts} from {source.folder}, ", insist=insist)
+        trainer.begin(record, f"{settings.title}: {counts} from {source.folder}, ", insist=insist, flags=command.flags)
         if not trainer.run(stop):
             return None
         assert trainer.position.validation is not None

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnf_brain.io import open_file
 from cnnf_brain.trainer import checkpoint
 from cnnf_brain.trainer.distributed import Ranks
 
+SHARED = ("model/", "optimizer/", "average/")  # the same on all ranks
 PATIENCE = 600.0  # seconds that rank 0 waits for the shares of the others
 
 
@@ -53,15 +55,15 @@ class Writer:
         """Until all is written."""
         self.__exit__(None)
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], alone: tuple[str, ...] = ()) -> None:
         """Begin to write a checkpoint of ``step``, after the one before. Every rank calls it with the same ``state``, see
-        ``checkpoint.apart``."""
+        ``checkpoint.apart``; rank 0 may have entries ``alone`` (how their names begin)."""
         self.wait()
         rest, tensors = checkpoint.apart(state)
         ranks, path = self.ranks, self.folder / f"checkpoint-{step:09d}.safetensors"
         metadata, others = {"format": checkpoint.FORMATS[0]}, list[Path]()
         if ranks.size > 1:
-            tensors = share(tensors, ranks)
+            tensors = share(tensors, ranks, alone)
             mark = f"{int(ranks.sum(torch.tensor(0 if ranks.rank else secrets.randbelow(2**32)))):08x}"
             metadata = {"format": checkpoint.FORMATS[1], "mark": mark}
             others = [self.folder / checkpoint.share_name(step, mark, rank) for rank in range(1, ranks.size)]
@@ -94,13 +96,13 @@ class Writer:
             checkpoint.prune(self.folder, self.keep)
 
 
-def share(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """Those of ``tensors`` that this rank writes: an even part of network and optimizer, which are the same on all ranks. Rank 0
-    writes all others."""
+def share(tensors: dict[str, Tensor], ranks: Ranks, alone: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Those of ``tensors`` that this rank writes: an even part of SHARED but for ``alone``. Rank 0 writes all others."""
     loads, mine = [0] * ranks.size, {}
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
-        rank = loads.index(min(loads)) if name.startswith(("model/", "optimizer/")) else 0
-        loads[rank] += tensors[name].nbytes
+        even = name.startswith(SHARED) and not name.startswith(alone)
+        rank = loads.index(min(loads)) if even else 0
+        loads[rank] += tensors[name].nbytes if even else 0
         if rank == ranks.rank:
             mine[name] = tensors[name]
     return mine
@@ -110,7 +112,7 @@ def read_back(path: Path) -> str | None:
     """The SHA-256 over what is in a file; None where it is damaged. Read from the disk, where the system can be made to forget what
     it has in memory."""
     if hasattr(os, "posix_fadvise"):
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     try:
         return checkpoint.read(path)[0]["sha256"]
@@ -118,12 +120,15 @@ def read_back(path: Path) -> str | None:
         return None
 
 
-def check_space(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int) -> None:
-    """An OSError unless there is room for the ``keep`` checkpoints that stay, another being written, and two files of weights."""
+def check_space(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int, *, averaged: bool = False
+) -> None:
+    """An OSError unless there is room for the ``keep`` checkpoints that stay, another being written, and two files of weights.
+    ``averaged``: checkpoints hold a moving average of the weights besides."""
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     trained = sum(weight.nbytes for group in optimizer.param_groups for weight in group["params"])
     momentum = optimizer.defaults.get("momentum")
-    size = weights + trained * (2 if momentum is None else int(momentum > 0))  # Adam, or SGD
+    size = weights * (1 + averaged) + trained * (2 if momentum is None else int(momentum > 0))  # Adam, or SGD
     needed = (keep + 1) * size + 2 * weights - sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
     if free < needed:

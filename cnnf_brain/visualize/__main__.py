@@ -72,9 +72,7 @@ def load(weights: str | None, iterations: int | None, device: str) -> Network:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    form = argparse.RawDescriptionHelpFormatter
-    p = cli.Parser("python -m cnnf_brain.visualize", description=summary, epilog=rest, formatter_class=form)
+    p = cli.Parser.of(__doc__, "python -m cnnf_brain.visualize")
     add, at_least_1 = p.add_argument, cli.number(int, {"least": 1})
     dataset = "default fashion, on which the shipped networks were trained"
     images = "validation images to measure (default 9a: 200, 9b: 300, 9c: 500, 9d: all)"

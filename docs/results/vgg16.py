@@ -17,12 +17,13 @@ from cnnf_brain import style
 
 SEEDS = (0, 1, 2)
 AGAINST = {
-    "published": "torchvision's CNN",
-    "cnn": "CNN trained alike",
-    "own": "its own iteration 0",
-    "long": "CNN trained longer",
+    "cnn": "over CNN trained alike",
+    "own": "over its own iteration 0",
+    "long": "over CNN trained longer",
+    "start": "over torchvision's CNN",
+    "untrained": "untrained feedback",
 }
-RUNS = {"published": SEEDS, "cnn": SEEDS, "own": SEEDS, "long": (0,)}
+RUNS = {"cnn": SEEDS, "own": SEEDS, "long": (0,), "start": SEEDS}
 LAYERS = [f"features.{n}" for n in (9, 16, 23, 30)]
 DEFAULTS = {"V4": "features.16", "IT": "features.23"}  # the layers that stand for a region where none is named
 
@@ -39,7 +40,7 @@ def whole(table: pd.DataFrame, region: str) -> pd.DataFrame:
     """All sessions together: the pooled rows, or those of the only source."""
     mine = table[table["region"] == region]
     pooled = mine[mine["source"] == "pooled"]
-    return pooled if len(pooled) else mine
+    return pooled if len(pooled) else mine[~mine["pooled"]]
 
 
 def decided(row: Any) -> int:
@@ -51,10 +52,9 @@ def differences(folder: Path) -> None:
     """The difference of CNN-F at iteration 1, layer by layer: mean over seeds, and what the tests say of how many seeds."""
     for region in DEFAULTS:
         print(f"\n**{region}**\n")
-        print("| layer | " + " | ".join(f"over {name}" for name in AGAINST.values()) + " | untrained feedback |")
-        print("|---|" + "---:|" * (len(AGAINST) + 1))
-        found = {kind: [rows(folder / f"vgg16-{kind}5-seed{seed}") for seed in seeds] for kind, seeds in RUNS.items()}
-        found["untrained"] = [rows(folder / "vgg16-untrained5")]
+        print("| layer | " + " | ".join(AGAINST.values()) + " |\n|---|" + "---:|" * len(AGAINST))
+        found = {kind: [rows(folder / f"vgg16-{kind}-seed{seed}") for seed in seeds] for kind, seeds in RUNS.items()}
+        found["untrained"] = [rows(folder / "vgg16-untrained")]
         for layer in LAYERS:
             print(f"| {layer} | " + " | ".join(cell(tables, region, layer) for tables in found.values()) + " |")
 
@@ -75,14 +75,14 @@ def cell(tables: list[pd.DataFrame], region: str, layer: str) -> str:
 def predictivity(folder: Path) -> None:
     """Median r of every network and layer, mean over seeds."""
     kinds = {
-        "torchvision's CNN": [rows(folder / "vgg16-untrained5").query("role == 'baseline'")],
-        "CNN": [rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'baseline'") for s in SEEDS],
-        "CNN, three times as long (seed 0)": [rows(folder / "vgg16-long5-seed0").query("role == 'baseline'")],
-        "CNN-F, iteration 0": [rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'control'") for s in SEEDS],
+        "torchvision's CNN": [rows(folder / "vgg16-untrained").query("role == 'baseline'")],
+        "CNN": [rows(folder / f"vgg16-cnn-seed{s}").query("role == 'baseline'") for s in SEEDS],
+        "CNN, three times as long (seed 0)": [rows(folder / "vgg16-long-seed0").query("role == 'baseline'")],
+        "CNN-F, iteration 0": [rows(folder / f"vgg16-cnn-seed{s}").query("role == 'control'") for s in SEEDS],
         "CNN-F, iteration 1": [
-            rows(folder / f"vgg16-cnn5-seed{s}").query("role == 'model' and iteration == 1") for s in SEEDS
+            rows(folder / f"vgg16-cnn-seed{s}").query("role == 'model' and iteration == 1") for s in SEEDS
         ],
-        "untrained feedback, iteration 1": [rows(folder / "vgg16-untrained5").query("role == 'model' and iteration == 1")],
+        "untrained feedback, iteration 1": [rows(folder / "vgg16-untrained").query("role == 'model' and iteration == 1")],
     }
     for region in DEFAULTS:
         print(f"\n**{region}**\n\n| layer | " + " | ".join(kinds) + " |\n|---|" + "---:|" * len(kinds))
@@ -97,11 +97,16 @@ def of(tables: list[pd.DataFrame], region: str, layer: str) -> list[float]:
 
 def sessions(folder: Path) -> None:
     """Of every session, and of each animal, the difference to the CNN trained alike at V4's layer."""
-    tables = [rows(folder / f"vgg16-cnn5-seed{seed}") for seed in SEEDS]
-    layer = DEFAULTS["V4"]
-    print(f"\n| V4, {layer}@1 | sites | CNN | CNN-F, iteration 1 | difference |\n|---|---:|---:|---:|---:|")
-    for source in dict.fromkeys(tables[0].query("region == 'V4'")["source"]):
-        mine = [t[(t["region"] == "V4") & (t["source"] == source) & (t["layer"] == layer)] for t in tables]
+    tables = [rows(folder / f"vgg16-cnn-seed{seed}") for seed in SEEDS]
+    for region, layer in DEFAULTS.items():
+        by_source(tables, region, layer)
+
+
+def by_source(tables: list[pd.DataFrame], region: str, layer: str) -> None:
+    """A row for each source, animal ("pooled WE") and all of them, means over seeds."""
+    print(f"\n| {region}, {layer}@1 | sites | CNN | CNN-F, iteration 1 | difference |\n|---|---:|---:|---:|---:|")
+    for source in dict.fromkeys(tables[0].query("region == @region")["source"]):
+        mine = [t[(t["region"] == region) & (t["source"] == source) & (t["layer"] == layer)] for t in tables]
         base = [float(t.query("role == 'baseline'")["median_r"].iloc[0]) for t in mine]
         after = [t.query("role == 'model' and iteration == 1").iloc[0] for t in mine]
         difference = np.mean([row["difference"] for row in after])
@@ -131,7 +136,7 @@ def accuracy(runs: Path) -> dict[str, list[list[float]]]:
 def figure(folder: Path, top1: dict[str, list[list[float]]], path: Path) -> None:
     """After Figure 5 of the paper: V4, IT and top-1 of the CNN, of the CNN-F at iterations 0 and 1; points are seeds."""
     bars: dict[str, dict[str, list[float]]] = {}
-    tables = [rows(folder / f"vgg16-cnn5-seed{s}") for s in SEEDS]
+    tables = [rows(folder / f"vgg16-cnn-seed{s}") for s in SEEDS]
     for region, layer in DEFAULTS.items():
         bars[f"{region}: median r at {layer}"] = {
             "CNN": of([t.query("role == 'baseline'") for t in tables], region, layer),

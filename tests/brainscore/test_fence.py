@@ -201,7 +201,10 @@ write({{"begin": "weights"}})
 """
 WRONG = {  # what a process does -> what is said of it
     "prints without an end": ("while True: print('x' * 10**6)", "stopped, since it wrote more than 10 MB of output"),
-    "finds without an end": ("while True: write('x' * 10**6)", "stopped, since it wrote more than 10 MB of output"),
+    "finds without an end": (
+        "while True:\n    with open('findings.jsonl', 'a') as file: file.write('x' * 10**6)",  # no line ends
+        "stopped, since it wrote more than 10 MB of output",
+    ),
     "writes no finding": ("write({'rule': 'a'}); time.sleep(60)", "stopped, since it wrote what is no finding"),
     "writes no JSON": ("write('['  * 10**5); time.sleep(60)", "stopped, since it wrote what is no finding"),
     "writes a list": ("write('[]'); time.sleep(60)", "stopped, since it wrote what is no finding"),

@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.cross_decomposition import PLSRegression
 
 import cnnf_brain
-from cnnf_brain import activations, gram, networks
+from cnnf_brain import activations, networks
 from cnnf_brain.compare import __main__ as command
 from cnnf_brain.compare import comparison as report
 from cnnf_brain.compare.__main__ import Options, decide, main
@@ -36,6 +36,7 @@ from cnnf_brain.compare.layers import RegionAsked, asked_layers
 from cnnf_brain.model import zoo
 from cnnf_brain.predictivity.crossval import make_splits
 from cnnf_brain.recordings import majaj, read_assembly
+from cnnf_brain.scratch import Scratch
 from cnnf_brain.types import LayerAt
 
 COMPONENTS = 4
@@ -111,7 +112,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return extract(model, batch, layers, *name)
 
     monkeypatch.setattr(activations, "extract", first_images)
-    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    monkeypatch.setattr(Scratch, "append", lambda *a: pytest.fail("long work has started"))
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -266,7 +267,7 @@ def test_the_same_command_again_gives_the_same_bytes_from_the_cache(
     finished: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: (finished.folder / "out" / name).read_bytes() for name in report.FILES}
-    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(Scratch, "append", lambda *a: pytest.fail("computed again"))
     assert finished.run() == 0
     assert capsys.readouterr().out == finished.said  # type: ignore[attr-defined]
     for name in ("summary.json", "table.md", "figure.svg"):
@@ -340,14 +341,15 @@ def test_several_sources_are_scored_apart_and_pooled(world: World, capsys: pytes
     assert "3 sites were excluded" in (world.folder / "out" / "table.md").read_text()
 
 
-@pytest.mark.parametrize("more", [["--per-site"], ["--splits", "brainscore"], ["--pca", "6"]])
+@pytest.mark.parametrize("more", [["--per-site"], ["--splits", "brainscore"], ["--pca", "6"], ["--unit-norm"]])
 def test_other_ways_to_score_give_other_numbers(world: World, finished: World, more: list[str]) -> None:
     assert world.run(*more) == 0
     for mine, usual in zip(world.entries(), finished.entries(), strict=True):
         assert mine["layer"] == usual["layer"]
         assert abs(mine["median_r"] - usual["median_r"]) > 1e-6
     notes = (world.folder / "out" / "table.md").read_text()
-    assert {"--per-site": "one PLS model per site", "--splits": "shuffle splits", "--pca": "6 principal"}[more[0]] in notes
+    told = {"--per-site": "one PLS model per site", "--splits": "shuffle splits", "--pca": "6 principal"}
+    assert {**told, "--unit-norm": "scaled to norm 1"}[more[0]] in notes
 
 
 def test_pca_that_keeps_everything_changes_nothing(world: World, finished: World) -> None:
@@ -842,7 +844,7 @@ def test_a_layer_that_cannot_be_scored_is_written_and_fails(world: World, capsys
     words = ["--model", world.model("dead"), "--baseline", world.model("net")]
     assert world.run(*words) == 1
     said = capsys.readouterr()
-    assert re.search(r"error: no site has an r, since .* constant: IT .*/IT.nc nets.py:dead second@0\n", said.err)
+    assert re.search(r"error: no site has a score, since .* constant: IT .*/IT.nc nets.py:dead second@0 pls\n", said.err)
     entries = world.entries()
     assert [e["median_r"] is None for e in entries] == [False, False, False, True]
     assert (entries[3]["difference"], entries[3]["tests"]) == (None, [])
@@ -987,6 +989,7 @@ def test_a_network_is_never_compared_with_itself() -> None:
         (["V4"], None, 2),
         (["V4"], (0,), 0),
         (["V4=features.16@4"], None, 4),
+        (["V4=features.16@0+3", "IT=@1"], None, 3),
         (["V4=features.16@1:feedback", "IT"], (0, 3), 3),
     ],
 )
@@ -994,6 +997,15 @@ def test_the_network_runs_as_many_iterations_as_are_asked_for(words: list[str], 
     choice = command.choose_networks(Options(layers=tuple(words), iterations=iterations, model=("vgg16",)))
     (model,), baseline = choice.skeletons
     assert (model.iterations, baseline.iterations) == (most, 0)
+
+
+def test_random_weights_of_the_same_architecture_are_one_word_away() -> None:
+    choice = choose([("small", None)], baseline_weights="none", settings={"seed": 3})
+    (model,), floor = choice.load("cpu")
+    assert (floor.weights, floor.iterations) == ("random, seed 3", 0)
+    shapes = [{name: tensor.shape for name, tensor in one.module.state_dict().items()} for one in (model, floor)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(*(one.module.state_dict()["conv1.weight"] for one in (model, floor)))
 
 
 def test_a_network_is_not_compared_with_itself_where_one_file_lacks_the_classifier(tmp_path: Path) -> None:

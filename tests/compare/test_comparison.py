@@ -19,7 +19,7 @@ from scipy import stats
 from cnnf_brain.compare import comparison as report
 from cnnf_brain.compare.comparison import Comparison
 from cnnf_brain.compare.show import _bars
-from cnnf_brain.compare.words import SHOWN, WIDEST, short_names
+from cnnf_brain.compare.words import WIDEST, short_names
 from cnnf_brain.predictivity.statistics import PAIRED, PERMUTATION, RESAMPLED, TESTS, WELCH, WILCOXON, holm
 from cnnf_brain.types import Difference, Evaluation, Scores, TestResult
 
@@ -190,7 +190,7 @@ def test_heads_are_short_and_explained() -> None:
     assert cells(text)[1]["Welch p ⚠"] == "0.013; t(9.0) = 1.50", (
         "the paper prints t; its degrees of freedom say which test it is"
     )
-    for name in SHOWN:
+    for name in ORDER[:3]:
         assert f"= {name}, {TESTS[name].why}" in text
     assert "Holm-adjusted over the 1 row of this table" in text
     assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 200
@@ -283,7 +283,7 @@ def test_notes_say_how_it_was_scored() -> None:
 def test_excluded_sites_are_counted_once_for_all_rows_and_the_pool() -> None:
     both = {"excluded": ("a (constant)",)}
     rows = [evaluation(source=s, **both) for s in ("one", "two")] + [  # type: ignore[arg-type]
-        evaluation(source="pooled", excluded=("a (constant)",) * 2)
+        evaluation(source="pooled", pooled=True, excluded=("a (constant)",) * 2)
     ]
     assert "- 2 sites were excluded: V4 of one: a (constant); V4 of two: a (constant)." in table(*rows)
 
@@ -296,18 +296,90 @@ def test_simulated_rows_are_labelled() -> None:
     assert "SIMULATED" not in table(evaluation())
 
 
+def panels(figure: Any) -> dict[str, Any]:
+    """The axes of a figure by their titles, in one line."""
+    return {axis.get_title().replace("\n", " "): axis for axis in figure.axes}
+
+
+def test_a_map_has_layers_down_and_iterations_across() -> None:
+    rows = [
+        evaluation("model", f"{layer}@{t}", scores=scores(10 * t + n), comparison=comparison(p, difference=sign * 0.03))
+        for t, sign, p in ((0, -1, 1e-9), (2, 1, 0.5))
+        for n, layer in enumerate(("conv", "pool"))
+    ]
+    made = Comparison((evaluation(), *rows), run())
+    drawn = panels(made.plot("layers"))
+    assert list(drawn) == ["V4 here net CNN", "V4 here net CNN-F"]
+    axis = drawn["V4 here net CNN-F"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["conv", "pool"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "2"]
+    told = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axis.texts}
+    values = np.asarray(axis.images[0].get_array())
+    for n, row in enumerate(made.rows[1:]):
+        place = n % 2, n // 2
+        assert values[place] == row["median_r"]
+        assert told[place].split(" ")[0] == f"{row['median_r']:.2f}"
+        assert told[place].split(" ")[1:] == ({"above": ["▲"], "below": ["▼"]}.get(row["verdict"], []))
+
+
+def test_sites_stand_where_the_written_scores_say(tmp_path: Path, sketched: pytest.MonkeyPatch) -> None:
+    written_to(tmp_path, FOUR)
+    sketched.undo()
+    made = Comparison.load(tmp_path)
+    (axis,) = panels(made.plot("ceiling")).values()  # IT has no ceiling
+    points = [np.asarray(drawn.get_offsets()) for drawn in axis.collections]
+    assert len(points) == 2
+    for e, found in zip(made.evaluations, points, strict=False):
+        assert isinstance(e.scores, Scores)
+        assert e.scores.ceiling is not None
+        np.testing.assert_allclose(found, np.stack([np.sqrt(e.scores.ceiling), e.scores.r.mean(axis=0)], axis=1))
+
+    drawn = panels(made.plot("difference"))
+    assert list(drawn) == ["V4 here", "IT there"]
+    axis = drawn["IT there"]
+    baseline, model = (e.scores.r.mean(axis=0) for e in made.evaluations[2:] if isinstance(e.scores, Scores))
+    np.testing.assert_allclose(np.asarray(axis.collections[0].get_offsets())[:, 1], model - baseline)
+    assert axis.get_xticklabels()[0].get_text() == "net CNN-F\npool@3 − pool@0"
+    assert made.rows[3]["difference"] in [line.get_ydata()[0] for line in axis.lines]
+
+
+def test_a_kind_that_is_unknown_or_has_nothing_to_show() -> None:
+    made = Comparison((evaluation(simulated=True),), run())
+    with pytest.raises(
+        ValueError, match=r"kind 'layer' is not known in plot; did you mean 'layers'.*Known: scores, layers, ceiling"
+    ):
+        made.plot("layer")
+    for kind, needs in (("ceiling", "a ceiling"), ("difference", "a difference")):
+        with pytest.raises(ValueError, match=f"kind '{kind}' needs {needs}.*no row has it"):
+            made.plot(kind)
+    assert "SIMULATED recordings" in [text.get_text() for text in made.plot("layers").texts]
+
+
+@pytest.mark.usefixtures("sketched")
+def test_the_page_has_the_figures_of_sites_and_a_map_of_several_layers(tmp_path: Path) -> None:
+    written_to(tmp_path, FOUR)
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 2
+    assert [picture.name for picture in Comparison(FOUR, run()).page().pictures] == ["ceiling.png", "difference.png"]
+    two = Comparison(
+        (evaluation(), evaluation("model", "conv@0"), evaluation("model", "conv@1"), evaluation("model")), run()
+    )
+    assert [picture.name for picture in two.page().pictures] == ["layers.png", "difference.png"]
+
+
 # Files
+
+
+FOUR = (
+    evaluation(scores=scores(1, ceiling=True)),
+    evaluation("model", "pool@1", scores=scores(2, pooled=True, ceiling=True)),
+    evaluation(region="IT", source="there", scores=scores(3, sites=8, splits=7)),
+    evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
+)
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    rows = [
-        evaluation(scores=scores(1, ceiling=True)),
-        evaluation("model", "pool@1", scores=scores(2, pooled=True, ceiling=True)),
-        evaluation(region="IT", source="there", scores=scores(3, sites=8, splits=7)),
-        evaluation("model", "pool@3", region="IT", source="there", scores=scores(4, sites=8, splits=7)),
-    ]
-    written_to(tmp_path, rows)
+    written_to(tmp_path, FOUR)
     return tmp_path
 
 

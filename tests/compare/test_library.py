@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,24 @@ import numpy.typing as npt
 import pytest
 import tiny
 import torch
+import xarray as xr
 from PIL import Image
 from torch import nn
 
 import cnnf_brain as cb
-from cnnf_brain import gram, networks, style
+from cnnf_brain import networks, style
 from cnnf_brain.checks import ModelError
 from cnnf_brain.compare import comparison, evaluate
 from cnnf_brain.compare.__main__ import main
+from cnnf_brain.gram import Features
+from cnnf_brain.predictivity.crossval import make_splits
+from cnnf_brain.predictivity.hierarchy import HIERARCHICAL
+from cnnf_brain.predictivity.pls import cross_predict
+from cnnf_brain.predictivity.scores import median_r, score_predictions
 from cnnf_brain.report import NotDrawnError
 from cnnf_brain.report import page as report_page
 from cnnf_brain.report.__main__ import main as report_command
+from cnnf_brain.scratch import Scratch
 from cnnf_brain.types import Gram, Images, Lazy
 
 N, SITES = 40, 5
@@ -78,6 +86,54 @@ def test_a_module_in_memory_against_another() -> None:
     assert result.answer in repr(result)
 
 
+def test_a_joint_layer_against_its_first_pass(tmp_path: Path) -> None:
+    """r of the rows is that of PLS on the features side by side."""
+    network, sites = recurrent(), recordings()
+    result = scored(network, network, sites, "pool2@0+1")
+    rows = result.table()
+    assert rows[["role", "layer", "iteration"]].to_numpy().tolist() == [["baseline", "pool2", 0], ["model", "pool2", "0+1"]]
+    batch = torch.stack([network.preprocessing(sites.images.decode(i)) for i in range(N)])
+    with torch.inference_mode():
+        maps = network.module.unroll(batch, return_layers=["pool2@0", "pool2@1"]).layers
+    X = torch.cat([one.flatten(1).double() for one in maps.values()], dim=1).numpy()
+    predictions = cross_predict(X @ X.T, sites.responses, make_splits("kfold", sites.images.ids), 3)
+    np.testing.assert_allclose(result.evaluations[1].scores.r, score_predictions(predictions, sites.responses).r, atol=1e-5)
+    again = cb.Comparison.load(result.save(tmp_path / "mine"))
+    assert (again.evaluations[1].layer, again.evaluations[1].against) == ("pool2@0+1", "pool2@0")
+    assert "pool2 | 0+1 |" in " ".join(again.markdown().split())
+
+
+def test_every_row_tells_the_effective_dimension_of_its_features(tmp_path: Path) -> None:
+    network, sites = recurrent(), recordings()
+    result = scored(network, network, sites, "pool2@1", scoring=cb.Scoring(components=3, unit_norm=True))
+    batch = torch.stack([network.preprocessing(sites.images.decode(i)) for i in range(N)])
+    with torch.inference_mode():
+        maps = network.module.unroll(batch, return_layers=["pool2@0", "pool2@1"]).layers.values()
+    expected = []
+    for one in maps:
+        rows = one.flatten(1).double()
+        X = (rows / rows.norm(dim=1, keepdim=True)).numpy()
+        variances = np.linalg.svd(X - X.mean(axis=0), compute_uv=False) ** 2
+        expected.append(variances.sum() ** 2 / (variances**2).sum())
+    assert result.table()["effective_dimension"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert "scaled to norm 1" in result.markdown()
+    assert f"{min(expected):.1f} (" in result.markdown()
+    folder = result.save(tmp_path / "mine")
+    stored = xr.open_dataset(folder / "scores.nc")["effective_dimension"].values
+    np.testing.assert_allclose(stored, np.repeat(expected, SITES), rtol=1e-4)
+    assert cb.Comparison.load(folder).summary == result.summary
+
+
+def test_a_joint_layer_of_the_baseline_and_one_that_is_not_run() -> None:
+    network = recurrent()
+    result = scored(network, network, recordings(), "pool2@0+1", baseline_layers="pool2@1")
+    assert [row["baseline_layer"] for row in result.rows if row["layer"] == "pool2@0+1"] == ["pool2@1"]
+    other = scored(plain(), network, recordings(), "1", baseline_layers="pool2@0+1")
+    assert [row["layer"] for row in other.rows] == ["pool2@0+1", "1@0"]
+    with pytest.raises(ValueError, match="pool2@9: iteration 9 is not run"):
+        scored(network, network, recordings(), "pool2@0+9")
+
+
 def test_the_command_gives_the_same_numbers(tmp_path: Path) -> None:
     path = tiny.recordings(tmp_path / "v4", "V4", n_repeats=4)
     (tmp_path / "nets.py").write_text(tiny.FILE)
@@ -89,6 +145,153 @@ def test_the_command_gives_the_same_numbers(tmp_path: Path) -> None:
     for one, other in zip(mine.rows, theirs.rows, strict=True):
         assert {**one, "source": ""} == {**other, "source": ""}
     assert mine.answer == theirs.answer
+
+
+def of_animals(seed: int, animals: str, **more: Any) -> cb.Recordings:
+    """Recordings of which each site belongs to the animal that its letter names."""
+    images = pixels(seed)
+    given = responses(images, seed)[:, : len(animals)]
+    return cb.Recordings.from_arrays(given, images, region="V4", source=f"day{seed}", subjects=list(animals), **more)
+
+
+@pytest.mark.usefixtures("sketched")
+def test_rows_of_each_animal(tmp_path: Path) -> None:
+    days = [of_animals(0, "WWWW"), of_animals(1, "PPP"), of_animals(2, "WPPWW")]
+    result = scored(recurrent(), plain(), days, "pool2@1", baseline_layers="1")
+    models = {one.source: one for one in result.evaluations if one.role == "model"}
+    assert [*models] == ["day0", "day1", "day2", "pooled W", "pooled P", "pooled"]
+    assert [one.pooled for one in models.values()] == [False] * 3 + [True] * 3
+    r = {name: one.scores.r for name, one in models.items()}
+    assert np.array_equal(r["pooled W"], np.hstack([r["day0"], r["day2"][:, [0, 3, 4]]]))
+    assert np.array_equal(r["pooled P"], np.hstack([r["day1"], r["day2"][:, [1, 2]]]))
+    assert models["pooled P"].site_ids == ("day1/site0", "day1/site1", "day1/site2", "day2/site1", "day2/site2")
+    for animal in "WP":
+        assert set(models[f"pooled {animal}"].subjects) == {animal}
+    bases = {one.source: one.scores.r for one in result.evaluations if one.role == "baseline"}
+    found = models["pooled P"].comparison
+    assert found is not None
+    assert found.difference == pytest.approx(np.median((r["pooled P"] - bases["pooled P"]).mean(axis=0)))
+    assert [test.n for test in found.tests if test.name == "paired t over sites"] == [5]
+    loaded = cb.Comparison.load(result.save(tmp_path / "mine"))
+    assert loaded.summary == result.summary
+    assert [one.subjects for one in loaded.evaluations] == [one.subjects for one in result.evaluations]
+    assert "pooled W and P: all sites of that animal" in result.markdown()
+
+
+def test_animals_are_tested_in_the_pooled_rows_alone() -> None:
+    days = [of_animals(0, "WWWW"), of_animals(1, "PPP"), of_animals(2, "WPPWW")]
+    result = scored(recurrent(), plain(), days, "pool2@1", baseline_layers="1")
+    tested = {one.source: one.comparison for one in result.evaluations if one.role == "model"}
+    n = {name: [t.n for t in made.tests if t.name == HIERARCHICAL] for name, made in tested.items() if made}
+    assert n == {"day0": [], "day1": [], "day2": [2], "pooled W": [], "pooled P": [], "pooled": [2]}
+    rows = {row["source"]: row for row in result.rows if row["role"] == "model"}
+    (found,) = [t for t in rows["pooled"]["tests"] if t["name"] == HIERARCHICAL]
+    assert (found["question"], found["df"]) == ("new animals", 1)
+    r = {
+        name: {one.source: one.scores.r.mean(axis=0) for one in result.evaluations if one.role == name}
+        for name in ("model", "baseline")
+    }
+    d = {source: r["model"][source] - r["baseline"][source] for source in r["model"]}
+    w, p = (
+        np.mean([np.median(d[day]), np.median(d["day2"][sites])]) for day, sites in (("day0", [0, 3, 4]), ("day1", [1, 2]))
+    )
+    assert np.mean(found["interval"]) == pytest.approx((w + p) / 2)
+    assert "almost no power and cannot speak for other animals" in result.markdown()
+    assert HIERARCHICAL not in result.answer
+
+
+@pytest.mark.filterwarnings("ignore::cnnf_brain.predictivity.ridge.GridEndWarning")
+def test_ridge_has_a_test_over_animals_and_an_agreement_has_none() -> None:
+    days = [of_animals(0, "WWWW"), of_animals(2, "WPPWW")]
+    found = scored(recurrent(), plain(), days, "pool2@1", baseline_layers="1", scoring=cb.Scoring(metric=("ridge", "cka")))
+    rows = [(one.metric, one.source, one.comparison) for one in found.evaluations if one.role == "model"]
+    over_animals = {(name, at): HIERARCHICAL in {t.name for t in made.tests} for name, at, made in rows if made}
+    assert over_animals == {
+        ("ridge", "day0"): False,
+        ("cka", "day0"): False,
+        ("ridge", "day2"): True,
+        ("cka", "day2"): False,
+        ("ridge", "pooled W"): False,
+        ("ridge", "pooled P"): False,
+        ("ridge", "pooled"): True,
+        ("cka", "pooled"): False,
+    }
+
+
+@pytest.mark.filterwarnings("ignore::cnnf_brain.predictivity.ridge.GridEndWarning")
+@pytest.mark.parametrize("settings", [{"components": 3}, {"metric": "ridge"}])
+def test_a_layer_chosen_on_one_animal_is_scored_on_the_others(settings: dict[str, Any]) -> None:
+    days = [of_animals(0, "WWWW"), of_animals(1, "PPP"), of_animals(2, "WPPWW")]
+    layers = ["relu1@2", "pool2@1"]
+    each, found = (
+        scored(recurrent(), plain(), days, layers, baseline_layers="1", scoring=cb.Scoring(**settings, select=select))
+        for select in (None, "animal")
+    )
+    assert [(one.source, one.role) for one in found.evaluations] == [
+        ("chosen on W", "baseline"),
+        ("chosen on W", "model"),
+        ("chosen on P", "baseline"),
+        ("chosen on P", "model"),
+    ]
+    for one in found.evaluations:
+        on, other = ("W", "P") if one.source == "chosen on W" else ("P", "W")
+        mine = one.network.endswith("plain0 CNN") or one.role == "baseline"
+        rows = [row for row in each.evaluations if row.source == f"pooled {on}" and (row.role == "baseline") == mine]
+        best = max(rows, key=lambda row: median_r(row.scores))  # type: ignore[arg-type]
+        assert one.layer == best.layer
+        same, *_ = [
+            r
+            for r in each.evaluations
+            if r.source == f"pooled {other}" and r.layer == best.layer and (r.role == "baseline") == mine
+        ]
+        assert np.array_equal(one.scores.r, same.scores.r)
+        assert set(one.subjects) == {other}
+        assert (one.comparison is None) == mine
+    assert "chosen on: the layer and iteration that do best for that animal" in found.markdown()
+
+
+def test_one_animal_cannot_choose_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Features, "compute", lambda *_: pytest.fail("long work has started"))
+    with pytest.raises(ValueError, match=r"V4: to choose layers on one animal .* these name W$"):
+        scored(recurrent(), None, of_animals(0, "WWW"), "pool2@1", scoring=cb.Scoring(components=3, select="animal"))
+    with pytest.raises(ValueError, match=r"these name none \(subjects\)"):
+        scored(recurrent(), None, recordings(), "pool2@1", scoring=cb.Scoring(components=3, select="animal"))
+
+
+def test_unreliable_sites_are_left_out_and_counted() -> None:
+    images, rng = pixels(), np.random.default_rng(0)
+    repeats = responses(images)[..., None] + np.array([0.1, 0.1, 9.0, 0.1, 0.1])[:, None] * rng.standard_normal(
+        (N, SITES, 4)
+    )
+    mine = cb.Recordings.from_arrays(repeats, images, region="V4", subjects=list("ababa"))
+    strict = cb.Scoring(components=3, min_reliability=0.5)
+    result = scored(recurrent(), None, mine, "pool2@1", scoring=strict)
+    (row,) = [one for one in result.evaluations if one.source == "arrays" and one.layer == "pool2@1"]
+    assert row.site_ids == ("site0", "site1", "site3", "site4")
+    (name,) = row.excluded
+    assert re.fullmatch(r"site2 \(reliability -?0\.\d\d, below 0\.5\)", name)
+    assert name in result.markdown()
+    assert result.run["recordings"][0]["excluded"] == [name]
+    assert scored(recurrent(), None, mine, "pool2@1").evaluations[0].excluded == ()
+    with pytest.raises(ValueError, match=r"mine: min_reliability = 0.5 needs single repeats"):
+        scored(recurrent(), None, recordings(), "pool2@1", scoring=strict)
+    none = cb.Recordings.from_arrays(rng.standard_normal((N, 3, 4)), images, region="V4")
+    with pytest.raises(ValueError, match=r"no site has a reliability of 0.9, the highest is"):
+        scored(recurrent(), None, none, "pool2@1", scoring=cb.Scoring(components=3, min_reliability=0.9))
+    with pytest.raises(ValueError, match="min_reliability is 2, expected None or a number from 0"):
+        cb.Scoring(min_reliability=2)
+
+
+def test_animals_without_rows_of_their_own() -> None:
+    def sources(*days: cb.Recordings) -> list[str]:
+        rows = scored(recurrent(), None, list(days), "pool2@1").evaluations
+        return list(dict.fromkeys(one.source for one in rows))
+
+    assert sources(of_animals(0, "WWWW"), of_animals(1, "PPP")) == ["day0", "day1", "pooled"]  # the rows would be the same
+    assert sources(of_animals(0, "WWWW"), of_animals(1, "WWW")) == ["day0", "day1", "pooled"]
+    assert sources(of_animals(0, "WWPP")) == ["day0", "pooled W", "pooled P"]
+    unknown = recordings(seed=3, source="unknown")
+    assert sources(of_animals(0, "WWPP"), unknown) == ["day0", "unknown", "pooled W", "pooled P", "pooled"]
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
@@ -141,7 +344,7 @@ class Recurrent(cb.CNNF):
 
 @pytest.mark.parametrize("what", ["site", "image", "source", "network", "weights", "an attribute"])
 def test_what_no_file_can_hold_is_found_before_work(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    monkeypatch.setattr(Scratch, "append", lambda *a: pytest.fail("long work has started"))
     bad = "a\x01b" if what != "network" else b"a\xff".decode(errors="surrogateescape")
 
     def call() -> object:
@@ -172,9 +375,18 @@ def test_scoring_takes_no_more_memory_than_is_asked_for(
     of = cb.Recordings.from_arrays(features[:, :sites] + rng.standard_normal((n, sites)), images, region="V4")
     ats = [cb.LayerAt("layer", t) for t in range(3)]
     grams = Lazy(ats, lambda at: Gram(at, features @ features.T, 300))
-    taken = tiny.grown(lambda: evaluate._fit_layers(grams, of, scoring))
+    taken = tiny.grown(lambda: evaluate._part(of, [grams], scoring))
     asked = evaluate.scoring_bytes(of, scoring, 3)
     assert taken < asked < 60 * 8 * n**2
+
+
+def test_workers_change_no_number_and_are_no_part_of_what_was_asked(empty_cache: None) -> None:
+    made = [scored(plain(), None, recordings(), "1", scoring=cb.Scoring(components=3, workers=n)) for n in (1, 0)]
+    with_workers, without = (one.evaluations[0].scores.r for one in made)
+    np.testing.assert_array_equal(with_workers, without)
+    assert made[0].run["configuration"] == made[1].run["configuration"]
+    assert 0 < made[0].run["networks_ran"]["waited_for_images"] <= made[0].run["networks_ran"]["seconds"]
+    assert made[1].run["networks_ran"]["seconds"] == 0, "all was in the cache"
 
 
 def test_the_figure_is_matplotlib_s() -> None:
@@ -259,7 +471,7 @@ def test_an_interrupted_comparison_goes_on(empty_cache: None) -> None:
 
 def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     first = scored(plain(), None, recordings(), "1")
-    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(Scratch, "append", lambda *a: pytest.fail("computed again"))
     assert scored(plain(), None, recordings(), "1").rows == first.rows
 
 
@@ -389,7 +601,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_arguments_are_told_before_long_work_and_without_flags(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram.Scratch, "append", lambda *a: pytest.fail("long work has started"))
+    monkeypatch.setattr(Scratch, "append", lambda *a: pytest.fail("long work has started"))
     call, message = BAD[kind]
     with pytest.raises((ValueError, ModelError), match=message) as told:
         call()

@@ -24,7 +24,7 @@ from cnnf_brain.gram import read_gram, write_gram
 from cnnf_brain.io import write_json
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card, read_weights
-from cnnf_brain.recordings import load_v4_compact, read_assembly, write_assembly
+from cnnf_brain.recordings import Recordings, load_v4_compact, read_assembly, write_assembly
 from cnnf_brain.report import readers
 from cnnf_brain.results import claim, write_record
 from cnnf_brain.robustness import cells
@@ -127,6 +127,13 @@ def assembly(folder: Path) -> list[Path]:
     return [write_assembly(folder / "a.nc", responses, images, region="V4", subjects=["m"] * SITES)]
 
 
+def dissimilarities(folder: Path) -> list[Path]:
+    names = [path.name for path in pictures(folder, 6)]
+    (folder / "stimuli.csv").write_text("\n".join(["image", *names]))
+    np.save(folder / "a.npy", 1 - np.eye(6))
+    return [folder / "a.npy", folder / "stimuli.csv"]
+
+
 def session(folder: Path) -> list[Path]:
     from recordings.conftest import write_session
 
@@ -153,6 +160,16 @@ def shards(folder: Path) -> list[Path]:
         with tarfile.open(folder / f"{part}-0.tar", "w") as tar:
             for number, path in enumerate(pictures(folder / "loose", 4)):
                 tar.add(path, f"n0{number % 2}/{part}{number}.png")
+    return [folder / "train-0.tar"]
+
+
+def webdataset_shards(folder: Path) -> list[Path]:
+    for part in ("train", "val"):
+        with tarfile.open(folder / f"{part}-0.tar", "w") as tar:
+            for number, path in enumerate(pictures(folder / "loose", 4)):
+                (folder / "cls").write_text(str(number % 2))
+                tar.add(path, f"{part}{number}.png")
+                tar.add(folder / "cls", f"{part}{number}.cls")
     return [folder / "train-0.tar"]
 
 
@@ -211,9 +228,11 @@ KINDS = {
     "page of a figure": Kind(figured, lambda folder, _: readers.read(folder), weight=1.2),
     "page of a training": Kind(trained, lambda folder, _: readers.read(folder), weight=1.2),
     "assembly": Kind(assembly, lambda _, path: read_assembly(path, "V4"), weight=0.7),
+    "dissimilarities": Kind(dissimilarities, lambda folder, _: Recordings.read_rdm(folder / "a.npy", "IT"), weight=0.5),
     "V4 session": Kind(session, read_session, exact=True),
     "IDX": Kind(idx_files, lambda _, path: mnist.read_idx(path, 3)),
     "tar shard": Kind(shards, read_shards, weight=0.6),
+    "shard of WebDataset": Kind(webdataset_shards, read_shards, weight=0.3),
     "image": Kind(image_files, lambda _, path: Images.of([path]).decode(0), weight=1.5),
     "cell": Kind(cell, read_cell, exact=True),
     "cached features": Kind(gram, cached, exact=True),

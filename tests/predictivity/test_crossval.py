@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def test_brainscore_splits_have_the_images_that_a_correlation_needs(n: int) -> N
     assert n - int(0.9 * n) >= 4
 
 
+THREE = partial(cross_predict, n_components=3)
 GOOD, NOISE = LayerAt("good", 1), LayerAt("noise", 2)
 
 
@@ -112,7 +114,9 @@ def experiment(seed: int = 0) -> tuple[dict[LayerAt, npt.NDArray[Any]], npt.NDAr
 @pytest.mark.parametrize("per_site", [False, True])
 def test_the_candidate_that_predicts_is_chosen_and_its_predictions_are_taken(per_site: bool) -> None:
     candidates, responses, splits = experiment()
-    predictions, chosen = select_nested(candidates, responses, splits, 3, per_site=per_site)
+    predictions, chosen = select_nested(
+        candidates, responses, splits, partial(cross_predict, n_components=3, per_site=per_site)
+    )
     expected = cross_predict(candidates[GOOD], responses, splits, 3, per_site=per_site)
     assert chosen == (GOOD,) * 10
     for values, wanted in zip(predictions.values, expected.values, strict=True):
@@ -128,7 +132,7 @@ def test_the_choice_is_that_of_a_plain_loop() -> None:
     for number in range(4):  # equally good candidates: the choice differs between splits
         features = responses @ rng.standard_normal((4, 9)) + 4 * rng.standard_normal((83, 9))
         candidates[LayerAt("layer", number)] = features @ features.T
-    _, chosen = select_nested(candidates, responses, splits, 3)
+    _, chosen = select_nested(candidates, responses, splits, THREE)
     assert len(set(chosen)) > 1
     for number, outer in enumerate(splits):
         quality = {}
@@ -147,7 +151,7 @@ def test_test_images_have_no_part_in_the_choice() -> None:
     test = splits[4].test
     reversed_responses = responses.copy()
     reversed_responses[test] *= -1  # the candidate that is good on the training images is the worst on these
-    predictions, chosen = select_nested(candidates, reversed_responses, splits, 3)
+    predictions, chosen = select_nested(candidates, reversed_responses, splits, THREE)
     by_candidate = {
         name: np.corrcoef(cross_predict(gram, responses, splits, 3).values[4][-1].ravel(), reversed_responses[test].ravel())
         for name, gram in candidates.items()
@@ -160,7 +164,7 @@ def test_test_images_have_no_part_in_the_choice() -> None:
 def test_overlapping_test_sets_stay_outside_the_inner_training_images() -> None:
     candidates, responses, _ = experiment()
     splits = make_splits("brainscore", IDS, object_names=OBJECTS)
-    predictions, chosen = select_nested(candidates, responses, splits, 3)
+    predictions, chosen = select_nested(candidates, responses, splits, THREE)
     assert chosen == (GOOD,) * 10
     assert [values.shape for values in predictions.values] == [(3, 9, 4)] * 10
 
@@ -170,12 +174,12 @@ def test_overlapping_test_sets_stay_outside_the_inner_training_images() -> None:
     [
         ({"candidates": {}}, "no candidates to choose from"),
         ({"splits": make_splits("kfold", IDS)[:1]}, "split 0 needs other splits"),
-        ({"n_components": 70}, "70 components cannot be fitted"),
+        ({"predict": partial(cross_predict, n_components=70)}, "70 components cannot be fitted"),
         ({"responses": np.ones((83, 4))}, "no candidate has a defined r"),
     ],
 )
 def test_impossible_choices_are_refused(change: Any, message: str) -> None:
     candidates, responses, splits = experiment()
-    given = {"candidates": candidates, "responses": responses, "splits": splits, "n_components": 3} | change
+    given = {"candidates": candidates, "responses": responses, "splits": splits, "predict": THREE} | change
     with pytest.raises(ValueError, match=message):
         select_nested(**given)

@@ -82,6 +82,9 @@ def test_lists_are_taken_like_arrays() -> None:
     assert (PLSRegression(3).fit(X.tolist(), Y.tolist()).predict(X.tolist()) == expected).all()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:invalid value encountered in cast"
+)  # GridSearchCV casts memory that it has not written yet
 def test_works_inside_scikit_learn() -> None:
     X, Y = simulated(60, 90)
     search = GridSearchCV(PLSRegression(), {"n_components": [1, 3, 25]}, cv=3).fit(X, Y)

@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from oracles.nipals import nipals, predict_splits
+from scipy.sparse.linalg import ArpackError
 from sklearn.cross_decomposition import PLSRegression as Sklearn
 from sklearn.model_selection import KFold
 
-from cnnf_brain.predictivity.pls import cross_predict, truncate_gram
+from cnnf_brain.predictivity import pls
+from cnnf_brain.predictivity.kernel import participation_ratio, truncate_gram
+from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.types import Split
 
 N, N_FEATURES, N_SITES, N_COMPONENTS = 60, 150, 7, 12
@@ -83,6 +86,49 @@ def test_one_component_is_the_closed_form() -> None:
     w = np.linalg.svd(x.T @ y)[0][:, 0]
     expected = y_mean + np.outer((X[split.test] - x_mean) @ w, (x @ w) @ y / ((x @ w) @ (x @ w)))
     np.testing.assert_allclose(cross_predict(K, Y, [split], 1).values[0][0], expected, atol=1e-12)
+
+
+def many_sites(kind: str) -> npt.NDArray[Any]:
+    """(N, 300) responses: so many that S is not decomposed."""
+    rng = np.random.default_rng(9)
+    noise = rng.standard_normal((N, 300))
+    if kind == "noise":
+        return noise
+    responses: npt.NDArray[Any] = X @ rng.standard_normal((N_FEATURES, 300)) * np.geomspace(1, 1e-3, 300) + noise
+    if kind == "constant sites":
+        responses[:, ::3] = 0.1
+        responses[SPLITS[1].train, 4] = 0.7
+    return {"twins": np.tile(responses[:, :150], 2), "tiny": 1e-9 * responses}.get(kind, responses)
+
+
+@pytest.mark.parametrize("kind", ["signal", "noise", "twins", "tiny", "constant sites"])
+@pytest.mark.parametrize("converges", [True, False])
+def test_many_sites_equal_nipals(kind: str, converges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_up(*given: Any, **options: Any) -> None:
+        raise ArpackError(-9)
+
+    if not converges:
+        monkeypatch.setattr(pls, "eigsh", gives_up)
+    responses = many_sites(kind)
+    predicted = cross_predict(K, responses, SPLITS[:2], N_COMPONENTS).values
+    expected = predict_splits(X, responses, plain(SPLITS[:2]), N_COMPONENTS)
+    assert largest_difference(predicted, expected) < 1e-9 * np.abs(responses).max()
+
+
+def test_many_sites_of_few_directions_end_the_components() -> None:
+    responses = Y[:, :3] @ np.random.default_rng(10).standard_normal((3, 300))
+    predicted = cross_predict(np.eye(N), responses, SPLITS, N_COMPONENTS)
+    assert predicted.ranks == (3,) * len(SPLITS)
+
+
+def test_many_sites_that_are_all_tied_are_explained_one_direction_after_the_other() -> None:
+    rows = np.arange(N)
+    twins = np.concatenate([rows, rows])  # each training image comes again as a test image
+    responses = np.tile(np.eye(N), 5)  # S has the eigenvalue 5 N - 1 times
+    split = Split(rows, rows + N)
+    predicted = cross_predict(np.eye(N)[np.ix_(twins, twins)], responses[twins], [split], N - 1)
+    residuals = np.sum((predicted.values[0] - responses) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(residuals, 5.0 * np.arange(N - 2, -1, -1), atol=1e-9)
 
 
 @pytest.mark.parametrize("per_site", [False, True])
@@ -274,3 +320,18 @@ def test_the_oracle_itself_agrees_with_sklearn() -> None:
     peer = Sklearn(6, scale=False, tol=1e-16, max_iter=100_000).fit(X, Y)
     np.testing.assert_allclose(coefficients[-1], peer.coef_.T, atol=1e-7)
     np.testing.assert_allclose(X @ coefficients[-1] + intercepts[-1], peer.predict(X), atol=1e-7)
+
+
+def test_the_participation_ratio_is_that_of_the_covariance() -> None:
+    variances = np.linalg.eigvalsh(np.cov(X.T))
+    assert participation_ratio(K) == pytest.approx(variances.sum() ** 2 / (variances**2).sum())
+    shifted = 3 * X + 1000.0
+    assert participation_ratio(shifted @ shifted.T) == pytest.approx(participation_ratio(K), rel=1e-6)
+
+
+def test_the_participation_ratio_counts_directions_of_equal_variance() -> None:
+    rows = np.random.default_rng(0).standard_normal((N, 5))
+    basis, _ = np.linalg.qr(rows - rows.mean(axis=0))
+    assert participation_ratio(basis @ basis.T) == pytest.approx(5)
+    assert participation_ratio(truncate_gram(K, 1)) == pytest.approx(1)
+    assert np.isnan(participation_ratio(np.full((N, N), 7.0)))

@@ -47,12 +47,12 @@ class Source:
         return model, baseline
 
 
-def pooled(*sources: Source, **options: int) -> Any:
+def pooled(*sources: Source, **options: Any) -> Any:
     return compare_scores(
         [s.pair for s in sources],
         predictions=[s.predictions for s in sources],
         responses=[s.responses for s in sources],
-        **{"n_resamples": 400, **options},
+        **({"n_resamples": 400} | options),
     )
 
 

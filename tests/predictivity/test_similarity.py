@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
+from cnnf_brain.predictivity.metrics import METRICS, Agreement
 from cnnf_brain.predictivity.similarity import (
     MEASURES,
     _resampled,
@@ -20,6 +21,8 @@ from cnnf_brain.predictivity.similarity import (
     crossvalidated_gram,
     dissimilarities,
     permutation_of_images,
+    repeats_ceiling,
+    resampled_similarity,
     similarity,
     subject_ceiling,
 )
@@ -180,7 +183,8 @@ def test_every_image_once_is_no_resample(measure: str) -> None:
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_the_difference_has_an_interval_of_the_bootstrap(measure: str) -> None:
-    found = compare_similarities((MODEL, BASELINE), TARGET, measure, n_resamples=300)
+    one, base = (resampled_similarity(rdm, [TARGET], measure, n_resamples=300) for rdm in (MODEL, BASELINE))
+    found = compare_similarities([(one, base)])
     (test,) = found.tests
     assert found.difference == pytest.approx(similarity(MODEL, TARGET, measure) - similarity(BASELINE, TARGET, measure))
     resampled = bootstrap_over_images([MODEL, BASELINE], TARGET, measure, n_resamples=300)
@@ -189,7 +193,7 @@ def test_the_difference_has_an_interval_of_the_bootstrap(measure: str) -> None:
     assert (found.low, found.high) == test.interval
     assert found.low < found.difference < found.high
     assert (test.n, test.df) == (N, N - 1)
-    same = compare_similarities((MODEL, MODEL), TARGET, measure, n_resamples=20)
+    same = compare_similarities([(one, one)])
     assert (same.difference, same.tests[0].p) == (0.0, 1.0)
 
 
@@ -214,6 +218,32 @@ def test_the_ceiling_of_subjects() -> None:
     assert two[0] == pytest.approx(similarity(subjects[0], subjects[1], "cosine"))
     with pytest.raises(ValueError, match="at least two"):
         subject_ceiling(subjects[:1])
+
+
+@pytest.mark.parametrize("name", ["rsa", "cka", "cosine_cov"])
+def test_the_ceiling_from_repeats_is_what_the_true_distances_reach(name: str) -> None:
+    metric, reached, found = METRICS[name], [], []
+    assert isinstance(metric, Agreement)
+    for seed in range(20):
+        rng = np.random.default_rng([8, seed])
+        signal = rng.standard_normal((60, 4)) @ rng.standard_normal((4, N_SITES))
+        repeats = signal[:, :, None] + 2.5 * rng.standard_normal((60, N_SITES, 6))
+        repeats[::3, :, 4:] = np.nan
+        target = metric.target(np.nanmean(repeats, axis=2), repeats)
+        reached.append(similarity(dissimilarities(signal @ signal.T, metric.distance), target, metric.measure))
+        low, high = metric.ceiling([target], repeats, seed) or (0, 0)
+        assert low == high
+        found.append(low)
+    assert np.mean(reached) < 0.97
+    assert np.mean(found) == pytest.approx(np.mean(reached), abs=0.02)
+    assert metric.ceiling([target, target, target], repeats, 0) == subject_ceiling([target] * 3, metric.measure)
+    assert metric.ceiling([target], None, 0) is None
+
+
+def test_a_ceiling_needs_repeats_in_both_halves() -> None:
+    repeats = DATA.repeats.copy()
+    repeats[3, :, 1:] = np.nan
+    assert repeats_ceiling(repeats, lambda some: some[:, :, 0]) is None
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("spearman", "spearman"), ("cosine", "cosine"), ("whitened", "cosine_cov")])
@@ -241,9 +271,15 @@ def test_distances_agree_with_rsatoolbox(rsa: Any) -> None:
     flat = DATA.repeats.transpose(0, 2, 1).reshape(-1, N_SITES)
     image, repeat = np.divmod(np.arange(len(flat)), N_REPEATS)
     data = rsa.data.Dataset(flat, obs_descriptors={"image": image, "repeat": repeat})
-    expected = rsa.rdm.calc_rdm(data, method="crossnobis", descriptor="image", cv_descriptor="repeat").get_vectors()[0]
+    theirs = rsa.rdm.calc_rdm(data, method="crossnobis", descriptor="image", cv_descriptor="repeat")
     found = dissimilarities(crossvalidated_gram(DATA.repeats))
-    np.testing.assert_allclose(pairs(found) / N_SITES, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(pairs(found) / N_SITES, theirs.get_vectors()[0], rtol=1e-9, atol=1e-9)
+    metric = METRICS["cosine_cov"]
+    assert isinstance(metric, Agreement)
+    target = metric.target(DATA.responses, DATA.repeats)
+    value = metric.scored(DATA.model @ DATA.model.T, [target], 0).value
+    expected = rsa.rdm.compare(rsa.rdm.RDMs(pairs(MODEL)[None]), theirs, "cosine_cov")
+    assert value == pytest.approx(float(expected[0, 0]), abs=1e-9)
 
 
 @pytest.mark.slow

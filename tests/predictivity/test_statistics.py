@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from cnnf_brain.predictivity import statistics
+from cnnf_brain.predictivity.hierarchy import HIERARCHICAL
 from cnnf_brain.predictivity.permutation import PERMUTATION, HeldOut, permutation_over_images, standardised_folds
 from cnnf_brain.predictivity.statistics import RESAMPLED, TESTS, WELCH
 from cnnf_brain.types import Difference, Predictions, Scores, Split, TestResult
@@ -305,7 +306,7 @@ class TestCompare:
         by_name = {test.name: test for test in comparison.tests}
         assert (comparison.low, comparison.high) == by_name[PERMUTATION].interval
         assert comparison.low + comparison.high == pytest.approx(2 * comparison.difference, abs=1e-12)
-        assert set(by_name) == set(TESTS) - {statistics.BOOTSTRAP}
+        assert set(by_name) == set(TESTS) - {statistics.BOOTSTRAP, statistics.OVER_IMAGES, HIERARCHICAL}
         d = np.median(model - baseline, axis=1)
         t = d.mean() / np.sqrt((1 / 5 + 12 / 48) * d.var(ddof=1))
         assert by_name[RESAMPLED].statistic == pytest.approx(t, rel=1e-9)
@@ -447,7 +448,7 @@ class TestLevels:
         )
         counts = null_rates.measure(setting, 150, (1,))["rejections"]
         for name, about in TESTS.items():
-            if about.valid:
+            if about.decides and name != statistics.OVER_IMAGES:  # it tests no r
                 assert counts[name] <= stats.binom.ppf(0.999, 150, 0.05), name
         for name in (null_rates.PLAIN_PERMUTATION, statistics.PAIRED, statistics.BOOTSTRAP):
             assert null_rates.exceeds(counts[name], 150), name
@@ -456,7 +457,24 @@ class TestLevels:
         docs = Path(__file__).parents[2] / "docs"
         record = json.loads((docs / "results" / "null-rates.json").read_text())
         assert record["experiments"] >= 1000
-        assert null_rates.table(record) in (docs / "statistics.md").read_text()
+        assert null_rates.table(record) in (docs / "results" / "rejection-rates.md").read_text()
         for name, about in TESTS.items():
+            if name in (statistics.OVER_IMAGES, HIERARCHICAL):  # have tables of their own
+                continue
             rejected = [one["rejections"][name] for one in record["settings"][:-2]]
             assert about.valid == (not any(null_rates.exceeds(count, record["experiments"]) for count in rejected)), name
+
+    def test_the_docs_show_the_committed_rates_of_rsa_and_cka(self, null_rates: Any) -> None:
+        docs = Path(__file__).parents[2] / "docs"
+        record = json.loads((docs / "results" / "null-rates-similarity.json").read_text())
+        assert record["experiments"] >= 200
+        assert null_rates.similarity_table(record) in (docs / "results" / "rejection-rates.md").read_text()
+        assert TESTS[statistics.OVER_IMAGES].valid
+        for one in record["settings"][:-1]:
+            assert not any(null_rates.exceeds(count, record["experiments"]) for count in one["rejections"].values())
+
+    @pytest.mark.slow
+    def test_the_bootstrap_over_images_holds_its_level(self, null_rates: Any) -> None:
+        setting = null_rates.Setting("small", 40, 12, 40, shared=0.6, model_noise=1.0, baseline_noise=1.0)
+        counts = null_rates.measure_similarity(setting, 100, (1,))["rejections"]
+        assert all(count <= stats.binom.ppf(0.999, 100, 0.05) for count in counts.values())

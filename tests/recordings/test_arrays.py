@@ -90,7 +90,7 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
     values[2:4, 3] = np.nan
     values[0, 4] = np.inf
     made = Recordings.from_arrays(
-        values, fake_images(6), region="V4", site_ids=list("abcde"), subjects=["x", "x", "y", "y", "y"]
+        values, fake_images(6), region="V4", site_ids=list("abcde"), subjects=list("xxyyy"), sessions=list("12345")
     )
     assert made.excluded == (
         "b (constant)",
@@ -100,6 +100,8 @@ def test_constant_and_nan_sites_are_left_out_and_named() -> None:
     np.testing.assert_array_equal(made.responses, values[:, [0, 2]])
     assert list(made.site_ids) == ["a", "c"]
     assert list(made.subjects) == ["x", "y"]  # type: ignore[arg-type]
+    part = made.of(np.asarray(made.subjects) == "y")
+    assert (part.animals, list(part.sessions), part.responses.shape) == (("y",), list(made.sessions)[1:], (6, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,69 @@
-"""Simulated recordings: the same everywhere, with the ceiling that they claim."""
+"""Simulated recordings: the same everywhere, with the ceiling that they claim.
+
+``simulated-readout`` reads the shipped networks. Where these are trained anew, ``python tests/recordings/test_simulated.py`` writes
+what its sites read anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 
-from cnnf_brain.recordings import simulated_recordings
+import cnnf_brain as cb
+from cnnf_brain.activations import features
+from cnnf_brain.images import batches
+from cnnf_brain.recordings import simulated, simulated_recordings
+from cnnf_brain.types import Array, LayerAt
+
+SHIPPED = str(resources.files("cnnf_brain") / "pretrained" / "readout.npy")
+
+
+def read_out() -> Array:
+    """(region, image, site) what the sites of ``simulated-readout`` read, from the shipped networks."""
+    networks = {"small CNN": cb.load_network("small", iterations=0), "small CNN-F": cb.load_network("small")}
+    images, drives = simulated_recordings("V4").images, []
+    for number, (network, layer) in enumerate((networks[name], LayerAt.parse(at)) for name, at in simulated.READ.values()):
+        with torch.inference_mode():
+            parts = [features(network, batch, [layer])[layer] for batch in batches(images, network.preprocessing, 64)]
+        drives.append(simulated.drive_of(np.concatenate(parts), 64, number))
+    return np.stack(drives).astype(np.float16)
+
+
+def test_the_readout_is_that_of_the_shipped_networks() -> None:
+    np.testing.assert_allclose(read_out().astype(float), np.load(SHIPPED).astype(float), atol=0.01)
+
+
+@pytest.mark.parametrize("region", ["V4", "IT"])
+def test_sites_that_read_a_network_are_recordings_like_the_others(region: str) -> None:
+    made, other = cb.load_recordings("simulated-readout", region=region), simulated_recordings(region)
+    assert isinstance(made, cb.Recordings)
+    assert (made.simulated, made.source, made.region, made.excluded) == (True, "simulated-readout", region, ())
+    assert made.repeats is not None
+    assert made.repeats.shape == (320, 64, 10)
+    assert made.images.digest() == other.images.digest()
+    assert np.array_equal(np.array(made.object_names), np.array(other.object_names))
+    rates, spread = (
+        made.repeats.mean(axis=2),
+        made.repeats.var(axis=2, ddof=1),
+    )  # spikes of a Poisson process: variance = mean
+    assert spread.mean() == pytest.approx(rates.mean(), rel=0.02)
+    found = 1 - spread.mean(axis=0) / 10 / rates.var(axis=0, ddof=1)
+    assert np.abs(found - made.true_ceilings).mean() < 0.04
+    with pytest.raises(ValueError, match=r"region 'V1' is not known in simulated-readout.*Known: V4, IT"):
+        cb.load_recordings("simulated-readout", region="V1")
+
+
+def test_what_a_site_reads_is_a_rectified_mixture_of_the_first_components() -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 7)) * [9, 5, 1, 1, 1, 1, 1]
+    drive = simulated.drive_of(rows, 5, 0, dimensions=2)
+    linear = np.log(np.expm1(drive))  # undoes the rectification
+    left = np.linalg.svd(rows - rows.mean(axis=0))[0][:, :2]
+    np.testing.assert_allclose(left @ (left.T @ linear), linear, atol=1e-9)
+    np.testing.assert_allclose(linear.std(axis=0), 1.5)
 
 
 @pytest.mark.parametrize(("region", "n_sites"), [("V4", 88), ("IT", 168)])
@@ -100,3 +156,7 @@ def test_every_machine_makes_the_same() -> None:
 def test_unknown_region() -> None:
     with pytest.raises(ValueError, match=r"region 'V1' is not known in simulated.*Known: V4, IT"):
         simulated_recordings("V1")
+
+
+if __name__ == "__main__":
+    np.save(SHIPPED, read_out())

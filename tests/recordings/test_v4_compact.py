@@ -45,6 +45,7 @@ def test_a_session_with_repeats(v4_folder: Path, grey: Callable[[Image.Image], i
     assert made.source == f"{v4_folder}:190924"
     assert not made.simulated
     assert set(made.subjects) == {"WE"}  # type: ignore[arg-type]
+    assert set(made.sessions) == {"190924"}  # type: ignore[arg-type]
     assert made.images.ids == tuple(f"image{i}" for i in range(1, 13))  # image10 after image9
     assert [round(grey(made.images.decode(i)), -1) for i in range(12)] == [10 * i for i in range(12)]
 

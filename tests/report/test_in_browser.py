@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from report.browser import Opened, launched
 from report.folders import EVIL, compared, evaluation, figured, trained
@@ -30,7 +31,9 @@ def test_it_opens_without_an_error_or_a_request(browser: Any, written: Path) -> 
 
 def test_columns_sort_by_number_both_ways(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written).page
-    column = "td:nth-child(7)"  # median r, as "0.320 [0.300, 0.340]"
+    names = sheet.locator("#table th").all_inner_texts()
+    score = names.index("median r [95%]") + 1
+    column = f"td:nth-child({score})"  # as "0.320 [0.300, 0.340]"
 
     def shown() -> list[float]:
         return [float(text.split()[0]) for text in sheet.locator(f"#table tbody tr {column}").all_inner_texts()]
@@ -39,16 +42,16 @@ def test_columns_sort_by_number_both_ways(browser: Any, written: Path) -> None:
     assert before == sorted(before, key=lambda v: [0.32, 0.44, 0.12].index(v)), (
         "as written: the baseline, iterations 1 and 2"
     )
-    head = sheet.locator("#table th:nth-child(7)")
+    head = sheet.locator(f"#table th:nth-child({score})")
     head.locator("button").click()
     assert shown() == sorted(before)
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("button").click()
     assert shown() == sorted(before, reverse=True)
-    sheet.locator("#table th:nth-child(3) button").focus()
+    sheet.locator("#table th:nth-child(1) button").focus()
     sheet.keyboard.press("Enter")  # by the keyboard too, and by text
-    names = sheet.locator("#table tbody tr td:nth-child(3)").all_inner_texts()
-    assert names == sorted(names)
+    networks = sheet.locator("#table tbody tr td:nth-child(1)").all_inner_texts()
+    assert (names[0], networks) == ("network", sorted(networks))
 
 
 def test_cells_without_a_number_come_last(browser: Any, written: Path) -> None:
@@ -92,8 +95,8 @@ def test_labels_stand_beside_their_bars(browser: Any, tmp_path: Path) -> None:
 
 def test_without_javascript_figure_and_table_are_there(browser: Any, written: Path) -> None:
     sheet = Opened(browser, written, java_script_enabled=False).page
-    assert sheet.locator("svg .bar").count() == 3
-    assert sheet.locator("svg .bar").first.is_visible()
+    assert sheet.locator("svg .mark .bar").count() == 3
+    assert sheet.locator("svg .mark .bar").first.is_visible()
     assert sheet.locator("#table tbody tr").count() == 3
     assert sheet.locator("svg .mark title").nth(1).text_content().startswith("net CNN-F pool@1: 0.440")
     assert sheet.locator("th button").count() == 0, "nothing that does nothing"
@@ -158,12 +161,32 @@ def test_a_wide_window_is_used(browser: Any, written: Path) -> None:
     table, around = box(sheet, "#table table"), box(sheet, "#table .scroll")
     assert around["width"] > 1300
     assert table["width"] <= around["width"] + 1, "this table fits into such a window and need not scroll"
-    assert 760 < box(sheet, "svg")["width"] <= 1100, "a chart grows, and not beyond measure"
+    assert 660 < box(sheet, "svg")["width"] <= 1100, "chart and picture stand side by side"
     letters = sheet.evaluate(
         "() => { const p = document.querySelector('.question'), s = document.createElement('span');"
         " s.textContent = '0'.repeat(75); p.append(s); return s.getBoundingClientRect().width; }"
     )
     assert box(sheet, ".answer")["width"] <= 1.1 * letters, "a line of text stays readable"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_many_sources_take_three_screens_and_the_width_of_a_small_laptop(browser: Any, tmp_path: Path, scheme: str) -> None:
+    """Five sources of a region, four layers, all columns: what all sites say first, each source folded."""
+    rows: list[Any] = [
+        replace(evaluation(role, f"features.{layer}@{t}", r=0.3, source=source, ceiling=np.full(5, 0.6)), **named)
+        for source in (*(f"V4_compact_models:19092{i}" for i in range(5)), "pooled")
+        for role, t, given in (("baseline", 0, {}), ("model", 1, {"network": "vgg16 CNN-F (feedback trained)"}))
+        for layer in (9, 16, 23, 30)
+        for named in [dict[str, Any](given) | {"against": f"features.{layer}@0" if t else ""}]
+    ]
+    path = readers.leave(compared(tmp_path / "run", *rows))
+    sheet = Opened(browser, path, viewport={"width": 1280, "height": 900}, color_scheme=scheme).page
+    assert sheet.evaluate("document.body.scrollHeight") < 3 * 900
+    table, around = box(sheet, "#table table"), box(sheet, "#table .scroll")
+    assert table["width"] <= around["width"] + 1
+    assert visible(sheet, "#figure svg") == 1
+    sheet.locator("summary", has_text="source by source").click()
+    assert visible(sheet, "#figure svg") == 2
 
 
 def test_charts_stand_side_by_side_where_there_is_room(browser: Any, tmp_path: Path) -> None:

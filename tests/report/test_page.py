@@ -19,7 +19,10 @@ from report.folders import EVIL, compared, evaluation, figured, run_record, trai
 from cnnf_brain.report import PAGE, charts, page, readers
 from cnnf_brain.report.__main__ import main
 from cnnf_brain.report.charts import Chart, Mark
-from cnnf_brain.report.runs import Run, TableChart
+from cnnf_brain.report.runs import Run, Table, TableChart
+from cnnf_brain.types import Evaluation
+
+pytestmark = pytest.mark.usefixtures("sketched")
 
 
 class Reader(HTMLParser):
@@ -204,6 +207,23 @@ def test_the_log_of_the_other_trainer() -> None:
     assert readers.validations(log) == [(40.0, [0.1, 0.2], 50)]
 
 
+def test_the_losses_are_drawn_each_in_at_most_sixty_points(tmp_path: Path) -> None:
+    folder = trained(tmp_path)
+    lines = [
+        {"step": 20 * k, "losses": {"cross_entropy": [3.0 * k, 1.0], "reconstruction": [0.0, 1.0 / k]}}
+        for k in range(1, 122)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    charts = {chart.title: chart for chart in readers.read(folder).charts}
+    entropy, other = charts["Loss: cross-entropy"], charts["Loss: reconstruction"]
+    assert [name for name, _ in entropy.groups] == [name for name, _ in other.groups] == ["iteration 0", "iteration 1"]
+    marks = entropy.groups[0][1]
+    assert [(mark.x, mark.value) for mark in marks[:2]] == [(60.0, 6.0), (120.0, 15.0)]
+    assert (len(marks), marks[-1].x, marks[-1].value) == (41, 2420.0, 363.0)
+    assert "A point is the mean of 3 lines of the log." in entropy.caption
+    assert "Loss: cross-entropy" in read(folder)[0]
+
+
 def test_a_figures_page(tmp_path: Path) -> None:
     run = readers.read(figured(tmp_path))
     (chart,) = run.charts
@@ -303,7 +323,63 @@ def test_what_is_not_known_is_not_shown_as_null(tmp_path: Path) -> None:
 def test_what_the_run_was_is_folded(tmp_path: Path) -> None:
     text, _ = read(compared(tmp_path))
     assert re.search(r"<details>\s*<summary><h2>What the run was</h2></summary>\s*<dl>", text)
-    assert text.count("<details") == 1, "a short table is not folded"
+    assert 'class="rest"' not in text, "a short table is not folded"
+
+
+def two_sources() -> list[Evaluation]:
+    """Baseline and model at two layers, of two sources and of both pooled; nothing was learned of pool@1."""
+    rows = []
+    for source in ("first", "second", "pooled"):
+        more: Any = {"source": source, "sites": 10 if source == "pooled" else 5}
+        rows += [evaluation("baseline", f"{layer}@0", r=0.3, **more) for layer in ("pool", "relu")]
+        rows += [
+            replace(evaluation("model", f"{layer}@1", r=0.4, **more), against=f"{layer}@0") for layer in ("pool", "relu")
+        ]
+    return rows
+
+
+def test_pairs_stand_side_by_side_with_a_legend_and_all_sites_pooled_first(tmp_path: Path) -> None:
+    folder = compared(tmp_path, *two_sources())
+    first, each = readers.read(folder).charts
+    assert [name for name, _ in first.groups] == ["V4: pooled"]
+    assert [name for name, _ in each.groups] == ["V4: first", "V4: second"]
+    assert (first.folded, each.folded) == (False, True)
+    pairs = ["net CNN pool@0", "net CNN-F pool@1", "net CNN relu@0", "net CNN-F relu@1"]
+    assert [mark.label for mark in first.groups[0][1]] == pairs
+    assert first.legend == ((None, "baseline"), (1, "iteration 1"))
+    svg = first.svg()
+    assert svg.count("h0") == 4 * 10, "a point for each site"
+    assert svg.index("baseline") < svg.index("V4: pooled")
+    shown = [row[:4] for row in page.compact(readers.read(folder).tables[0]).rows]
+    assert [row[0] for row in shown] == ["pooled"] * 4 + ["first"] * 4 + ["second"] * 4
+    text, _ = read(folder)
+    assert re.search(r'<details class="folded"><summary>Neural predictivity, source by source</summary>\s*<figure>', text)
+
+
+def test_valid_tests_come_first_in_the_table(tmp_path: Path) -> None:
+    baseline = evaluation("baseline", "pool@0", r=0.30, ceiling=np.full(5, 0.64))
+    (table,) = readers.read(compared(tmp_path, baseline, evaluation("model", "pool@1", r=0.42))).tables
+    assert table.head[5:] == (
+        *("it", "median r [95%]", "difference [95%]", "resampled t p", "permutation p"),
+        *("ceiling", "r²/c", "(r/c)²", "Welch p ⚠"),
+    )
+    assert dict(zip(table.head, table.rows[1], strict=True))["difference [95%]"].startswith("+0.010")
+
+
+def test_a_column_that_is_the_same_in_all_rows_becomes_a_note() -> None:
+    table = Table("t", ("a", "b", "empty"), (("x", "1", ""), ("x", "2", ""), ("x", "2", "")), ("n",))
+    assert page.compact(table) == Table("t", ("b",), (("1",), ("2",), ("2",)), ("In all rows: a: x.", "n"))
+    for rows in (table.rows[:2], (("x", "1", ""),) * 3, ()):
+        assert page.compact(replace(table, rows=rows)) == replace(table, rows=rows), "too few rows, or nothing would be left"
+
+
+def test_long_logs_and_details_are_folded_whole(tmp_path: Path) -> None:
+    for folder, title in ((trained(tmp_path / "t"), "Log"), (figured(tmp_path / "f"), "Shares")):
+        text, _ = read(folder)
+        assert (f'<details class="folded"><summary><h2>{title}</h2>' in text) == (title == "Log")
+    more = {"table.csv": ("Shares",), "table.nc": ("not this",)}
+    (tmp_path / "f" / "table.nc").write_text((tmp_path / "f" / "table.csv").read_text())
+    assert [table.folded for table in readers.read(figured(tmp_path / "f", tables=more)).tables] == [False, False, True]
 
 
 @pytest.mark.parametrize(("rows", "folded"), [(30, 0), (31, 21)])
@@ -403,3 +479,26 @@ def test_ticks_enclose_the_values() -> None:
         assert found[0] <= min([*values, 0.0])
         assert found[-1] >= max([*values, 0.0])
         assert found[-1] > found[0]
+
+
+def test_a_chart_is_a_figure_too(tmp_path: Path) -> None:
+    accuracy, course, _ = readers.read(trained(tmp_path, accuracy=(0.9, 0.8))).charts
+    (axis,) = accuracy.plot().axes
+    assert [bar.get_width() for bar in axis.patches] == [0.9, 0.8]  # type: ignore[attr-defined]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "validation accuracy, iteration 0",
+        "validation accuracy, iteration 1",
+    ]
+    (axis,) = course.plot().axes
+    np.testing.assert_allclose(
+        [np.asarray(line.get_ydata(orig=False)) for line in axis.get_lines()], [[0.8, 0.9], [0.7, 0.8]]
+    )
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epoch or step", "validation accuracy")
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["iteration 0", "iteration 1"]
+
+
+def test_intervals_of_a_chart_reach_where_they_say() -> None:
+    marks = (Mark("a", 0.5, 0.4, 0.8), Mark("a", 0.2), Mark("b", None))
+    (axis,) = Chart("t", "c", "y", (("g", marks),)).plot().axes
+    ends = [segment[:, 0].tolist() for drawn in axis.collections for segment in drawn.get_segments() if len(segment)]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(ends, [[0.4, 0.8]])

@@ -24,10 +24,11 @@ from cnnf_brain import cli
 from cnnf_brain import robustness as working
 from cnnf_brain.attacks import threats
 from cnnf_brain.robustness import cells, grids, open_workshop, run_grid, table, tasks, work
-from cnnf_brain.robustness.cells import Cell, Examination, Interrupted, Training, Workshop
+from cnnf_brain.robustness.cells import Cell, Examination, Training, Workshop
 from cnnf_brain.robustness.grids import Against, Grid
 from cnnf_brain.trainer import config, small
 from cnnf_brain.trainer.checkpoint import HASH, finish
+from cnnf_brain.work import Interrupted, claimed
 
 
 def silent(_done: float, _total: float, _title: str) -> None:
@@ -145,7 +146,7 @@ def test_a_killed_process_leaves_no_lock_and_no_half_file(shop: Any) -> None:
     def holds(ready: Any) -> None:
         task = todo[0]
         task.path.parent.mkdir(parents=True, exist_ok=True)
-        with working.FileLock(task.path.parent / f".{task.path.name}.lock", timeout=0):  # type: ignore[attr-defined]
+        with claimed(task.path):
             ready.set()
             time.sleep(600)
 

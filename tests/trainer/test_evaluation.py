@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from trainer.tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny, write_images
+from trainer.tiny_imagenet import SIZE, WNIDS, flags, imagenet, tiny
 
 from cnnf_brain import CNNF
 from cnnf_brain.compare import accuracy, choice
@@ -30,15 +30,7 @@ from cnnf_brain.trainer import evaluation
 from cnnf_brain.trainer.checkpoint import save_weights
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "sequential", tiny)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(scope="module")

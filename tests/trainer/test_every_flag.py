@@ -12,10 +12,9 @@ import torch
 from test_mnist_command import flags as mnist_flags
 from test_mnist_command import mnist
 from trainer.tiny_imagenet import flags as imagenet_flags
-from trainer.tiny_imagenet import imagenet, tiny, write_images
+from trainer.tiny_imagenet import imagenet
 
 from cnnf_brain.images import pick_device
-from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.trainer.distributed import join
 
@@ -27,14 +26,7 @@ REST = {"ada_relu": "signed", "tolerance": None}
 TARGET = {"mnist": "relu1", "imagenet": "features.0"}
 
 
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "sequential", tiny)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def train(trainer: str, make_folder: Any, images: Path, output: Path, *more: str) -> int:

@@ -24,9 +24,7 @@ from cnnf_brain.trainer import small
 Run = Callable[[], int]
 
 
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "sequential", tiny)
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 @pytest.fixture(scope="module", params=["mnist", "imagenet"])

@@ -8,28 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_imagenet import SIZE, flags, imagenet, tiny, write_images
+from tiny_imagenet import SIZE, flags, imagenet, tiny
 from torchvision import models
 
 import cnnf_brain as cb
 from cnnf_brain.datasets.image_batches import ShownImages
 from cnnf_brain.datasets.image_index import index_images
-from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import HeadlessNetworkWarning, read_card
 from cnnf_brain.networks import plan
 
 FEATURES = "IMAGENET1K_FEATURES"
 MEAN, STD = (0.48235, 0.45882, 0.40784), (1 / 255,) * 3  # of the original VGG-16, as torchvision states them
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "sequential", tiny)
 
 
 @pytest.fixture

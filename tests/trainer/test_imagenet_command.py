@@ -17,7 +17,6 @@ from cnnf_brain import CNNF
 from cnnf_brain.datasets.image_batches import DiskBatches, ShownImages, normalise
 from cnnf_brain.datasets.image_index import index_images
 from cnnf_brain.io import sha256
-from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.networks import load_network
 from cnnf_brain.trainer import checkpoint, loop
@@ -29,14 +28,7 @@ from cnnf_brain.trainer.loop import Run, losses
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "sequential", tiny)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 
 def log_lines(output: Path) -> list[dict[str, Any]]:

@@ -109,6 +109,23 @@ def test_two_ranks_make_the_steps_of_one_although_their_parts_are_unequal(
 
 
 @pytest.mark.slow
+def test_a_sharded_optimizer_makes_the_same_weights_and_goes_on_exactly(images: Path, tmp_path: Path) -> None:
+    """With a moving average; stopped in the middle, and finished sharded and not; told once that it is finished."""
+    log, more = tmp_path / "log", ("--max-bad", 0.1, "--save-every", 1, "--ema", 0.9)
+    finish(flags(images, tmp_path / "whole", *more, steps=8), log, ranks=2)
+    for name, sharded in (("sharded", ["--shard-optimizer"]), ("mixed", [])):
+        finish(flags(images, tmp_path / name, *more, "--shard-optimizer", steps=3), log, ranks=2)
+        path, state = checkpoint.newest(tmp_path / name / "checkpoints")  # type: ignore[misc]
+        assert len(state["optimizer"]["state"]) == 6  # of both ranks
+        assert not any("optimizer" in key for key in checkpoint.read(next(path.parent.glob("share-*")))[1])
+        finish(flags(images, tmp_path / name, *more, *sharded, steps=8), log, ranks=2)
+        assert_close(tmp_path / name, tmp_path / "whole", rtol=0, atol=0)
+    assert "Warning" not in log.read_text()
+    finish(flags(images, tmp_path / "sharded", *more, steps=8), log, ranks=2)
+    assert log.read_text().count("already finished") == 1
+
+
+@pytest.mark.slow
 def test_stopped_on_two_ranks_and_finished_on_one(images: Path, tmp_path: Path) -> None:
     """SIGTERM to one of them alone stops both after the same step."""
     log, output = tmp_path / "log", tmp_path / "out"
@@ -136,7 +153,7 @@ def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(image
     """Every other time inside a save; at the end the weights are those of a run that nothing happened to."""
     log, output = tmp_path / "log", tmp_path / "out"
     folder, draw = output / "checkpoints", random.Random(0)
-    argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, "--validate-every", 10, steps=1500)
+    argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, "--validate-every", 10, "--ema", 0.9, steps=1500)
     done, inside = 0, 0
     for number in range(KILLS):
         with started(argv, log) as (process,):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -24,16 +23,12 @@ from cnnf_brain.datasets import mnist as mnist_files
 from cnnf_brain.io import sha256
 from cnnf_brain.model.weights import read_card
 from cnnf_brain.results import commit
+from cnnf_brain.train import small as _mnist
 from cnnf_brain.trainer import checkpoint, small
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "training" / "mnist.py"
-
-spec = importlib.util.spec_from_file_location("training_mnist", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-mnist = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(mnist)
+mnist: Any = _mnist
 
 
 def flags(folder: Path, output: Path, *more: str, model: str = "cnn", epochs: int = 2) -> list[str]:
@@ -62,7 +57,7 @@ def test_a_cnnf_leaves_weights_card_configuration_and_log(
     card = json.loads((output / "card.json").read_text())
     assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
     assert read_card(output / "model.safetensors").content == card
-    assert card["command"].startswith("python training/mnist.py --dataset mnist --data")
+    assert card["command"].startswith("cnnf-brain train small --dataset mnist --data")
     assert card["configuration"]["seed"] == 3
     assert card["configuration"]["data_hash"] == mnist_files.find("mnist", folder).check()
     assert torch.__version__.startswith(card["versions"]["torch"])

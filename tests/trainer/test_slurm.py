@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,10 @@ def run(tmp_path: Path, *, after: str, old_checkpoint: bool = False) -> tuple[in
         path = output / "checkpoints" / "checkpoint-000000001.safetensors"
         path.touch()
         os.utime(path, (time.time() - 9999,) * 2)
+    (tools / "python3").symlink_to(sys.executable)
+    venv = tmp_path / "venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "activate").write_text(f"touch {shlex.quote(str(tmp_path / 'activated'))}\n")
     stands_for = {
         "scontrol": f'echo "$*" >> {shlex.quote(str(tmp_path / "asked"))}\n[ "$1" != show ] || printf "host1\\nhost2\\n"',
         "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"',
@@ -38,6 +44,7 @@ def run(tmp_path: Path, *, after: str, old_checkpoint: bool = False) -> tuple[in
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_NODELIST": "host[1-2]",
         "SLURM_NNODES": "2",
+        "VENV": str(venv.parent),
         "SLURM_JOB_ID": "77",
         "SLURM_JOB_START_TIME": str(int(time.time()) - 60),
     }
@@ -50,14 +57,23 @@ def test_a_preempted_run_is_put_back(tmp_path: Path) -> None:
     code, asked, _ = run(tmp_path, after="touch checkpoints/checkpoint-000000002.safetensors; exit 75")
     assert code == 75
     assert asked == ["show hostnames host[1-2]", "requeue 77"]
+    assert (tmp_path / "activated").exists()
+
+
+def test_bash_reads_the_script() -> None:
+    assert subprocess.run(["bash", "-n", str(SCRIPT)], check=False).returncode == 0
 
 
 def test_a_finished_run_is_not(tmp_path: Path) -> None:
     code, asked, words = run(tmp_path, after="touch checkpoints/checkpoint-000000002.safetensors card.json")
     assert code == 0
     assert asked == ["show hostnames host[1-2]"]
-    assert words[words.index("--rdzv-endpoint") + 1] == "host1:29500"
-    trainer = words[words.index("training/imagenet.py") + 1 :]
+    host, _, port = words[words.index("--rdzv-endpoint") + 1].partition(":")
+    assert host == "host1"
+    with socket.socket() as free:
+        free.bind(("", int(port)))
+    assert words[words.index("-m") + 1 :][:2] == ["cnnf_brain.train", "imagenet"]
+    trainer = words[words.index("imagenet") + 1 :]
     args = imagenet.arguments(trainer)  # the trainer takes these words
     assert (args.data, args.output, args.model, args.amp) == (
         tmp_path / "images",

@@ -23,9 +23,10 @@ from cnnf_brain.trainer import checkpoint, config, loop, small
 from cnnf_brain.trainer.checkpoint import Position
 from cnnf_brain.trainer.config import LossWeights, Schedule
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.loop import Hooks, NonFiniteLoss, Objective, Run, Stop, Trainer
+from cnnf_brain.trainer.loop import Hooks, NonFiniteLoss, Objective, Run, Trainer
 from cnnf_brain.trainer.metrics import EpochLogger, Log
 from cnnf_brain.trainer.writer import Writer
+from cnnf_brain.work import Stop
 
 CONFIGURATION = {"seed": 0, "losses": {"reconstruction": 0.1}}
 N_TRAIN, BATCH = 66, 20  # four batches in an epoch, the last one of six
@@ -71,7 +72,7 @@ def trainer(
         ),
         Run(folder, configuration),
         Hooks(
-            lambda: small.accuracy(model, judged),
+            lambda network: small.accuracy(network, judged),
             perturb=perturb and (lambda *batch: perturb.batch(model, *batch)),
             logger=EpochLogger,
             watchful=True,
@@ -356,10 +357,10 @@ def test_death_between_the_log_and_the_checkpoint_leaves_no_line_twice(
     first = trainer(folder)
     real = Writer.save
 
-    def dies(self: Writer, step: int, state: Any) -> None:
+    def dies(self: Writer, step: int, state: Any, **more: Any) -> None:
         if step == 8:
             raise Killed
-        real(self, step, state)
+        real(self, step, state, **more)
 
     monkeypatch.setattr(Writer, "save", dies)
     with pytest.raises(Killed):
@@ -430,7 +431,7 @@ def test_the_log_survives_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     log = Log(path, done=1)
-    log.write({"step": 2, "again": True})
+    log.log(2, {"again": True})
     assert log.read() == [{"step": 1}, {"step": 2, "again": True}]
     assert path.read_text().endswith("}\n")
 

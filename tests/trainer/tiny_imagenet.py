@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 from collections import OrderedDict
@@ -15,15 +14,11 @@ from PIL import Image
 from torch import nn
 
 from cnnf_brain.model import zoo
+from cnnf_brain.train import imagenet as _imagenet
 
 SIZE = 32
 WNIDS = ("n01", "n02", "n03")
-
-spec = importlib.util.spec_from_file_location("training_imagenet", Path(__file__).parents[2] / "training" / "imagenet.py")
-assert spec is not None
-assert spec.loader is not None
-imagenet: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(imagenet)
+imagenet: Any = _imagenet
 
 
 def tiny(arch: str, num_classes: int, head: str = "torchvision", *, dropout: float = 0.3) -> nn.Sequential:

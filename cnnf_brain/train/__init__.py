@@ -1,0 +1,1 @@
+"""The commands of the trainers: flags -> settings -> ``cnnf_brain.trainer``."""
