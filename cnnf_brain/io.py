@@ -39,6 +39,7 @@ HELD = ".held"  # the lock of a hidden folder
 # A pipe that nobody fills is not waited for; O_NONBLOCK and O_CLOEXEC are unknown to Windows, O_BINARY to all others.
 READ = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
 OPENING = 10.0  # seconds that the opening of a NetCDF file may take
+_SOUND: set[tuple[int, ...]] = set()  # NetCDF files that this process has opened or written
 PACKED, ROOM = 100, 2**26  # a file holds at most so many times its own size when it is unpacked, and so many bytes besides
 
 
@@ -207,11 +208,11 @@ def check_opens(path: Path) -> None:
     """A ValueError where a NetCDF file is not opened within ``OPENING`` seconds.
 
     The C library never comes back from some damaged files, and nothing stops it. So a child process opens the file first, where
-    there is fork.
+    there is fork; once for a file that stays as it is, for a large process takes 0.1 s to fork.
     """
     import netCDF4
 
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or _state(path) in _SOUND:
         return
     if not (child := os.fork()):
         try:
@@ -229,6 +230,13 @@ def check_opens(path: Path) -> None:
         raise ValueError(
             f"{path} ends a process that opens it, with signal {os.WTERMSIG(ended[1])}: it is damaged; get it again"
         )
+    _SOUND.add(_state(path))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes where a file does."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_netcdf(path: Path) -> xr.Dataset:
@@ -279,6 +287,7 @@ def write_netcdf(path: Path, data: xr.Dataset) -> None:
             data.to_netcdf(temporary, engine="netcdf4", encoding=packed)
         except RuntimeError as error:  # how the NetCDF library says that the disk is full
             raise OSError(errno.EIO, str(error)) from error
+    _SOUND.add(_state(path))
 
 
 class Rows:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.server
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -296,9 +297,26 @@ def test_a_file_that_its_library_does_not_survive(
     opens: Callable[[Path], object], limit: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netCDF4 = pytest.importorskip("netCDF4")
-    io.write_netcdf(path := tmp_path / "a.nc", xr.Dataset({"r": ("row", np.zeros(3))}))
-    assert io.read_netcdf(path)["r"].shape == (3,)
+    io.write_netcdf(written := tmp_path / "a.nc", xr.Dataset({"r": ("row", np.zeros(3))}))
+    path = Path(shutil.copy(written, tmp_path / "b.nc"))
     monkeypatch.setattr(netCDF4, "Dataset", opens)
     monkeypatch.setattr(io, "OPENING", limit)
     with pytest.raises(ValueError, match=said):
         io.read_netcdf(path)
+
+
+def test_a_file_is_tried_by_a_process_of_its_own_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: tried.append(0) or fork())  # type: ignore[func-returns-value]
+    io.write_netcdf(written := tmp_path / "a.nc", xr.Dataset({"r": ("row", np.zeros(3))}))
+    assert io.read_netcdf(written)["r"].shape == (3,)
+    assert len(tried) == 0
+    copy = Path(shutil.copy(written, tmp_path / "b.nc"))
+    for _ in range(2):
+        assert io.read_netcdf(copy)["r"].shape == (3,)
+    assert len(tried) == 1
+    copy.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="NetCDF"):
+        io.read_netcdf(copy)
+    assert len(tried) == 2
