@@ -333,9 +333,8 @@ def check_writable(folder: Path, room: int = 2**20) -> None:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=folder
-        ) as probe:  # without a name, where the system can: nothing stays of a killed run
+        # without a name, where the system can: nothing stays of a killed run
+        with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(room))
             probe.flush()
             os.fsync(probe.fileno())

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,34 +153,28 @@ def openness(guide: Tensor, temperature: float) -> Tensor:
     return torch.sigmoid(guide / (temperature * size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)))
 
 
-class SmoothReLU(ReLU):
-    """AdaReLU forward, its smooth form backward."""
+class SmoothGate(FeedbackLayer):
+    """The gate ``rule``: forward it is that gate exactly, backward its smooth form."""
 
-    def __init__(self, rule: ReLU, temperature: float) -> None:
-        super().__init__(rule.name, rule.module, rule.printed)
-        self.temperature = temperature
+    soft: Callable[[Tensor, Tensor], Tensor]  # of x and of how far the gate is open, in (0, 1)
+    temperature: float
 
-    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
+    def __init__(self, rule: FeedbackLayer, temperature: float) -> None:
+        self.__dict__.update(rule.__dict__, temperature=temperature)
+
+    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Any]:
         if guide is None:
             return super().forward(x, None)
         hard, z = super().forward(x.detach(), guide.detach())
-        s = openness(guide, self.temperature)
-        below = -x.clamp_max(0) if self.printed else x.clamp_max(0)
-        soft = s * x.clamp_min(0) + (1 - s) * below
+        soft = self.soft(x, openness(guide, self.temperature))
         return hard + (soft - soft.detach()), z
 
 
-class SmoothMaxPool(MaxPool):
-    """AdaPool forward, its smooth form backward."""
+class SmoothReLU(SmoothGate, ReLU):
+    def soft(self, x: Tensor, s: Tensor) -> Tensor:
+        return s * x.clamp_min(0) + (1 - s) * (-x.clamp_max(0) if self.printed else x.clamp_max(0))
 
-    def __init__(self, rule: MaxPool, temperature: float) -> None:
-        super().__init__(rule.name, rule.module)
-        self.temperature = temperature
 
-    def forward(self, x: Tensor, guide: Tensor | None, spare: bool = False) -> tuple[Tensor, Tensor]:
-        if guide is None:
-            return super().forward(x, None)
-        hard, z = super().forward(x.detach(), guide.detach())
-        s = openness(guide, self.temperature)
-        soft = s * self.pool(x)[0] - (1 - s) * self.pool(-x)[0]
-        return hard + (soft - soft.detach()), z
+class SmoothMaxPool(SmoothGate, MaxPool):
+    def soft(self, x: Tensor, s: Tensor) -> Tensor:
+        return s * self.pool(x)[0] - (1 - s) * self.pool(-x)[0]

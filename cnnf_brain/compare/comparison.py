@@ -346,9 +346,8 @@ def _parts(path: Path, data: xr.Dataset, rows: Sequence[Mapping[str, Any]]) -> I
     start = 0
     for row in rows:
         part = data.isel(row=slice(start, start + row["sites"]))
-        there = [
-            name for name in COLUMNS if row["sites"] and (name != "metric" or name in data)
-        ]  # older files have no metric
+        # older files have no metric
+        there = [name for name in COLUMNS if row["sites"] and (name != "metric" or name in data)]
         other = [name for name in there if set(map(str, part[name].values)) != {row.get(name, PLS)}]
         if other:
             raise ValueError(f"{path} is not of the run in summary.json: {', '.join(other)} differ; run it again")

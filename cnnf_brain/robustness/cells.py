@@ -243,11 +243,8 @@ class Cell(Task):
 
 def read_cell(path: Path) -> tuple[Right, dict[str, Any]]:
     """``correct`` and what the file says about itself; a ValueError where it is damaged."""
-    with (
-        reading(path, "a cell", AGAIN),
-        open_file(path) as opened,
-        np.load(opened) as file,
-    ):  # no pickles: nothing in it is run
+    # no pickles: nothing in it is run
+    with reading(path, "a cell", AGAIN), open_file(path) as opened, np.load(opened) as file:
         values, about = file["correct"], json.loads(str(file["about"]))
         return values, {"identity": about["identity"], "weights_sha256": about["weights_sha256"]}
 

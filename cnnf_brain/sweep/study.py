@@ -213,9 +213,8 @@ class Study:
         for number, one in enumerate([*members, *baselines]):
             name = (one.skeleton.title, one.skeleton.weights)
             known = first.setdefault(name, one)
-            twice = known is not one and number < len(
-                members
-            )  # a baseline may be a network of the study, or that of several
+            # a baseline may be a network of the study, or that of several
+            twice = known is not one and number < len(members)
             if twice or known.features != one.features:
                 raise ValueError(f"two networks of the study are called {name[0]} [{name[1]}]; give each a name of its own")
             if not one.key:
