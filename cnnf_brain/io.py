@@ -18,7 +18,6 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -288,44 +287,6 @@ def write_netcdf(path: Path, data: xr.Dataset) -> None:
         except RuntimeError as error:  # how the NetCDF library says that the disk is full
             raise OSError(errno.EIO, str(error)) from error
     _SOUND.add(_state(path))
-
-
-class Rows:
-    """A growing file of float32 rows of ``width`` numbers, beside a file with one CRC-32 for each row, so that rows which a crash
-    left damaged do not count."""
-
-    def __init__(self, path: Path, width: int) -> None:
-        self.path, self.sums, self.width = path, path.with_suffix(".crc"), width
-
-    def whole(self) -> int:
-        """How many rows from the start are as their sums say."""
-        if not (self.path.is_file() and self.sums.is_file()):
-            return 0
-        sums = np.frombuffer(self.sums.read_bytes()[: self.sums.stat().st_size // 4 * 4], dtype=np.uint32)
-        with open(self.path, "rb") as file:
-            for number, expected in enumerate(sums):
-                row = file.read(4 * self.width)
-                if len(row) < 4 * self.width or zlib.crc32(row) != expected:
-                    return number
-        return len(sums)
-
-    def cut(self, n: int) -> None:
-        """Keep the first n rows alone."""
-        for path, size in ((self.path, 4 * self.width), (self.sums, 4)):
-            path.touch()
-            os.truncate(path, n * size)
-
-    def append(self, rows: np.ndarray[Any, Any]) -> None:
-        """Add rows (n, width)."""
-        rows = np.ascontiguousarray(rows)
-        sums = np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
-        for path, values in ((self.path, rows), (self.sums, sums)):
-            with open(path, "ab") as file:
-                file.write(values.data)
-
-    def read(self) -> np.ndarray[Any, Any]:
-        """All rows, (n, width)."""
-        return np.fromfile(self.path, dtype=np.float32).reshape(-1, self.width)
 
 
 def check_writable(folder: Path, room: int = 2**20) -> None:

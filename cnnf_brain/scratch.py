@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from cnnf_brain import io
 from cnnf_brain.activations import float32_convolutions
+from cnnf_brain.io import CACHE_VARIABLE, cache_folder, open_file, read_bytes
 from cnnf_brain.predictivity.kernel import host, namespace
 from cnnf_brain.types import Array, LayerAt
 
@@ -32,6 +33,44 @@ SCRATCH_DAYS = 7  # the scratch of a run that did not end well is kept this long
 GPU_SHARE = 0.8  # of the memory that is free on a GPU, which features and K may take; the rest is the network's
 GPU_IMAGES = 2000  # from here on regressions run on the GPU as well; with fewer images the way there takes longer
 COPIES = 6  # of K, that ridge holds on a GPU at most: K, centred, its eigenvectors and what these take
+
+
+class Rows:
+    """A growing file of float32 rows of ``width`` numbers, beside a file with one CRC-32 for each row, so that rows which a crash
+    left damaged do not count."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.path, self.sums, self.width = path, path.with_suffix(".crc"), width
+
+    def whole(self) -> int:
+        """How many rows from the start are as their sums say."""
+        if not (self.path.is_file() and self.sums.is_file()):
+            return 0
+        sums = np.frombuffer(read_bytes(self.sums)[: self.sums.stat().st_size // 4 * 4], dtype=np.uint32)
+        with open_file(self.path) as file:
+            for number, expected in enumerate(sums):
+                row = file.read(4 * self.width)
+                if len(row) < 4 * self.width or zlib.crc32(row) != expected:
+                    return number
+        return len(sums)
+
+    def cut(self, n: int) -> None:
+        """Keep the first n rows alone."""
+        for path, size in ((self.path, 4 * self.width), (self.sums, 4)):
+            path.touch()
+            os.truncate(path, n * size)
+
+    def append(self, rows: Array) -> None:
+        """Add rows (n, width)."""
+        rows = np.ascontiguousarray(rows)
+        sums = np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
+        for path, values in ((self.path, rows), (self.sums, sums)):
+            with open(path, "ab") as file:
+                file.write(values.data)
+
+    def read(self) -> Array:
+        """All rows, (n, width)."""
+        return np.fromfile(self.path, dtype=np.float32).reshape(-1, self.width)
 
 
 def room_on(device: torch.device) -> int:
@@ -72,7 +111,7 @@ def few(n_features: int, n_images: int) -> bool:
 
 def room_on_disk(scratch_bytes: int) -> int:
     """What may be taken of the disk. What runs that did not end well left counts as free: it is gone on from, or makes room."""
-    folder = io.cache_folder("scratch")
+    folder = cache_folder("scratch")
     left = 0
     for path in glob.iglob(f"{glob.escape(str(folder))}/*/*.f32"):
         with contextlib.suppress(FileNotFoundError):  # another process removes it now
@@ -92,7 +131,7 @@ def grouped(counts: Counts, n_images: int, limit: int) -> list[list[LayerAt]]:
         if size > limit:
             raise OSError(
                 f"{at}: its features over {n_images} images take {size / 2**30:.3g} GiB of scratch, and {limit / 2**30:.3g} GiB "
-                f"may be used; free space or point {io.CACHE_VARIABLE} to a larger disk"
+                f"may be used; free space or point {CACHE_VARIABLE} to a larger disk"
             )
         if used + size > limit:
             groups.append([])
@@ -104,7 +143,7 @@ def grouped(counts: Counts, n_images: int, limit: int) -> list[list[LayerAt]]:
 
 def make_room(size: int) -> None:
     """Remove scratch that nobody holds: what is older than SCRATCH_DAYS, then the oldest until ``size`` bytes are free."""
-    parent = io.cache_folder("scratch")
+    parent = cache_folder("scratch")
     ages: dict[Path, float] = {}
     for folder in parent.iterdir():
         with contextlib.suppress(OSError):  # another process removes it now
@@ -116,7 +155,7 @@ def make_room(size: int) -> None:
 
 def scratch_folder(key: str) -> Path:
     """Where the features of a layer go."""
-    return io.cache_folder("scratch") / key[:32]
+    return cache_folder("scratch") / key[:32]
 
 
 def remove_whole(keys: Iterable[str]) -> None:
@@ -135,7 +174,7 @@ def remove_scratch(folder: Path) -> None:
 
 def lock_of(name: str) -> FileLock:
     """The lock of a folder of scratch."""
-    return FileLock(io.cache_folder("locks") / f"{name}.lock")
+    return FileLock(cache_folder("locks") / f"{name}.lock")
 
 
 class Scratch:
@@ -164,7 +203,7 @@ class Scratch:
         width = max(1, BLOCK_BYTES // (4 * n_images))
         self.columns = [slice(start, min(start + width, count)) for start in range(0, count, width)]
         self.blocks = (
-            [] if held else [io.Rows(self.folder / f"{some.start}.f32", some.stop - some.start) for some in self.columns]
+            [] if held else [Rows(self.folder / f"{some.start}.f32", some.stop - some.start) for some in self.columns]
         )
 
     def __enter__(self) -> Scratch:
@@ -209,7 +248,7 @@ class Scratch:
             raise OSError(
                 error.errno,
                 f"cannot write features to {self.folder}: {error.strerror or error}; free space or point "
-                f"{io.CACHE_VARIABLE} to a larger disk",
+                f"{CACHE_VARIABLE} to a larger disk",
             ) from error
         self.done += len(rows)
 

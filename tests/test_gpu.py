@@ -21,7 +21,6 @@ from cnnf_brain.activations import float32_convolutions
 from cnnf_brain.attacks import threats
 from cnnf_brain.attacks.gradient import PGD
 from cnnf_brain.gram import layer_grams
-from cnnf_brain.io import Rows
 from cnnf_brain.model import zoo
 from cnnf_brain.model.weights import read_weights
 from cnnf_brain.networks import place
@@ -171,7 +170,7 @@ def test_k_is_summed_on_the_device(held: bool, cache: Path, monkeypatch: pytest.
     room = 2**20 if held else scratch.gram_bytes(len(images))
     monkeypatch.setattr(scratch, "room_on", lambda device: room)
     if held:
-        monkeypatch.setattr(Rows, "append", lambda *a: pytest.fail("features left the device"))
+        monkeypatch.setattr(scratch.Rows, "append", lambda *a: pytest.fail("features left the device"))
     torch.set_float32_matmul_precision("medium")
     try:
         found = layer_grams(place(tiny.network(), DEVICE), images, layers, progress=False)

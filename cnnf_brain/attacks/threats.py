@@ -171,10 +171,14 @@ class SmoothGate(FeedbackLayer):
 
 
 class SmoothReLU(SmoothGate, ReLU):
+    """AdaReLU forward, its smooth form backward."""
+
     def soft(self, x: Tensor, s: Tensor) -> Tensor:
         return s * x.clamp_min(0) + (1 - s) * (-x.clamp_max(0) if self.printed else x.clamp_max(0))
 
 
 class SmoothMaxPool(SmoothGate, MaxPool):
+    """AdaPool forward, its smooth form backward."""
+
     def soft(self, x: Tensor, s: Tensor) -> Tensor:
         return s * self.pool(x)[0] - (1 - s) * self.pool(-x)[0]
