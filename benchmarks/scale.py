@@ -1,6 +1,6 @@
 """From 2,000 to 22,000 images: seconds, memory and scratch of K, PLS, ridge and statistics, and how they grow.
 
-    python benchmarks/scale.py                          # the grid, about an hour on two busy cores; ridge up to 4,000 images
+    python benchmarks/scale.py                          # the grid, half an hour of one core; ridge up to 4,000 images
     python benchmarks/scale.py --points 22000x500x0 --stages PLS statistics             # the largest, by itself
     python benchmarks/scale.py --device cuda --points 22000x1000x100000 --stages K PLS ridge      # on a GPU, features held there
     python benchmarks/scale.py --quick                  # small sizes, to see that it runs; its figures mean nothing
@@ -38,9 +38,8 @@ from cnnf_brain.types import Gram, LayerAt, Split
 
 STAGES = ("K", "PLS", "ridge", "statistics")
 SIZES = ("images", "sites", "features")
-MIDDLE = (4000, 500, 25_000)
-GRID = [MIDDLE, (2000, 500, 25_000), (8000, 500, 25_000), (4000, 100, 25_000), (4000, 250, 25_000), (4000, 1000, 25_000)]
-GRID += [(2000, 500, 100_000), (2000, 500, 400_000)]
+GRID = [(n, 500, 25_000) for n in (2000, 1000, 4000, 8000)] + [(2000, sites, 25_000) for sites in (100, 250, 1000)]
+GRID += [(2000, 500, 100_000), (2000, 500, 400_000), (22_000, 500, 0)]
 QUICK = [(200, 20, 500), (400, 20, 500), (400, 40, 500), (400, 20, 1000)]
 MOST_RIDGE = 4000  # images: 19 penalties, each with a product of n x n x n
 COMPONENTS, LATENTS, ROWS = 25, 100, 250

@@ -23,7 +23,7 @@ from cnnf_brain.types import LayerAt
 SEEDS = {"alexnet": (0,), "vgg16": (0,)}
 ITERATIONS = {"alexnet": (1, 2), "vgg16": (1,)}
 SETS = {
-    "V4": ("", "V4: VGG-16 ten sessions, 492 sites; AlexNet three, 172 sites; two animals"),
+    "V4": ("", "V4, ten sessions, 492 sites of two animals"),
     "IT": ("", "IT, 119 neurons of two animals, 64 shapes"),
     "monkey": ("-monkey", "IT, dissimilarities of 674 neurons of two monkeys, 92 objects"),
     "human": ("-human", "IT, dissimilarities of four human subjects (fMRI), 92 objects"),

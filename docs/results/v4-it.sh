@@ -7,7 +7,7 @@ START=runs/alexnet-start/model.safetensors
 
 # AlexNet: a head on ImageNet's convolutions, then a CNN and a CNN-F from that start. One seed, with the small head of VGG-16;
 # docs/results/imagenet.md has three seeds of the whole AlexNet
-NET="--arch alexnet --head linear --image-size 128 --amp bfloat16 --channels-last --workers 1"
+NET="--arch alexnet --head linear --image-size 128 --channels-last --workers 1"
 mkdir -p runs/choice-data
 for i in 0 1 2 3 4 5 6; do ln -sf "$(realpath "$DATA")/train-0000$i.tar" runs/choice-data/; done
 ln -sf "$(realpath "$DATA")/train-00007.tar" runs/choice-data/val-00000.tar
@@ -18,8 +18,26 @@ python training/imagenet.py $RUN --model cnn --seed 0 --output runs/alexnet-cnn-
 python training/imagenet.py $RUN --model cnnf --iterations 2 --target features.2 --step-size 1 --reconstruction 0.1 \
   --seed 0 --output runs/alexnet-cnnf-seed0
 
-# V4: all ten sessions of two animals (AlexNet: three of them). IT: 119 neurons and 64 shapes (docs/your-recordings.md writes the file); 92 objects
+# V4: all ten sessions of two animals. IT: 119 neurons and 64 shapes, written to a file first; 92 objects
+mkdir -p results
+python - <<'END'
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cnnf_brain.recordings import write_assembly
+
+folder = Path("../shared/data/IT_shapes")
+images, sites = pd.read_csv(folder / "stimuli.csv"), pd.read_csv(folder / "sites.csv")
+responses = np.load(folder / "responses.npy").T  # (images, sites), as write_assembly takes them
+names = [f"monkey{monkey}-cell{cell}" for monkey, cell in zip(sites["monkey"], sites["cell"])]
+subjects = [f"monkey{monkey}" for monkey in sites["monkey"]]
+write_assembly("results/it_shapes.nc", responses, [folder / image for image in images["image"]], region="IT",
+               image_ids=list(images["stimulus_id"]), site_ids=names, subjects=subjects)
+END
 V4="V4=../shared/data/V4_compact_models"
+SESSIONS="190923 190925 190927 190928 190929 201025 210224 210305 210322 210325"
 compare() {  # name, what compare takes for the two networks
   name=$1
   shift
@@ -33,13 +51,11 @@ compare() {  # name, what compare takes for the two networks
   done
 }
 
-SESSIONS="190923 201025 210325"
 V4_LAYERS="V4=features.8" IT_LAYERS="IT=features.8 IT=features.12"
 A="--image-size 128 --iterations 0 1 2 --batch-size 32 --model alexnet --baseline alexnet"
 compare alexnet-untrained $A --weights $START --baseline-weights $START --target features.2 --step-size 1 --match-norm --match-layers
 compare alexnet-seed0 $A --weights runs/alexnet-cnnf-seed0/model.safetensors \
   --baseline-weights runs/alexnet-cnn-seed0/model.safetensors
-SESSIONS="190923 190925 190927 190928 190929 201025 210224 210305 210322 210325"
 V4_LAYERS="V4=features.16" IT_LAYERS="IT=features.23 IT=features.30" START=runs/vgg16-start/model.safetensors
 V="--image-size 64 --iterations 0 1 --batch-size 32 --model vgg16 --baseline vgg16"
 compare vgg16-untrained $V --weights $START --baseline-weights $START --target features.9 --step-size 1 --match-norm --match-layers

@@ -37,7 +37,7 @@ for seed in 0 1 2; do
 done
 python training/imagenet.py $RUN --model cnn --steps 450 --validate-every 100 --seed 0 --output runs/vgg16-long-seed0
 
-# V4 and IT; results/it_shapes.nc is written by docs/your-recordings.md
+# V4 and IT; v4-it.sh writes results/it_shapes.nc
 compare() {  # name, the model's weights, the baseline's
   name=$1 model=$2 baseline=$3
   shift 3
