@@ -184,10 +184,10 @@ def test_available_from_the_cache(installed: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_offline_it_decides_in_time(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(io, "download_size", lambda *_, **__: time.sleep(4))  # as a host look-up that hangs
+    monkeypatch.setattr(io, "download_size", lambda *_, **__: time.sleep(30))  # as a host look-up that hangs
     start = time.monotonic()
     there, why = public_available()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10  # two seconds, and what a busy machine adds
     assert not there
     assert "no answer from https://brainscore-storage" in why
     monkeypatch.setattr(majaj.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
