@@ -198,8 +198,8 @@ class Score(Cell):
     @property
     def cost(self) -> float:
         """In rough seconds of one core, of 10 GFLOP/s."""
-        shapes = [_shape(source) for source in self.question.sources]
-        return sum(self.rows * _operations(self.metric, *shape, self.scoring) for shape in shapes) / 1e10 + 1
+        operations = sum(_operations(self.metric, source, self.scoring) for source in self.question.sources)
+        return self.rows * operations / 1e10 + 1
 
     @property
     def memory(self) -> int:
@@ -237,13 +237,10 @@ def _read(keys: Mapping[LayerAt, str], device: str, at: LayerAt) -> Gram:
     return summed(at, read, device)
 
 
-def _shape(source: Recordings) -> tuple[int, int]:
-    n, sites = source.responses.shape
-    return max(n, len(source.images)), sites
-
-
-def _operations(metric: str, n: int, sites: int, scoring: Scoring) -> float:
+def _operations(metric: str, source: Recordings, scoring: Scoring) -> float:
     """Floating point operations of one layer, roughly: five times the bare products of PLS, eigenvectors of ridge, resamples."""
+    n, sites = source.responses.shape
+    n = max(n, len(source.images))
     if metric == "pls":
         return 5.0 * N_SPLITS * (2 * scoring.components * n**2 + 2 * n * sites**2)
     return 12.0 * N_SPLITS * n**3 if metric == "ridge" else 2e4 * n**2

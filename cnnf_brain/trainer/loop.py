@@ -215,7 +215,7 @@ class Trainer:
         """
         if self.ranks.rank == 0:
             checkpoint.clean(self.checkpoints)
-            averaged = self.descent.average is not None
+            averaged = self.schedule.ema is not None
             check_space(self.checkpoints, self.model, self.optimizer, self.schedule.keep, averaged=averaged)
         at, self.feed = self.position, Feed(self.source.batches(self.position.step))
         self.writer = Writer(self.checkpoints, self.schedule.keep, self.ranks)
@@ -250,6 +250,7 @@ class Trainer:
             self.gather()
             self.save()
             self.writer.wait()
+            self.ranks.wait()  # the end of a rank may end the others, which may still write
             why = requested.name if requested else "a signal to another rank"
             self.logger.say(f"stopped by {why} after step {self.position.step}, saved; the same command continues")
             return False

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from trainer.tiny_imagenet import WNIDS, child, flags, tiny, without_dropout, write_images
 
 from cnnf_brain.model.weights import read_card
-from cnnf_brain.trainer import checkpoint
+from cnnf_brain.trainer import checkpoint, loop
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "torchvision.models", "cnnf_brain.trainer.imagenet"]
+    ["torch._dynamo", "torchvision.models", "torch.utils.tensorboard", "matplotlib", "cnnf_brain.train.imagenet"]
 )  # seconds for each child
 PATIENCE = 200  # seconds
-KILLS = 20
+FEW = 6  # kills, of what is killed in fewer places
 
 
 @pytest.fixture(scope="module")
@@ -148,32 +150,57 @@ def test_stopped_on_two_ranks_and_finished_on_one(images: Path, tmp_path: Path) 
     assert_close(output, tmp_path / "straight", rtol=1e-3, atol=1e-5)
 
 
+def in_float16(arch: str, num_classes: int, head: str = "torchvision") -> nn.Sequential:
+    """``tiny`` where float16 is not refused on a processor, and the loss scale rises until steps are left out."""
+    patch = pytest.MonkeyPatch()  # of this process alone
+    patch.setattr(loop, "check_amp", lambda *_: None)
+    patch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**12, growth_interval=3))
+    return tiny(arch, num_classes, head)
+
+
 @pytest.mark.slow
-def test_killed_twenty_times_at_any_moment_it_loses_no_step_that_was_saved(images: Path, tmp_path: Path) -> None:
-    """Every other time inside a save; at the end the weights are those of a run that nothing happened to."""
+@pytest.mark.parametrize(
+    ("kills", "ranks", "builder", "more"),
+    [
+        pytest.param(20, 1, tiny, (), id="one rank"),
+        pytest.param(FEW, 1, in_float16, ("--amp", "float16"), id="loss scaling"),
+        pytest.param(FEW, 2, tiny, ("--shard-optimizer",), id="sharded optimizer"),
+    ],
+)
+def test_killed_at_any_moment_it_loses_no_step_that_was_saved(
+    images: Path, tmp_path: Path, kills: int, ranks: int, builder: Any, more: tuple[Any, ...]
+) -> None:
+    """Every other time inside a save; at the end the state is that of a run that nothing happened to."""
     log, output = tmp_path / "log", tmp_path / "out"
     folder, draw = output / "checkpoints", random.Random(0)
-    argv = flags(images, output, "--max-bad", 0.1, "--save-every", 1, "--validate-every", 10, "--ema", 0.9, steps=1500)
+    always = ("--max-bad", 0.1, "--save-every", 1, "--validate-every", 10, "--ema", 0.9)
+    argv = flags(images, output, *always, *more, steps=1500)
     done, inside = 0, 0
-    for number in range(KILLS):
-        with started(argv, log) as (process,):
-            wait_for(lambda done=done: steps_of(folder) > done, process, log)
+    for number in range(kills):
+        with started(argv, log, ranks, builder) as processes:
+            wait_for(lambda done=done: steps_of(folder) > done, processes[0], log)
             time.sleep(draw.uniform(0, 0.05))
             if number % 2:
-                wait_for(lambda: any(folder.glob(".checkpoint-*")), process, log)
-            process.kill()
-            process.join(PATIENCE)
-            assert process.exitcode == -signal.SIGKILL
-        inside += any(folder.glob(".checkpoint-*"))
+                wait_for(lambda: any(folder.glob(".*-*")), processes[0], log)
+            draw.shuffle(processes)
+            for process in processes:
+                process.kill()
+            for process in processes:
+                process.join(PATIENCE)
+                assert process.exitcode == -signal.SIGKILL
+        inside += any(folder.glob(".*-*"))
         path, state = checkpoint.newest(folder)  # type: ignore[misc]
         assert state["position"]["step"] == int(path.stem[-9:]) == steps_of(folder) > done
         done = steps_of(folder)
-    assert inside >= KILLS // 4
-    assert log.read_text().count("continuing ") == KILLS - 1
+    assert inside >= kills // 4
+    assert log.read_text().count("continuing ") == kills - 1
     argv[argv.index("--steps") + 1] = str(done + 3)
-    finish(argv, log)
-    assert not list(folder.glob(".checkpoint-*"))
+    finish(argv, log, ranks, builder)
+    assert not list(folder.glob(".*-*"))
     straight = [*argv[: argv.index("--output") + 1], str(tmp_path / "straight"), *argv[argv.index("--output") + 2 :]]
     straight[straight.index("--save-every") + 1] = "1000"
-    finish(straight, log)
+    finish(straight, log, ranks, builder)
     assert_close(output, tmp_path / "straight", rtol=0, atol=0)
+    states = [checkpoint.newest(one / "checkpoints")[1] for one in (output, tmp_path / "straight")]
+    for part in ("model", "optimizer", "average", "scaler"):
+        torch.testing.assert_close(*(state.get(part) for state in states), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""training/imagenet.slurm under bash, with a cluster's commands that note what they are asked for."""
+"""training/imagenet.slurm under bash, with a cluster's commands that note what they are asked for; and on a real SLURM."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from trainer.tiny_imagenet import imagenet
+import slurm
+import torch
+from safetensors.torch import load_file
+from trainer.test_own_network import CODE, words
+from trainer.tiny_imagenet import imagenet, write_images
+
+from cnnf_brain.model.weights import read_card
+from cnnf_brain.trainer import checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "imagenet.slurm"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
@@ -46,7 +54,6 @@ def run(tmp_path: Path, *, after: str, old_checkpoint: bool = False) -> tuple[in
         "SLURM_NNODES": "2",
         "VENV": str(venv.parent),
         "SLURM_JOB_ID": "77",
-        "SLURM_JOB_START_TIME": str(int(time.time()) - 60),
     }
     words = ["bash", str(SCRIPT), str(tmp_path / "images"), str(output), "--model", "cnnf", "--amp", "bfloat16"]
     code = subprocess.run(words, env=environment, check=False).returncode  # type: ignore[assignment]
@@ -88,3 +95,55 @@ def test_a_run_that_came_no_further_is_not(tmp_path: Path, old_checkpoint: bool)
     code, asked, _ = run(tmp_path, after="exit 1", old_checkpoint=old_checkpoint)
     assert code == 1
     assert asked == ["show hostnames host[1-2]"]
+
+
+@pytest.mark.slow
+def test_on_a_cluster_a_run_that_is_stopped_requeued_and_loses_a_rank_ends_as_if_nothing_had_happened(
+    tmp_path: Path,
+) -> None:
+    """Two machines with a rank each, on processors; the job puts itself back at the end of its time."""
+    (tmp_path / "lab.py").write_text(CODE)
+    images, output, log = write_images(tmp_path / "images"), tmp_path / "out folder", tmp_path / "log"
+
+    def command(folder: Path) -> list[str]:
+        more = ("--iterations", 1, "--save-every", 1, "--validate-every", 1000)
+        return words(images, folder, f"{tmp_path / 'lab.py'}:feedback", *more, steps=200)
+
+    def came_further() -> None:
+        before = checkpoint.paths(output / "checkpoints")[:1]
+        slurm.wait(lambda: checkpoint.paths(output / "checkpoints")[:1] != before, "a checkpoint", 240)
+
+    with slurm.cluster(tmp_path, cpus=2) as cluster, pytest.MonkeyPatch.context() as patch:
+        if (Path(sys.prefix) / "bin" / "activate").exists():
+            patch.setenv("VENV", sys.prefix)
+        patch.setenv("PROCESSES", "1")
+        asked = ("--account=lab", "--partition=low", "--gpus-per-node=0", "--cpus-per-task=2", f"--output={log}")
+        data, _, folder, *flags = command(output)[1:]
+        job = cluster.say("sbatch", "--parsable", *asked, str(SCRIPT), data, folder, *flags).strip()
+        came_further()
+        assert "Nodes=2 CPUs=4 Tasks=2" in cluster.say("scontrol", "show", "step", f"{job}.0")
+        rank(cluster, "1").kill()
+        came_further()
+        cluster.say("scancel", "--signal=TERM", job)  # as --signal does, 300 s before the time is up
+        slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job puts itself back", 120)
+        assert log.read_text().count("stopped by ") == 1
+        cluster.now()
+        came_further()
+        cluster.say("scontrol", "requeue", job)
+        slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job is put back", 120)
+        cluster.now()
+        slurm.wait(lambda: not cluster.jobs(), "the end of the job", 240)
+    assert log.read_text().count("continuing ") == 3, log.read_text()
+    card = read_card(output / "model.safetensors").content
+    assert (card["step"], card["ranks"]) == (200, 2)
+    straight = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    straight += ["-m", "cnnf_brain.train", "imagenet", *command(tmp_path / "straight")]
+    subprocess.run(straight, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    weights = [load_file(folder / "model.safetensors") for folder in (output, tmp_path / "straight")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def rank(cluster: slurm.Cluster, number: str) -> psutil.Process:
+    """The process of a rank."""
+    (found,) = (one for node in slurm.NODES for one in cluster.on_node(node) if one.environ().get("RANK") == number)
+    return found

@@ -300,6 +300,16 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, straight: Any,
     assert_same_outcome(straight, second, tmp_path / "straight", folder)
 
 
+def test_no_rank_leaves_before_the_checkpoint_of_a_stopped_run_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[int] = []
+    monkeypatch.setattr(Ranks, "wait", lambda _: there.append(len(checkpoint.paths(tmp_path / "checkpoints"))))
+    run = trainer(tmp_path)
+    assert not run.run(StopAfter(run, 1))  # type: ignore[arg-type]
+    assert there == [1]
+
+
 @pytest.mark.parametrize("part", ["seed", "position", "optimizer"])
 def test_the_comparison_notices_a_state_that_is_not_restored(
     tmp_path: Path, straight: Any, monkeypatch: pytest.MonkeyPatch, part: str

@@ -1,4 +1,7 @@
-"""A SLURM of its own for a test: munged, slurmctld and slurmd of two nodes, all on this machine."""
+"""A SLURM of its own for a test: munged, slurmctld and slurmd of two nodes, all on this machine.
+
+Nodes are called by addresses of this machine, so that each finds the other by its name, as those of a cluster do.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "srun", "scancel")
 SBIN = "/usr/sbin:/sbin"
+NODES = ("127.0.0.1", "127.0.0.2")
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost
@@ -43,15 +47,15 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0,bf
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MaxArraySize=6
-NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=100000
-NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=100000
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
-PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+NodeName=127.0.0.1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=100000
+NodeName=127.0.0.2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=100000
+PartitionName=low Nodes=127.0.0.[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=127.0.0.[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
 class Cluster:
-    """The programs of a cluster in ``folder``; nodes are ``n1`` and ``n2``, partitions ``low`` and ``high``."""
+    """The programs of a cluster in ``folder``; nodes are NODES, partitions ``low`` and ``high``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,11 +96,18 @@ class Cluster:
         """Id, state, node and partition of all jobs that are not over."""
         return [line.split("|") for line in self.say("squeue", "-h", "-r", "-o", "%i|%T|%N|%P").splitlines()]
 
+    def now(self) -> None:
+        """Start what waits at once: SLURM holds a requeued job back for minutes."""
+        for job, state, *_ in self.jobs():
+            if state == "PENDING":
+                with suppress(subprocess.CalledProcessError):
+                    self.say("scontrol", "update", f"jobid={job}", "starttime=now")
+
     def stop(self) -> None:
         """End all of it."""
         with suppress(subprocess.SubprocessError):
             self.say("scancel", "--user=root", "--signal=KILL")
-        for name in ("n1", "n2"):
+        for name in NODES:
             self.kill_node(name)
         for process in self.programs.values():
             process.terminate()
@@ -106,9 +117,8 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster that runs; a skip, with the reason, where there is no SLURM to be had."""
-    pytest.importorskip("submitit", reason="needs submitit (the extra cluster)")
+def cluster(folder: Path, cpus: int = 1) -> Iterator[Cluster]:
+    """A cluster that runs, of nodes with ``cpus``; a skip, with the reason, where there is no SLURM to be had."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{os.environ['PATH']}:{SBIN}")
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -118,7 +128,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             pytest.skip("needs root, as slurmd does")
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         ports = [free_port() for _ in range(3)]
-        (folder / "slurm.conf").write_text(CONF.format(folder=folder, ports=ports))
+        (folder / "slurm.conf").write_text(CONF.format(folder=folder, ports=ports, cpus=cpus))
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
         made = Cluster(folder)
@@ -128,7 +138,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             made.start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.sock", *files)
             wait(lambda: (folder / "munge.sock").exists(), "munged")
             made.start("slurmctld", "slurmctld", "-D")
-            for name in ("n1", "n2"):
+            for name in NODES:
                 made.start(name, "slurmd", "-D", "-N", name)
             wait(lambda: made.say("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, "two nodes")
             yield made
