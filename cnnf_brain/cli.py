@@ -185,7 +185,7 @@ class Parser(argparse.ArgumentParser):
         try:
             return self.parse_args([*([] if path is None else self._words(path, argv)), *argv])
         except (OSError, ValueError) as error:
-            self.error(str(error))
+            self.error(_told(error))
 
     def _words(self, path: Path, argv: Sequence[str]) -> list[str]:
         """The entries of a TOML file as words of a command line, but for those that exclude a flag in ``argv``."""
@@ -235,6 +235,8 @@ def run(work: Callable[[], int], *, debug: bool = False) -> int:
 
 def _told(error: Exception) -> str:
     """An error of the user's world (files, models, devices, memory, other processes) in one line; empty for a bug."""
+    if isinstance(error, OSError) and error.filename is not None and error.filename2 is None:
+        return f"{error.filename}: {error.strerror}"  # without the system's number
     if isinstance(error, (ValueError, OSError, ImportError, RunError)):
         return " ".join(str(error).split("\n")) or type(error).__name__
     foreign = f"{type(error).__name__}: {error}" if isinstance(error, RuntimeError) else ""
@@ -248,10 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="cnnf-brain",
-        usage="cnnf-brain COMMAND ...",
+        usage=f"cnnf-brain COMMAND ...\n\nCOMMAND: {', '.join(COMMANDS)}",
         description="CNN-F and its neural predictivity. Each command has a --help of its own.",
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of these")
     module = f"cnnf_brain.{parser.parse_args(words[:1]).command}"
     found = find_spec(module)
     if found is not None and found.submodule_search_locations is not None:  # a folder of modules

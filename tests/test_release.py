@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_only_the_job_that_publishes_can_publish() -> None:
     assert "id-token" not in release["permissions"]
     (publisher,) = (step["uses"] for step in release["jobs"]["publish"]["steps"] if "pypa/" in step["uses"])
     assert re.fullmatch(r"pypa/gh-action-pypi-publish@[0-9a-f]{40}", publisher)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [("[a](docs/a.md)", True), ("![a](docs/a.png)", True), ("[a](https://x.org/a.md#b) `x[i](2, y)`", False)],
+)
+def test_a_release_with_relative_links_is_refused(tmp_path: Path, text: str, refused: bool) -> None:
+    steps = yaml.safe_load(read(".github/workflows/release.yml"))["jobs"]["build"]["steps"]
+    (check,) = (step["run"] for step in steps if "README" in step.get("name", ""))
+    (tmp_path / "README.md").write_text(f"# A\n\n{text}\n")
+    done = subprocess.run(["bash", "-e", "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "relative" in done.stderr) == (int(refused), refused)
 
 
 def test_the_image_holds_all_that_a_build_needs() -> None:

@@ -135,7 +135,7 @@ def run(options: Options) -> Comparison:
         about = {"options": options.decided(), "chosen": why, "configuration": configuration, "accuracy": measured}
         done = Comparison(found.evaluations, {**found.run, **about, "seconds": round(time.time() - started, 1)})
         missing = done.write(staging, folder)
-    print(done.markdown())
+    print(f"{done.markdown()}\n\n{done.answer}\n")
     print(f"written to {folder}: {', '.join(name for name in FILES if (folder / name).exists())}", flush=True)
     tell(folder, missing, AGAIN.format(folder))
     return done

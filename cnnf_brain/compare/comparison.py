@@ -91,14 +91,14 @@ class Comparison:
             "kind": KIND,
             "simulated": self.simulated,
             **shared,
-            "answer": words.answer(self.rows, simulated=self.simulated),
+            "answer": words.answer(self.rows),
             "family_size": {name: tested.count(name) for name in dict.fromkeys(tested)},
             "evaluations": self.rows,
         }
 
     @property
     def answer(self) -> str:
-        """One sentence on the differences to the baseline, by the tests that are valid for new images."""
+        """What was found in each region beside the baseline, by the tests that are valid for new images."""
         found: str = self.summary["answer"]
         return found
 

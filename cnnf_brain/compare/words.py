@@ -19,6 +19,7 @@ FEW_SITES = 30
 DIMENSION = "effective_dimension"
 SHOWN = {RESAMPLED: "resampled t", PERMUTATION: "permutation", OVER_IMAGES: "bootstrap", HIERARCHICAL: "over animals"}
 SHOWN[WELCH] = "Welch"  # in the table, valid ones first; the files have all
+DOES = {"above": "better", "below": "worse", "undecided": "neither clearly better nor worse"}  # a verdict in the answer
 
 
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
@@ -290,42 +291,32 @@ def question(entries: list[dict[str, Any]]) -> str:
     return f"Do the features of {join(models)} {predict} {simulated}{join(regions)} sites better than those of {join(baselines)}?"
 
 
-def answer(entries: Sequence[Mapping[str, Any]], *, simulated: bool) -> str:
-    """One sentence on the differences to the baseline, by the tests that are valid for new images."""
+def answer(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What was found in each region, by the tests that are valid for new images, and which these are."""
     found = [e for e in entries if e["role"] == "model" and e.get("difference") is not None]
     if not found:
         return "No row has a difference to a baseline: the table stands alone."
-    verdicts = [e["verdict"] for e in found]
-    above, below, undecided = (verdicts.count(name) for name in ("above", "below", "undecided"))
-    word = _word(above, below, len(found))
+    regions = [[e for e in found if e["region"] == name] for name in dict.fromkeys(e["region"] for e in found)]
     tested = {test["name"] for e in found for test in e["tests"]}
     valid = join([name for name in SHOWN if TESTS[name].decides and name in tested])
-    state = " (simulated sites)" if simulated else ""
     return (
-        f"{word}{state}: of {len(found)} difference{'s' * (len(found) > 1)} to the baseline, {above} lie above and {below} below "
-        f"it by every valid test ({valid}; p < {LEVEL} after Holm's adjustment) and {undecided} are undecided; {_ends(found)}."
+        f"Compared with the baseline, {'; '.join(map(_found, regions))}. Better and worse are said where every test that is valid "
+        f"for new images ({valid}) has p < {LEVEL} after Holm's adjustment."
     )
 
 
-def _word(above: int, below: int, n: int) -> str:
-    if above:
-        return "Yes" if above == n else "In part"
-    return "No" if below else "Undecided"
-
-
-def _ends(found: Sequence[Mapping[str, Any]]) -> str:
-    """The smallest and the largest difference, of each kind of score."""
-    kinds = [(kind, [e for e in found if score_name([e]) == kind]) for kind in ("median r", "agreement")]
-    return " and ".join(f"in {kind} {_range(rows)}" for kind, rows in kinds if rows)
-
-
-def _range(rows: Sequence[Mapping[str, Any]]) -> str:
-    low, high = (pick(rows, key=lambda e: e["difference"]) for pick in (min, max))
-    return f"from {_difference(low)} to {_difference(high)}" if len(rows) > 1 else _difference(low)
-
-
-def _difference(e: Mapping[str, Any]) -> str:
-    return f"{e['difference']:+.3f} ({e['region']}, {e['layer']})"
+def _found(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How the models do in one region, in all its rows or in how many, and the range of the differences."""
+    region = "simulated " * any(e["simulated"] for e in rows) + rows[0]["region"]
+    who = "the models do" if len({(e["network"], e["weights"]) for e in rows}) > 1 else "the model does"
+    verdicts = [e["verdict"] for e in rows]
+    share = {word: verdicts.count(name) for name, word in DOES.items() if name in verdicts}
+    does = [word + (f" in {n} of {len(rows)} rows" if n < len(rows) else "") for word, n in share.items()]
+    kinds: dict[str, list[float]] = {}
+    for e in rows:
+        kinds.setdefault(score_name([e]), []).append(e["difference"])
+    by = [f"{' to '.join(dict.fromkeys(f'{end(d):+.3f}' for end in (min, max)))} in {kind}" for kind, d in kinds.items()]
+    return f"in {region} {who} {join(does)} ({join(by)})"
 
 
 def caveats(summary: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:

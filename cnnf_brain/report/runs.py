@@ -45,7 +45,7 @@ class Picture:
 class Run:
     """What the page of a run shows.
 
-    ``folder`` is named on the page. ``kind`` is the command in a word; ``question`` and ``answer`` are a sentence each.
+    ``folder`` is named on the page. ``kind`` is the command in a word; ``question`` and ``answer`` are a sentence or two.
     ``caveats`` say what the run does not show. ``same``: what must agree, by name, before two runs of a kind are compared
     (recordings, splits, versions). ``notice``: a warning that must be read with the answer, shown right below it.
     """

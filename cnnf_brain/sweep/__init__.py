@@ -128,6 +128,11 @@ class Stage:
     hours: float
     memory: float
 
+    @property
+    def time(self) -> str:
+        """``hours`` in words."""
+        return f"{self.hours:,.0f} hours" if self.hours >= 10 else f"{60 * self.hours:,.1f} minutes"
+
     @classmethod
     def of(cls, cells: Sequence[Cell], seconds: Mapping[Cell, float]) -> Stage:
         """Of cells and the seconds of each."""
@@ -150,7 +155,7 @@ class Estimate:
 
     def __str__(self) -> str:
         lines = [
-            f"{name}: {one.cells} cells, {one.done} of them done; about {one.hours:.2g} hours of one process; "
+            f"{name}: {one.cells} cells, {one.done} of them done; about {one.time} of one process; "
             f"{one.memory:.2g} GB of memory for the largest, beside the network"
             for name, one in self.stages.items()
         ]

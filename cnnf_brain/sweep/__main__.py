@@ -60,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
 def show(table: Table, folder: Path) -> int:
     """The ranking on standard output, failures on stderr."""
-    print(table.ranking.to_string(index=False, columns=["rank", "region", "source", "metric", "network", "layer", "score"]))
+    print(
+        table.ranking.to_string(
+            index=False, columns=["rank", "region", "source", "metric", "network", "layer", "iteration", "score"]
+        )
+    )
     print(f"tables and page: {folder}")
     for name, error in table.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)

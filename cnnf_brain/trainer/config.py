@@ -113,7 +113,7 @@ class Schedule:
     steps: int = option(200_000, "optimizer steps", above=0)
     learning_rate: float = option(0.005, "learning rate", flag="lr", above=0)
     decay_every: int = option(100_000, "between two decays of the learning rate", metavar="STEPS", above=0)
-    decay_factor: float = option(0.9, '"decreased by 10%%" read literally; 0.1 is the other reading', above=0)
+    decay_factor: float = option(0.9, '"decreased by 10%" read literally; 0.1 is the other reading', above=0)
     warmup: int = option(0, "over which the learning rate rises to its value", metavar="STEPS", least=0)
     decay: str = option("steps", "of the learning rate: by the factor, or as a cosine to 0 at the last step", choices=DECAYS)
     ema: float | None = option(

@@ -536,11 +536,24 @@ def test_the_data_frame_has_the_summary_s_numbers() -> None:
     assert math.isnan(base["difference"])
 
 
+def test_the_answer_speaks_of_each_region_and_of_several_models() -> None:
+    """Where one of two models is better in IT and the other is not tested, and V4's sites, which are simulated, cannot tell."""
+    rows = [evaluation("model", comparison=comparison(0.5), simulated=True), evaluation("model", network="other")]
+    rows += [
+        evaluation("model", region="IT", comparison=comparison(0.001)),
+        evaluation("model", region="IT", comparison=None),
+    ]
+    assert Comparison((evaluation(), *rows), run()).answer.split(". ")[0] == (
+        "Compared with the baseline, in simulated V4 the models do neither clearly better nor worse (+0.010 in median r); in IT "
+        "the model does better (+0.010 in median r)"
+    )
+
+
 def test_a_notebook_shows_the_table_and_the_answer() -> None:
     made = Comparison((evaluation(network="<b>"), evaluation("model", comparison=comparison(0.001))), run())
-    assert "Yes: of 1 difference to the baseline" in made.answer
+    assert "in V4 the model does better (" in made.answer
     html = made._repr_html_()
     assert "<table>" in html
-    assert "Yes: of 1 difference to the baseline" in html
+    assert made.answer.split("(")[0] in html
     assert "<b>" not in html
     assert made.answer in repr(made)

@@ -74,26 +74,31 @@ def test_question_answer_figure_table_run_and_caveats_in_this_order(tmp_path: Pa
 def test_the_answer_counts_valid_tests(tmp_path: Path) -> None:
     run = readers.read(compared(tmp_path))
     # of two differences, +0.12 has p = 0.001 (Holm over two: 0.002) by all tests, -0.2 has p = 0.4
-    assert run.answer.startswith("In part: of 2 differences to the baseline, 1 lie above and 0 below it by every valid test")
-    assert run.answer.endswith("1 are undecided; in median r from -0.200 (V4, pool@2) to +0.120 (V4, pool@1).")
+    assert run.answer == (
+        "Compared with the baseline, in V4 the model does better in 1 of 2 rows and neither clearly better nor worse in 1 of "
+        "2 rows (-0.200 to +0.120 in median r). Better and worse are said where every test that is valid for new images "
+        "(corrected resampled t over folds and permutation over images) has p < 0.05 after Holm's adjustment."
+    )
 
 
 @pytest.mark.parametrize(
-    ("ps", "differences", "word"),
+    ("ps", "differences", "does"),
     [
-        ((0.001,), (0.1,), "Yes"),
-        ((0.001,), (-0.1,), "No"),
-        ((0.6,), (0.1,), "Undecided"),
-        ((0.001, 0.001), (0.1, -0.1), "In part"),
+        ((0.001,), (0.1,), "better (+0.100 in median r)"),
+        ((0.001,), (-0.1,), "worse (-0.100 in median r)"),
+        ((0.6,), (0.1,), "neither clearly better nor worse (+0.100 in median r)"),
+        ((0.001, 0.001), (0.1, 0.1), "better (+0.100 in median r)"),
+        ((0.001, 0.001), (0.1, -0.1), "better in 1 of 2 rows and worse in 1 of 2 rows (-0.100 to +0.100 in median r)"),
     ],
 )
-def test_the_first_word_of_the_answer(tmp_path: Path, ps: Any, differences: Any, word: str) -> None:
+def test_the_answer_says_what_the_model_does(tmp_path: Path, ps: Any, differences: Any, does: str) -> None:
     rows = [evaluation("baseline", "pool@0", r=0.3)]
     rows += [
         evaluation("model", f"pool@{t}", r=0.3, p=p, difference=d)
         for t, (p, d) in enumerate(zip(ps, differences, strict=True))
     ]
-    assert readers.read(compared(tmp_path, *rows)).answer.split(":")[0] == word
+    answer = readers.read(compared(tmp_path, *rows)).answer
+    assert answer.split(". ")[0] == f"Compared with the baseline, in V4 the model does {does}"
 
 
 def test_numbers_of_the_chart_are_those_of_the_summary(tmp_path: Path) -> None:
