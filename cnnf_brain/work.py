@@ -11,11 +11,17 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from cnnf_brain.io import short_hash
+
+AGAIN = "remove it, and the same command makes it again"  # of a damaged file
+DIGITS = 12  # of the hashes in names
 POLL = 1.0  # seconds between looks at what other processes do
 Tell = Callable[[float, float, str], None]
 
@@ -81,6 +87,22 @@ class Task(ABC):
     def hopeless(self) -> bool:
         """Whether it is left out of this work, since it, or what it needs, has failed."""
         return False
+
+
+def file_name(words: str, identity: object, suffix: str) -> str:
+    """What a task's file is called: in words, and by all that decides its content, so that another content has another name."""
+    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in words.lower())[:150]
+    return f"{name}-{short_hash(identity, DIGITS)}{suffix}"
+
+
+def read_once(read: Callable[[Path], Any], path: Path) -> Any:
+    """What ``read`` finds in a file, until the file is written anew."""
+    return _read_once(read, path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _read_once(read: Callable[[Path], Any], path: Path, _written_at: int) -> Any:
+    return read(path)
 
 
 def work(

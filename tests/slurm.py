@@ -97,11 +97,17 @@ class Cluster:
         return [line.split("|") for line in self.say("squeue", "-h", "-r", "-o", "%i|%T|%N|%P").splitlines()]
 
     def now(self) -> None:
-        """Start what waits at once: SLURM holds a requeued job back for minutes."""
+        """Start what waits at once: SLURM holds a requeued job back for minutes. Not in the second in which its last start ended:
+        a node takes the new start for the old one then, and the job is lost."""
+        time.sleep(2)
         for job, state, *_ in self.jobs():
             if state == "PENDING":
                 with suppress(subprocess.CalledProcessError):
                     self.say("scontrol", "update", f"jobid={job}", "starttime=now")
+
+    def idle(self) -> bool:
+        """Whether both nodes are there and free."""
+        return self.say("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2
 
     def stop(self) -> None:
         """End all of it."""
@@ -140,7 +146,7 @@ def cluster(folder: Path, cpus: int = 1) -> Iterator[Cluster]:
             made.start("slurmctld", "slurmctld", "-D")
             for name in NODES:
                 made.start(name, "slurmd", "-D", "-N", name)
-            wait(lambda: made.say("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, "two nodes")
+            wait(made.idle, "two nodes")
             yield made
         finally:
             made.stop()

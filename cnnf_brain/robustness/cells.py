@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,16 @@ from torch import Tensor
 from cnnf_brain import work
 from cnnf_brain.attacks import sanity_checks, threats
 from cnnf_brain.attacks.gradient import PGD, Attack, Logits, Threat, finite
-from cnnf_brain.io import atomic_path, open_file, read_json, reading, sha256, short_hash, write_json
+from cnnf_brain.io import atomic_path, open_file, read_json, reading, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.weights import WEIGHTS
 from cnnf_brain.robustness.grids import PASSES, Against, Grid, Model
 from cnnf_brain.trainer import small
 from cnnf_brain.trainer.small import UNITS
-from cnnf_brain.work import Interrupted, Stop
+from cnnf_brain.work import AGAIN, Interrupted, Stop, file_name, read_once
 
 Right = npt.NDArray[np.bool_]  # (epsilon, iteration, image): is the image classified rightly?
 FORMAT = "cnnf-brain robustness cell 2"
-AGAIN = "remove it, and the same command makes it again"
-DIGITS = 12  # of the hashes in names
 TRAINING_IMAGES = 55_000  # all that are not kept for validation
 CRAFTING = {"fgsm": 2, "pgd7": 14, "pgd40": 80}  # passes to make an image to train on
 
@@ -60,7 +58,7 @@ class Workshop:
     def network_folder(self, model: Model, seed: int) -> Path:
         """The folder of the run of one seed; grids share it where the configuration is the same."""
         name = f"{self.grid.dataset}-{f'cnnf-{model.iterations}' if model.iterations else 'cnn'}-seed{seed}"
-        return self.models / f"{name}-{short_hash(self.configuration_of(model, seed), DIGITS)}"
+        return self.models / file_name(name, self.configuration_of(model, seed), "")
 
     def configuration_of(self, model: Model, seed: int) -> dict[str, Any]:
         """All that decides a network."""
@@ -72,7 +70,7 @@ class Workshop:
         path = folder / WEIGHTS
         if not (path.exists() and (folder / "card.json").exists()):
             return None
-        return _read_once(sha256, path, path.stat().st_mtime_ns)  # type: ignore[no-any-return]
+        return read_once(sha256, path)  # type: ignore[no-any-return]
 
     def load(self, model: Model, seed: int) -> threats.WithPreprocessing:
         """A trained network on the device, with its preprocessing."""
@@ -201,8 +199,7 @@ class Cell(Task):
     @property
     def path(self) -> Path:
         words = f"{self.model.label}-seed{self.seed}-{self.against.attack}-{self.against.threat}"
-        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in words.lower())
-        return self.shop.folder / "cells" / f"{name}-{short_hash(self.identity, DIGITS)}.npz"
+        return self.shop.folder / "cells" / file_name(words, self.identity, ".npz")
 
     @property
     def title(self) -> str:
@@ -216,7 +213,7 @@ class Cell(Task):
         return float(self.images * (crafting + len(self.epsilons) * (1 + 2 * self.iterations)))
 
     def made_with(self) -> list[str] | None:
-        return _read_once(_weights_of, self.path, self.path.stat().st_mtime_ns)  # type: ignore[no-any-return]
+        return read_once(_weights_of, self.path)  # type: ignore[no-any-return]
 
     def make(self, stop: Stop | None) -> None:
         started, weights = time.monotonic(), self.weights
@@ -253,11 +250,6 @@ def _weights_of(path: Path) -> Any:
     return read_cell(path)[1]["weights_sha256"]
 
 
-@lru_cache(maxsize=10_000)
-def _read_once(read: Callable[[Path], Any], path: Path, _written_at: int) -> Any:
-    return read(path)
-
-
 class Examination(Task):
     """The sanity checks of a network under attack; its file holds the findings."""
 
@@ -273,8 +265,8 @@ class Examination(Task):
     @property
     def path(self) -> Path:
         network, part = self.shop.configuration_of(self.model, self.seed), self.shop.grid.part
-        mark = short_hash([FORMAT, network, self.settings, self.shop.grid.strong_epsilons[0], part], DIGITS)
-        return self.shop.folder / "cells" / f"examination-seed{self.seed}-{mark}.json"
+        identity = [FORMAT, network, self.settings, self.shop.grid.strong_epsilons[0], part]
+        return self.shop.folder / "cells" / file_name(f"examination-seed{self.seed}", identity, ".json")
 
     @property
     def title(self) -> str:

@@ -7,9 +7,9 @@ The file of a K says under which keys the cache holds it, so that scores are mad
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,20 @@ from cnnf_brain.compare.comparison import write_scores
 from cnnf_brain.compare.evaluate import check_features, evaluate_region, scoring_bytes
 from cnnf_brain.gram import Features, cached_path, read_gram, summed
 from cnnf_brain.images import AUTO, pick_device
-from cnnf_brain.io import read_json, reading, short_hash, write_json
+from cnnf_brain.io import read_json, reading, write_json
 from cnnf_brain.model.cnnf import CNNF
+from cnnf_brain.networks import Network
 from cnnf_brain.predictivity.crossval import N_SPLITS
 from cnnf_brain.recordings import Recordings
 from cnnf_brain.scratch import gram_bytes
 from cnnf_brain.sweep.study import Member, Question, Study
 from cnnf_brain.types import FEATURES_VERSION, Gram, Images, LayerAt, Lazy
-from cnnf_brain.work import Interrupted, Stop, Task
+from cnnf_brain.work import AGAIN, Interrupted, Stop, Task, file_name, read_once
 
 FORMAT = "cnnf-brain study cell 1"
 CELLS, LOGS = "cells", "logs"  # folders of a study's folder
 MANIFEST = "cells.json"  # the cells of the study as it is now
 PATIENCE = 60.0  # seconds that a process waits for another that begins or ends
-AGAIN = "remove it, and the same command makes it again"
-DIGITS = 12  # of the hashes in names
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +46,7 @@ class Cell(Task):
     @cached_property
     def path(self) -> Path:
         words, suffix = self.words
-        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in "-".join(words).lower())[:150]
-        return self.folder / CELLS / f"{name}-{short_hash(self.identity, DIGITS)}{suffix}"
+        return self.folder / CELLS / file_name("-".join(words), self.identity, suffix)
 
     @property
     @abstractmethod
@@ -125,19 +123,16 @@ class K(Cell):
 
     def keys(self) -> dict[LayerAt, str]:
         """Under which keys the cache holds K, by layer."""
-        return _keys(self.path, self.path.stat().st_mtime_ns)
+        return read_once(_keys, self.path)  # type: ignore[no-any-return]
 
-    def outdated(self) -> str:
-        gone = [at for at, key in self.keys().items() if not cached_path(key).exists()]
+    def outdated(self, layers: Iterable[LayerAt] = ()) -> str:
+        keys = self.keys()
+        gone = [at for at in layers or keys if not cached_path(keys[at]).exists()]
         return f"the cache lacks K of {', '.join(map(str, gone[:3]))}" if gone else ""
 
     def make(self, stop: Stop | None) -> None:
         network = self.member.load(self.device)
-        how: dict[str, Any] = {
-            "batch_size": self.scoring.batch_size,
-            "unit_norm": self.scoring.unit_norm,
-            "workers": self.scoring.workers,
-        }
+        how: dict[str, Any] = {name: getattr(self.scoring, name) for name in ("batch_size", "unit_norm", "workers")}
         features = Features([(network, self.images, self.layers)], **how)
         check_features(features, self.scoring)
 
@@ -151,8 +146,7 @@ class K(Cell):
         write_json(self.path, {**about, "machine": results.machine(network.device), "keys": keys})
 
 
-@lru_cache(maxsize=10_000)
-def _keys(path: Path, _written_at: int) -> dict[LayerAt, str]:
+def _keys(path: Path) -> dict[LayerAt, str]:
     with reading(path, "a cell of a study", AGAIN):
         return {LayerAt.parse(name): key for name, key in read_json(path, AGAIN)["keys"].items()}
 
@@ -163,7 +157,7 @@ class Score(Cell):
 
     question: Question
     metric: str
-    grams: Mapping[tuple[int, str], K]  # by the skeleton's id and the digest of the images
+    grams: Mapping[tuple[str, ...], K]  # by ``_features``
 
     @property
     def words(self) -> tuple[list[str], str]:
@@ -184,11 +178,15 @@ class Score(Cell):
             "scoring": what,
         }
 
-    @property
-    def needed(self) -> list[K]:
-        """The K that it reads."""
-        pairs = [(one, source) for source in self.question.sources for one in self.question.asked.networks]
-        return list(dict.fromkeys(self.grams[id(one.network), source.images.digest()] for one, source in pairs))
+    @cached_property
+    def needed(self) -> dict[K, list[LayerAt]]:
+        """The K that it reads, and the layers of each."""
+        found: dict[K, list[LayerAt]] = {}
+        for source in self.question.sources:
+            for one in self.question.asked.networks:
+                k = self.grams[_features(self.question, one.network, source)]
+                found.setdefault(k, []).extend(part for at in one.layers for part in at.parts)
+        return found
 
     @property
     def rows(self) -> int:
@@ -206,7 +204,7 @@ class Score(Cell):
         return max(scoring_bytes(source, self.scoring, self.rows) for source in self.question.sources)
 
     def ready(self) -> bool:
-        return all(k.done() for k in self.needed)
+        return all(k.path.exists() and not k.outdated(layers) for k, layers in self.needed.items())
 
     def hopeless(self) -> bool:
         return self.note.exists() or any(k.hopeless() for k in self.needed)
@@ -214,9 +212,10 @@ class Score(Cell):
     def make(self, stop: Stop | None) -> None:
         check_memory(self.memory, f"scoring {self.question.asked.models[0].network.name}")
         asked, sources = self.question.asked, self.question.sources
-        device = "cpu" if self.needed[0].device == "cpu" else str(pick_device(AUTO))  # K of a GPU is scored on any machine
+        on_cpu = all(k.device == "cpu" for k in self.needed)
+        device = "cpu" if on_cpu else str(pick_device(AUTO))  # K of a GPU is scored on any machine
         of_each = [
-            Lazy(one.layers, partial(_read, self.grams[id(one.network), source.images.digest()].keys(), device))
+            Lazy(one.layers, partial(_read, self.grams[_features(self.question, one.network, source)].keys(), device))
             for source in sources
             for one in asked.networks
         ]
@@ -248,24 +247,21 @@ def _operations(metric: str, source: Recordings, scoring: Scoring) -> float:
 
 def planned(study: Study, folder: Path) -> list[Cell]:
     """All cells of a study, K first, checked as a whole: nothing is downloaded but recordings, and no network runs."""
-    layers: dict[tuple[int, str], dict[LayerAt, None]] = {}
-    whose: dict[tuple[int, str], tuple[Member, Images]] = {}
+    layers: dict[tuple[str, ...], dict[LayerAt, None]] = {}
+    whose: dict[tuple[str, ...], tuple[Member, Images]] = {}
     for question in study.questions:
         for source in question.sources:
             for one in question.asked.networks:
-                where = (id(one.network), source.images.digest())
-                whose[where] = (question.members[id(one.network)], source.images)
+                where = _features(question, one.network, source)
+                whose.setdefault(where, (question.members[id(one.network)], source.images))
                 layers.setdefault(where, {}).update(dict.fromkeys(part for at in one.layers for part in at.parts))
-    merged: dict[tuple[str, ...], list[tuple[int, str]]] = {}
-    for where, (member, _) in whose.items():
-        merged.setdefault((*member.features, where[1]), []).append(where)
-    grams: dict[tuple[int, str], K] = {}
-    for places in merged.values():
-        member, images = whose[places[0]]
-        every = tuple(sorted({at for place in places for at in layers[place]}))
-        k = K(folder, study.scoring, member, images, every, study.device)
-        grams |= dict.fromkeys(places, k)
+    grams = {where: K(folder, study.scoring, *of, tuple(sorted(layers[where])), study.device) for where, of in whose.items()}
     scores = [
         Score(folder, scoring, question, name, grams) for question in study.questions for name, scoring in study.settings
     ]
-    return [*dict.fromkeys(grams.values()), *scores]
+    return [*grams.values(), *scores]
+
+
+def _features(question: Question, network: Network, source: Recordings) -> tuple[str, ...]:
+    """What decides the features of a network over the images of recordings."""
+    return *question.members[id(network)].features, source.images.digest()

@@ -14,6 +14,7 @@ from cnnf_brain.attacks.gradient import checked_logits
 from cnnf_brain.checks import differences, running
 from cnnf_brain.datasets.image_batches import DiskBatches, check_bad
 from cnnf_brain.datasets.image_index import ImageIndex
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.io import plain, read_json, sha256, write_json
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.model.settings import FeedbackSettings
@@ -129,21 +130,17 @@ def evaluate_network(
             found = module(x)
         return checked_logits(found, len(x))[None]
 
-    batches = DiskBatches(
-        index=index,
-        size=shown.size,
-        resize=shown.resize,
-        batch_size=batch_size,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        workers=workers,
-        device=ranks.device,
-        mean=shown.mean,
-        std=shown.std,
-    )
+    batches = batches_of(index, shown, ranks, batch_size=batch_size, workers=workers)
     accuracy = measure(logits, batches.once(), network.iterations, ranks)
     check_bad(accuracy.bad, len(index), max_bad, "validation")
     return accuracy
+
+
+def batches_of(index: ImageIndex, shown: Preprocessing, ranks: Ranks, **how: Any) -> DiskBatches:
+    """The images of a part, this rank's part of each batch; ``how``: ``batch_size``, ``workers``, ``seed``."""
+    seen: dict[str, Any] = {"size": shown.size, "resize": shown.resize, "mean": shown.mean, "std": shown.std}
+    rank: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.size, "device": ranks.device}
+    return DiskBatches(index=index, **seen, **rank, **how)
 
 
 def check_classes(network: Network | Plan, index: ImageIndex) -> None:

@@ -27,7 +27,7 @@ from cnnf_brain.results import machine
 from cnnf_brain.trainer.checkpoint import about, finish, finished, save_weights
 from cnnf_brain.trainer.config import MEANS, Command, Recipe
 from cnnf_brain.trainer.distributed import Ranks
-from cnnf_brain.trainer.evaluation import counted_outputs, how_shown
+from cnnf_brain.trainer.evaluation import batches_of, counted_outputs, how_shown
 from cnnf_brain.trainer.loop import Hooks, Objective, Run, Trainer, train_mode
 from cnnf_brain.trainer.metrics import Accuracy, check_trackers, measure
 from cnnf_brain.work import Stop
@@ -114,7 +114,9 @@ def trainer_of(
     own: Network | None = None,
 ) -> Trainer:
     """The training loop of a recipe; ``card`` goes into the weights of the best validation. ``own``: see ``own_network``."""
-    train, validation = (batches_of(index, recipe, units_of(recipe, own), ranks) for index in images)
+    shown = Preprocessing(recipe.image_size, *units_of(recipe, own), resize=recipe.resize)
+    how = {"batch_size": recipe.batch_size, "workers": recipe.workers, "seed": recipe.seed}
+    train, validation = (batches_of(index, shown, ranks, **how) for index in images)
     descent: dict[str, Any] = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
     optimizer: Any = torch.optim.SGD
     if recipe.shard_optimizer and ranks.size > 1:
@@ -132,23 +134,6 @@ def trainer_of(
             best=lambda network, found: save_weights(run.folder / "best.safetensors", network, with_accuracy(card, found)),
         ),
         ranks,
-    )
-
-
-def batches_of(index: ImageIndex, recipe: Recipe, units: Units, ranks: Ranks) -> DiskBatches:
-    """The images of a part as the recipe shows them, this rank's part of each batch."""
-    return DiskBatches(
-        index=index,
-        size=recipe.image_size,
-        resize=recipe.resize,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        workers=recipe.workers,
-        device=ranks.device,
-        mean=units[0],
-        std=units[1],
     )
 
 

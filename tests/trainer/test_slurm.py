@@ -127,10 +127,12 @@ def test_on_a_cluster_a_run_that_is_stopped_requeued_and_loses_a_rank_ends_as_if
         cluster.say("scancel", "--signal=TERM", job)  # as --signal does, 300 s before the time is up
         slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job puts itself back", 120)
         assert log.read_text().count("stopped by ") == 1
+        slurm.wait(cluster.idle, "the end of its processes")
         cluster.now()
         came_further()
         cluster.say("scontrol", "requeue", job)
         slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job is put back", 120)
+        slurm.wait(cluster.idle, "the end of its processes")
         cluster.now()
         slurm.wait(lambda: not cluster.jobs(), "the end of the job", 240)
     assert log.read_text().count("continuing ") == 3, log.read_text()
