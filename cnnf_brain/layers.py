@@ -45,7 +45,7 @@ def show(args: argparse.Namespace) -> int:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
-    parser = cli.Parser.of(__doc__)
+    parser = cli.Parser.of(__doc__, "python -m cnnf_brain.layers")
     add = parser.add_argument
     add("model", metavar="MODEL", help="small, vgg16, alexnet, torchvision:NAME, path/to/file.py:function, ...")
     add("--weights", metavar="FILE", help="whose card says image size and classifier (default: none is read)")

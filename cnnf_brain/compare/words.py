@@ -299,10 +299,8 @@ def answer(entries: Sequence[Mapping[str, Any]]) -> str:
     regions = [[e for e in found if e["region"] == name] for name in dict.fromkeys(e["region"] for e in found)]
     tested = {test["name"] for e in found for test in e["tests"]}
     valid = join([name for name in SHOWN if TESTS[name].decides and name in tested])
-    return (
-        f"Compared with the baseline, {'; '.join(map(_found, regions))}. Better and worse are said where every test that is valid "
-        f"for new images ({valid}) has p < {LEVEL} after Holm's adjustment."
-    )
+    rule = f"Better and worse are said where every test that is valid for new images ({valid}) has p < {LEVEL}"
+    return f"Compared with the baseline, {'; '.join(map(_found, regions))}. {rule} after Holm's adjustment."
 
 
 def _found(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -312,9 +310,8 @@ def _found(rows: Sequence[Mapping[str, Any]]) -> str:
     verdicts = [e["verdict"] for e in rows]
     share = {word: verdicts.count(name) for name, word in DOES.items() if name in verdicts}
     does = [word + (f" in {n} of {len(rows)} rows" if n < len(rows) else "") for word, n in share.items()]
-    kinds: dict[str, list[float]] = {}
-    for e in rows:
-        kinds.setdefault(score_name([e]), []).append(e["difference"])
+    names = dict.fromkeys(score_name([e]) for e in rows)
+    kinds = {name: [e["difference"] for e in rows if score_name([e]) == name] for name in names}
     by = [f"{' to '.join(dict.fromkeys(f'{end(d):+.3f}' for end in (min, max)))} in {kind}" for kind, d in kinds.items()]
     return f"in {region} {who} {join(does)} ({join(by)})"
 
