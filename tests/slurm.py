@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -100,10 +101,24 @@ class Cluster:
         """Start what waits at once: SLURM holds a requeued job back for minutes. Not in the second in which its last start ended:
         a node takes the new start for the old one then, and the job is lost."""
         time.sleep(2)
-        for job, state, *_ in self.jobs():
-            if state == "PENDING":
+        self.start_jobs([job for job, state, *_ in self.jobs() if state == "PENDING"])
+
+    def start_jobs(self, jobs: list[str]) -> None:
+        """Start jobs that are held or wait for a time."""
+        for job in jobs:
+            for words in (["release", job], ["update", f"jobid={job}", "starttime=now"]):
                 with suppress(subprocess.CalledProcessError):
-                    self.say("scontrol", "update", f"jobid={job}", "starttime=now")
+                    self.say("scontrol", *words)
+
+    def wait(self, ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
+        """Until something is so. SLURM holds a job that a busy node could not start: it is released."""
+
+        def holds() -> bool:
+            lines = self.say("squeue", "-h", "-r", "-o", "%i|%r").splitlines()
+            self.start_jobs([line.partition("|")[0] for line in lines if "held" in line.lower()])
+            return ready()
+
+        wait(holds, what, seconds)
 
     def idle(self) -> bool:
         """Whether both nodes are there and free."""
@@ -123,9 +138,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, cpus: int = 1) -> Iterator[Cluster]:
+def cluster(cpus: int = 1) -> Iterator[Cluster]:
     """A cluster that runs, of nodes with ``cpus``; a skip, with the reason, where there is no SLURM to be had."""
-    with pytest.MonkeyPatch.context() as patch:
+    # a short path: the system's limit is 107 letters for the sockets in it, and slurmstepd ends without a word above it
+    short = tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True)
+    with short as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
         patch.setenv("PATH", f"{os.environ['PATH']}:{SBIN}")
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:

@@ -129,7 +129,7 @@ def test_settings_of_the_feedback_are_told(run: Callable[..., tuple[int, str, li
         (["--device", "gpu"], "device 'gpu' cannot be used here"),
         (["--time-bins", "70-120", "120-170"], "2 time bins for iterations 0 to 2; expected 3"),
         (["--weights", "none.safetensors"], "weights none.safetensors: no such file"),
-        (["--bibtex", "none.bib"], "No such file or directory: 'none.bib'"),
+        (["--bibtex", "none.bib"], "none.bib: No such file or directory"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

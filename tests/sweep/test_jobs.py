@@ -67,7 +67,6 @@ def test_a_cluster_that_loses_a_node_and_preempts_a_job(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit", reason="needs submitit (the extra cluster)")
-    (tmp_path / "slurm").mkdir()
     monkeypatch.setattr(submit, "A_JOB", 5.0)
     study = study_of(tmp_path, layers={"V4": ["first", "second", "act"]}, slurm={"cpus_per_task": 1, "partition": "low"})
     out = tmp_path / "out"
@@ -76,29 +75,30 @@ def test_a_cluster_that_loses_a_node_and_preempts_a_job(
     def done(n: int) -> bool:
         return sum(status(out).done.values()) >= n
 
-    with slurm.cluster(tmp_path / "slurm") as cluster:
+    with slurm.cluster() as cluster:
         assert submit.array_limit() == 6
         first, second = submit.to_slurm(study, out)
 
         def running(job: str, node: str = "") -> bool:
             return any(one[0].startswith(job) and one[1] == "RUNNING" and node in one[2] for one in cluster.jobs())
 
-        slurm.wait(lambda: running(first), "the job of K runs", 600)
+        cluster.wait(lambda: bool(begun(out)), "the first cell", 600)
         (node,) = {one[2] for one in cluster.jobs() if one[1] == "RUNNING"}
-        slurm.wait(lambda: bool(begun(out)), "the first cell", 600)
         cluster.kill_node(node)  # in the middle of K
-        slurm.wait(lambda: not running(first, node), "the loss of the node is seen", 600)
+        cluster.wait(lambda: not running(first, node), "the loss of the node is seen", 600)
         cluster.now()
-        slurm.wait(lambda: running(first), "K is taken up by the other node", 600)
+        cluster.wait(lambda: running(first), "K is taken up by the other node", 600)
         cluster.start(node, "slurmd", "-D", "-N", node)
-        slurm.wait(lambda: running(second) and any(name.startswith("score") for name in begun(out)), "scores are made", 600)
+        cluster.wait(
+            lambda: running(second) and any(name.startswith("score") for name in begun(out)), "scores are made", 600
+        )
         (high,) = cluster.say(
             "sbatch", "--parsable", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 1"
         ).split()
-        slurm.wait(lambda: not running(second), "the jobs are preempted", 600)
-        slurm.wait(lambda: not any(one[0] == high for one in cluster.jobs()), "the other job is over", 600)
+        cluster.wait(lambda: not running(second), "the jobs are preempted", 600)
+        cluster.wait(lambda: not any(one[0] == high for one in cluster.jobs()), "the other job is over", 600)
         cluster.now()
-        slurm.wait(lambda: done(len(cells)), "all cells are done", 600)
+        cluster.wait(lambda: done(len(cells)), "all cells are done", 600)
     counts = begun(out)
     assert set(counts) == {cell.title for cell in cells}
     assert sum(counts.values()) <= len(cells) + 3  # what was in hand: of one job at the node, of two that were preempted

@@ -98,6 +98,7 @@ def test_a_run_that_came_no_further_is_not(tmp_path: Path, old_checkpoint: bool)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_on_a_cluster_a_run_that_is_stopped_requeued_and_loses_a_rank_ends_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
@@ -111,9 +112,9 @@ def test_on_a_cluster_a_run_that_is_stopped_requeued_and_loses_a_rank_ends_as_if
 
     def came_further() -> None:
         before = checkpoint.paths(output / "checkpoints")[:1]
-        slurm.wait(lambda: checkpoint.paths(output / "checkpoints")[:1] != before, "a checkpoint", 240)
+        cluster.wait(lambda: checkpoint.paths(output / "checkpoints")[:1] != before, "a checkpoint", 240)
 
-    with slurm.cluster(tmp_path, cpus=2) as cluster, pytest.MonkeyPatch.context() as patch:
+    with slurm.cluster(cpus=2) as cluster, pytest.MonkeyPatch.context() as patch:
         if (Path(sys.prefix) / "bin" / "activate").exists():
             patch.setenv("VENV", sys.prefix)
         patch.setenv("PROCESSES", "1")
@@ -123,19 +124,20 @@ def test_on_a_cluster_a_run_that_is_stopped_requeued_and_loses_a_rank_ends_as_if
         came_further()
         assert "Nodes=2 CPUs=4 Tasks=2" in cluster.say("scontrol", "show", "step", f"{job}.0")
         rank(cluster, "1").kill()
+        cluster.wait(lambda: log.read_text().count("continuing ") >= 1, "all ranks start again", 240)
         came_further()
         cluster.say("scancel", "--signal=TERM", job)  # as --signal does, 300 s before the time is up
-        slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job puts itself back", 120)
+        cluster.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job puts itself back", 120)
         assert log.read_text().count("stopped by ") == 1
-        slurm.wait(cluster.idle, "the end of its processes")
+        cluster.wait(cluster.idle, "the end of its processes")
         cluster.now()
         came_further()
         cluster.say("scontrol", "requeue", job)
-        slurm.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job is put back", 120)
-        slurm.wait(cluster.idle, "the end of its processes")
+        cluster.wait(lambda: [one[1] for one in cluster.jobs()] == ["PENDING"], "the job is put back", 120)
+        cluster.wait(cluster.idle, "the end of its processes")
         cluster.now()
-        slurm.wait(lambda: not cluster.jobs(), "the end of the job", 240)
-    assert log.read_text().count("continuing ") == 3, log.read_text()
+        cluster.wait(lambda: not cluster.jobs(), "the end of the job", 240)
+    assert log.read_text().count("continuing ") >= 3, log.read_text()
     card = read_card(output / "model.safetensors").content
     assert (card["step"], card["ranks"]) == (200, 2)
     straight = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
