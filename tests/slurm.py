@@ -63,10 +63,10 @@ class Cluster:
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *words: str) -> None:
-        """One program in the foreground, in a session of its own."""
+        """One program in the foreground, in a session of its own; what it may leave (a core) is left in ``folder``."""
         with open(self.folder / f"{name}.out", "ab") as out:
             self.programs[name] = subprocess.Popen(
-                words, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                words, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=self.folder, start_new_session=True
             )
 
     def kill_node(self, name: str) -> None:
