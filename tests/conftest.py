@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cnnf_brain import style
 from cnnf_brain.compare import show
@@ -22,6 +23,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder {folder}, which is not there")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """A process forked after OpenMP has started threads waits for them without end, and tests fork processes that share work."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

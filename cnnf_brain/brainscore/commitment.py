@@ -190,7 +190,7 @@ class Identity:
     @property
     def title(self) -> str:
         """What the model is, in a line."""
-        kind = f"CNN-F, {self.iterations} feedback iterations" if self.iterations else "CNN, the control without feedback"
+        kind = f"CNN-F, feedback iterations: {self.iterations}" if self.iterations else "CNN, the control without feedback"
         return f"{self.model} as {kind}"
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cnnf_brain.checks import in_short
 from cnnf_brain.images import Preprocessing
-from cnnf_brain.io import ask_sizes, open_file, reading, sha256
+from cnnf_brain.io import ask_sizes, open_file, reading
 from cnnf_brain.model import settings
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -82,7 +82,6 @@ class Card:
         trained = configuration.get("feedback", {})
         merged = {**trained, **content.get("feedback", {})}
         start = content.get("started_from", {})
-        named = start.get("weights", configuration.get("weights"))  # older cards name a file by its SHA-256 alone
         return cls(
             arch=content.get("arch", SMALL if "dataset" in configuration else None),
             iterations=merged.get("iterations"),
@@ -93,8 +92,8 @@ class Card:
             resize=content.get("resize"),
             mean=tuple(content.get("mean", ())),
             std=tuple(content.get("std", ())),
-            started_from=None if named is None or named.startswith("sha256:") else named,
-            started_sha256=start.get("sha256", named.removeprefix("sha256:") if str(named).startswith("sha256:") else None),
+            started_from=start.get("weights"),
+            started_sha256=start.get("sha256"),
             top1=tuple(content.get("validation_accuracy", ())),
             content=content,
         )
@@ -103,9 +102,8 @@ class Card:
 def read_card(path: str | Path) -> Card:
     """The card in a safetensors file of the trainers; an empty card where the file carries none.
 
-    Cards name the file in ``started_from`` relative to the folder of ``path``, older ones relative to the working directory of the
-    training. Both are tried, and of two files the one with the hash on the card is taken. A FileNotFoundError where ``path`` is not
-    there, a ValueError for a damaged file, or a card that is none.
+    Cards name the file in ``started_from`` relative to the folder of ``path``. A FileNotFoundError where ``path`` is not there, a
+    ValueError for a damaged file, or a card that is none.
     """
     path = existing(path)
     if path.suffix != ".safetensors":
@@ -139,11 +137,7 @@ def _found(card: Card, path: Path) -> str | None:
     if named is None or not Path(named).suffix:  # random weights, or a published name
         return named
     beside = os.path.normpath(path.resolve().parent / named)
-    places = [beside if path.is_absolute() else os.path.relpath(beside), named]
-    there = [place for place in places if Path(place).is_file()]
-    if len(there) == 2 and card.started_sha256 is not None and not Path(there[0]).samefile(there[1]):
-        there = [place for place in there if sha256(Path(place)) == card.started_sha256]
-    return (there or places)[0]
+    return beside if path.is_absolute() else os.path.relpath(beside)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

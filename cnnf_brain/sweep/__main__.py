@@ -10,6 +10,7 @@ Exit codes: 0 finished or submitted, 1 error, or cells that failed, 2 usage, 70 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--submit", nargs="+", metavar="WHERE", help=where)
     args = parser.parse_args(argv)
     words = args.submit or []
-    if words not in ([], ["slurm"]) and not (
-        len(words) == 2 and words[0] == "local" and words[1].isdigit() and int(words[1])
-    ):
+    if words not in ([], ["slurm"]) and not re.fullmatch("local 0*[1-9][0-9]*", " ".join(words), re.ASCII):
         parser.error("--submit takes slurm, or local and a number of processes")
     return cli.run(lambda: run(args), debug=args.debug)
 
@@ -59,13 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(table: Table, folder: Path) -> int:
-    """The ranking on standard output, failures on stderr."""
-    print(
-        table.ranking.to_string(
-            index=False, columns=["rank", "region", "source", "metric", "network", "layer", "iteration", "score"]
-        )
-    )
-    print(f"tables and page: {folder}")
+    """Ranking and answer on standard output, failures on stderr."""
+    columns = ["rank", "region", "source", "metric", "network", "layer", "iteration", "score"]
+    print(f"{table.ranking[columns].to_string(index=False)}\n\n{table.answer}\n\ntables and page: {folder}")
     for name, error in table.failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     return 1 if table.failed else 0

@@ -59,6 +59,14 @@ class Table:
         table = table.reindex(columns=[*RANKED, *(name for name in table if str(name).startswith("p: "))])
         return table.sort_values([*GROUP, "rank"], kind="stable", ignore_index=True)
 
+    @property
+    def answer(self) -> str:
+        """The highest score of each region, source and metric, then what the comparison with the baseline found."""
+        firsts = self.ranking.drop_duplicates(GROUP)[:FEW].to_dict("records")
+        words = "{region} ({source.name}, {metric}): {network} [{weights}] {layer}@{iteration}, {score:.3f}"
+        best = [words.format_map(row | {"source": Path(row["source"])}) for row in firsts]
+        return f"Highest scores: {'; '.join(best)}. {self.comparison.answer}"
+
 
 def collect(folder: Path) -> Table:
     """The table of a study's folder, whose files are written anew: ranking.csv, table.csv, scores.nc, summary.json, report.html.
@@ -134,7 +142,7 @@ def _summary(table: Table) -> Figure:
     return Figure(
         title="A study of networks",
         question="Which networks, layers and iterations predict the recorded sites best?",
-        answer=table.comparison.answer,
+        answer=table.answer,
         claims=[],
         charts=charts,
         tables={

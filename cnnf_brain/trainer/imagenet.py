@@ -258,7 +258,7 @@ def introduction(recipe: Recipe, images: tuple[ImageIndex, ImageIndex], card: Ma
         f"{recipe.title}: {card['start']}",
         f"{len(train)} training and {len(validation)} validation images of {len(train.classes)} classes from {train.root}, "
         f"{how_shown(recipe.image_size, recipe.resize)}",
-        f"{recipe.batch_size} images a step = {card['ranks']} ranks x {recipe.accumulate} portions x {portion:g} images; "
+        f"{recipe.batch_size} images a step = ranks x portions x images: {card['ranks']} x {recipe.accumulate} x {portion:g}; "
         f"learning rate {recipe.learning_rate:g} for that step, whatever the ranks, {recipe.course}",
     ]
     if recipe.ema is not None:

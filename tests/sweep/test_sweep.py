@@ -68,6 +68,11 @@ def test_the_ranking_and_the_files(done: tuple[cb.Study, Path, Table]) -> None:
     assert tiny.scores(out / "scores.nc").sizes["row"] == 12 * 6
     page = readers.read(out)
     assert len(page.charts) == 2
+    by_pls = [(np.median(e.scores.r.mean(0)), e) for e in table.comparison.evaluations if e.metric == "pls"]
+    score, best = max(by_pls, key=lambda one: one[0])
+    at = f"{best.network} [{best.weights}] {best.layer}, {score:.3f}"
+    assert page.answer.startswith("Highest scores: V4 (V4.nc, cka): ")
+    assert f"V4 (V4.nc, pls): {at}. Compared with" in page.answer
     tests = [(e, test) for e in table.comparison.evaluations for test in (e.comparison.tests if e.comparison else ())]
     raw = {(e.network, e.layer): test.p for e, test in tests if "permutation" in test.name}
     told = ranking[ranking["metric"] == "pls"].set_index(["network", "layer"])["p: permutation over images"].dropna()

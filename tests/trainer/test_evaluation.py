@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,6 @@ from cnnf_brain.model import weights, zoo
 from cnnf_brain.model.weights import Card, read_card
 from cnnf_brain.networks import Network, plan
 from cnnf_brain.trainer import evaluation
-from cnnf_brain.trainer.checkpoint import save_weights
 from cnnf_brain.trainer.evaluation import check_classes, evaluate_network
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
@@ -334,40 +332,3 @@ def test_what_training_started_from_is_found_from_any_folder(
     runs.rename(tmp_path / "moved")
     moved = tmp_path / "moved" / "second" / "model.safetensors"
     assert choice.starting_weights(read_card(moved), "trained") == str(tmp_path / "moved" / "first" / "model.safetensors")
-
-
-def test_an_older_card_names_what_training_started_from_relative_to_the_working_directory(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There, as in this case, a file of that name may lie beside the card: the hash tells them apart."""
-    begin, later = tmp_path / "model.safetensors", tmp_path / "run" / "model.safetensors"
-    shutil.copy(trained / "model.safetensors", begin)
-    net = tiny("vgg16", 3)
-    for named in ("model.safetensors", str(begin)):
-        card = read_card(begin).content | {"started_from": {"weights": named, "sha256": sha256(begin)}}
-        save_weights(later, net, card)
-        monkeypatch.chdir(tmp_path)
-        assert choice.starting_weights(read_card(later), "trained") == named
-    for name in ("IMAGENET1K_V1", "none"):
-        save_weights(later, net, read_card(begin).content | {"started_from": {"weights": name}})
-        assert read_card(later).started_from == name
-
-
-def test_a_run_from_before_paths_were_relative_continues(
-    images: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its card and its checkpoint name the file as the user typed it; the configuration is the same."""
-    output, file = tmp_path / "out", trained / "model.safetensors"
-    argv = flags(images, output, steps=1)
-    argv[argv.index("--weights") + 1] = os.path.relpath(file)
-    assert imagenet.main(argv) == 0
-    card = json.loads((output / "card.json").read_text())
-    card["started_from"]["weights"] = os.path.relpath(file)
-    (output / "card.json").write_text(json.dumps(card))
-    assert imagenet.main(argv) == 0
-    assert "already finished" in capsys.readouterr().out
-    argv[argv.index("--steps") + 1] = "2"
-    assert imagenet.main(argv) == 0
-    assert "continuing" in capsys.readouterr().out
-    named = json.loads((output / "card.json").read_text())["started_from"]["weights"]
-    assert (output / named).samefile(file)

@@ -72,7 +72,7 @@ def test_a_run_leaves_weights_that_the_package_takes_with_card_and_log(
     assert imagenet.main(argv) == 0
     printed = capsys.readouterr()
     assert "all weights new" in printed.out
-    assert "7 images a step = 1 ranks x 1 portions x 7 images" in printed.out
+    assert "7 images a step = ranks x portions x images: 1 x 1 x 7;" in printed.out
     card = json.loads((output / "card.json").read_text())
     assert card.pop("weights_sha256") == sha256(output / "model.safetensors")
     assert read_card(output / "model.safetensors").content == card
