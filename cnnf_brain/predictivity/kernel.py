@@ -18,6 +18,9 @@ import scipy.linalg
 from cnnf_brain.types import Array
 
 EPS = float(np.finfo(np.float64).eps)
+FLOAT32 = 10 * float(
+    np.finfo(np.float32).eps
+)  # rounding of a K that is summed from float32 products: up to its norm times this
 
 
 def namespace(array: Any) -> Any:
@@ -63,16 +66,16 @@ def norm_of(gram: Array) -> float:
 class GramOperator:
     """K as a linear map: ``times(V)`` is V K for V (k, n_rows), ``block(rows)`` is K[rows][:, rows].
 
-    EPS * ``norm`` is the size of K's own rounding.
+    ``rounding`` is the size of K's own rounding.
     """
 
     times: Callable[[Array], Array]
     block: Callable[[Array], Array]
-    norm: float
+    rounding: float
 
     @classmethod
-    def of(cls, gram: Array) -> GramOperator:
-        """Of K or X in float64; a single vector is multiplied by reading half of a K in memory."""
+    def of(cls, gram: Array, rounding: float = 0.0) -> GramOperator:
+        """Of K or X; ``rounding`` is relative to its norm, and float64's at least. Half of a K in memory is read for one vector."""
         gram = np.ascontiguousarray(gram) if isinstance(gram, np.ndarray) else gram
 
         def times(V: Array) -> Array:
@@ -82,7 +85,7 @@ class GramOperator:
                 return np.asarray(scipy.linalg.blas.dsymv(1.0, gram.T, V[0])[None])
             return host(like(V, gram) @ gram)
 
-        return cls(times, lambda rows: host(whole(of_rows(gram, rows))), norm_of(gram))
+        return cls(times, lambda rows: host(whole(of_rows(gram, rows))), max(rounding, len(gram) * EPS) * norm_of(gram))
 
 
 def check_gram(gram: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cnnf_brain.checks import own_or_offered, unknown
-from cnnf_brain.predictivity.kernel import mean_eigenvalue
+from cnnf_brain.predictivity.kernel import FLOAT32, is_factor, mean_eigenvalue
 from cnnf_brain.predictivity.pls import cross_predict
 from cnnf_brain.predictivity.ridge import ridge_predict
 from cnnf_brain.predictivity.scores import score_predictions
@@ -65,8 +65,8 @@ class Fitted:
 class Regression:
     """A metric that predicts the responses of sites.
 
-    ``predict`` takes a Gram (n_images, n_images), responses (n_images, n_sites), splits and settings. ``about`` says in a few words
-    what it fits.
+    ``predict`` takes a Gram (n_images, n_images) of float32 products, or features X, responses (n_images, n_sites), splits and
+    settings. ``about`` says in a few words what it fits.
     """
 
     about: str
@@ -133,7 +133,10 @@ class Agreement:
         return dissimilarities(self._gram(responses, repeats), self.distance)
 
     def _gram(self, responses: Array, repeats: Array | None) -> Array:
-        return crossvalidated_gram(repeats) if self.crossvalidated and repeats is not None else responses @ responses.T
+        if self.crossvalidated and repeats is not None:
+            return crossvalidated_gram(repeats)
+        centred: Array = responses - responses.mean(axis=0)  # before the product, which a large mean would round
+        return centred @ centred.T
 
     def ceiling(self, targets: Sequence[Array], repeats: Array | None, seed: int) -> tuple[float, float] | None:
         """Lower and upper bound of what a perfect model could reach: over the RDMs of several subjects, or (both the same) over
@@ -176,7 +179,15 @@ PLS = "pls"
 METRICS: dict[str, Metric] = {
     PLS: Regression(
         "PLS",
-        lambda gram, y, splits, asked: cross_predict(gram, y, splits, asked.components, per_site=asked.per_site, last=True),
+        lambda gram, y, splits, asked: cross_predict(
+            gram,
+            y,
+            splits,
+            asked.components,
+            per_site=asked.per_site,
+            last=True,
+            rounding=0.0 if is_factor(gram) else FLOAT32,
+        ),
     ),
     "ridge": Regression(
         "each site's penalty chosen within the training images",

@@ -50,6 +50,7 @@ def cross_predict(
     *,
     per_site: bool = False,
     last: bool = False,
+    rounding: float = 0.0,
 ) -> Predictions:
     """Fit PLS on the training rows of every split and predict its test rows.
 
@@ -67,6 +68,8 @@ def cross_predict(
         False: one model for all sites (PLS2, as Brain-Score). True: one model per site (PLS1, as the paper words it).
     last : bool
         Predict with all components alone, which takes ``n_components`` times less memory.
+    rounding : float
+        Of ``gram``, relative to its norm, where that is more than float64's: what is smaller is no component.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def cross_predict(
         Shapes that do not match, NaN, a Gram that is not symmetric, features with more columns than rows, faulty splits,
         too many components.
     """
-    K = GramOperator.of(check_gram(gram))
+    K = GramOperator.of(check_gram(gram), rounding)
     responses = check_responses(responses, len(gram))
     check_splits(splits, len(responses), n_components)
     training = training_rows(splits, len(responses))
@@ -244,7 +247,7 @@ class Components:
         G, coefficients = self.project(self.K.times(U))
         size = np.linalg.norm(U, axis=1)
         length = np.linalg.norm(G * self.training, axis=1)
-        self.alive &= (size > floor) & (length > len(U[0]) * EPS * self.K.norm * size)
+        self.alive &= (size > floor) & (length > self.K.rounding * size)
         alive = self.alive[:, None]
         new = self.count
         self.T[:, new] = np.where(alive, G / np.where(alive, length[:, None], 1.0), 0.0)

@@ -706,3 +706,26 @@ def test_the_name_of_a_network_in_memory_says_nothing_about_its_accuracy() -> No
 def test_a_module_where_a_name_is_expected() -> None:
     with pytest.raises(TypeError, match="the network is named by a Sequential, expected a text"):
         cb.load_network(plain().module)  # type: ignore[arg-type]
+
+
+class Few(nn.Module):
+    """12 numbers of each image beside ``dead`` constants, which carry nothing."""
+
+    def __init__(self, dead: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(12, 192, generator=torch.Generator().manual_seed(0)) / 14)
+        self.dead, self.out = dead, nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(torch.cat([(x.flatten(1) @ self.weights.T).relu(), torch.zeros(len(x), self.dead)], 1))
+
+
+def test_components_beyond_the_rank_of_features_are_none() -> None:
+    """K of many features is summed in float32, whose rounding is no component; few features are regressed in float64."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    recordings = cb.Recordings.from_arrays(rng.standard_normal((60, 9)), pixels, region="V4")
+    many, few = (cb.Network(Few(dead), cb.Preprocessing(8), name=f"{dead} dead") for dead in (300, 2))
+    result = cb.compare(many, few, recordings, "out", scoring=cb.Scoring(components=14), progress=False)
+    assert abs(result.table()["difference"].dropna().item()) < 1e-6
+    assert result.table()["verdict"].dropna().item() == "undecided"
