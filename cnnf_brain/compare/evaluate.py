@@ -123,15 +123,17 @@ def _others(part: _Part, animal: str) -> Array:
 def layer_cka(
     first: tuple[Network, Sequence[str]],
     second: tuple[Network, Sequence[str]],
-    images: Images,
+    images: Images | Any,
     *,
     batch_size: int = 8,
     progress: Progress = True,
 ) -> Array:
     """Unbiased linear CKA between layers of two networks, or of one: (n_first, n_second), at most 1.
 
-    ``first``, ``second``: a network and names of its layers (``"features.16@1"``). Errors as of ``gram.Features``.
+    ``first``, ``second``: a network and names of its layers (``"features.16@1"``). ``images``: Images, or what ``Images.of`` takes.
+    Errors as of ``gram.Features``.
     """
+    images = images if isinstance(images, Images) else Images.of(images)
     wanted = [(network, images, [LayerAt.parse(name) for name in names]) for network, names in (first, second)]
     grams = Features(wanted, batch_size=batch_size).compute(progress)
     rows, columns = ([dissimilarities(of_network[at].values) for at in of_network] for of_network in grams)
@@ -207,7 +209,7 @@ def _named(row: Row) -> _NamedRow:
 def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int], group: _Group, seed: int) -> Evaluation:
     """One row: a metric of the layers of a network (``which``, by name and number) over the sites of a group."""
     (name, number), sources = which, [part.source for part in group.parts]
-    network, metric = asked.network, load_metric(name)
+    network, metric, images = asked.network, load_metric(name), _digests(sources)
     mine = [part.networks[number][name, row.layer] for part in group.parts]
     comparison = None
     if row.against:
@@ -224,10 +226,10 @@ def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int
         feedback=network.feedback,
         layer=row.layer,
         metric=name,
-        scores=metric.pooled(mine),
+        scores=metric.pooled(mine, images),
         site_ids=group.site_ids,
         subjects=tuple(one for source in sources for one in _subjects(source)),
-        n_images=sum(len(source.images) for source in sources),
+        n_images=sum(dict(zip(images or [""], (len(source.images) for source in sources), strict=True)).values()),
         excluded=tuple(name for source in sources for name in source.excluded),
         comparison=comparison,
         chosen=getattr(mine[0], "chosen", ()) if len(mine) == 1 else (),
@@ -239,15 +241,20 @@ def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int
 def _compare(
     metric: Metric, mine: Sequence[Any], bases: Sequence[Any], sources: Sequence[Recordings], seed: int
 ) -> Difference | None:
-    """The difference of what a metric scored, tested over animals too where they are known."""
+    """The difference of what a metric scored, tested over animals too where they are known; the same images count once."""
     known = all(source.animals for source in sources)
     return metric.compare(
         list(zip(mine, bases, strict=True)),
         [source.responses for source in sources],
         seed,
         animals=[np.array(source.subjects) for source in sources] if known else None,
-        images=[source.images.digest() for source in sources] if known else None,
+        images=_digests(sources),
     )
+
+
+def _digests(sources: Sequence[Recordings]) -> list[str] | None:
+    """Of several sources a name for the images, which is the same for the same images."""
+    return [source.images.digest() for source in sources] if len(sources) > 1 else None
 
 
 def _subjects(source: Recordings) -> list[str]:

@@ -92,6 +92,11 @@ class CNNF(nn.Module):
         layers = plan(network)
         if not layers:
             raise ValueError("the network has no layers")
+        for layer in layers:  # weight_norm, spectral_norm and prune of torch.nn.utils are hooks too
+            if layer.module._forward_pre_hooks or layer.module._forward_hooks:
+                raise ValueError(
+                    f"layer {layer.name!r} has hooks, which CNNF would not run; remove them (remove_weight_norm, say) first"
+                )
         for name, value in chosen.as_dict().items():
             setattr(self, name, value)
         self.start = 0

@@ -80,8 +80,8 @@ class Regression:
         last = tuple(values[-1:].copy() for values in predictions.values)
         return Fitted(Predictions(predictions.splits, last, predictions.ranks), scores, chosen)
 
-    def pooled(self, parts: Sequence[Fitted]) -> Scores:
-        """Those of several sources as one over all their sites."""
+    def pooled(self, parts: Sequence[Fitted], images: Sequence[str] | None = None) -> Scores:
+        """Those of several sources as one over all their sites, whatever their images."""
         return pool_scores([one.scores for one in parts])
 
     def compare(
@@ -157,9 +157,9 @@ class Agreement:
             return Resampled(np.nan, np.full(2, np.nan), len(gram))
         return resampled_similarity(dissimilarities(gram, self.distance), targets, self.measure, seed=seed)
 
-    def pooled(self, parts: Sequence[Resampled]) -> Similarity:
-        """The mean over sources."""
-        return pool_similarities(parts, self.measure, self.distance)
+    def pooled(self, parts: Sequence[Resampled], images: Sequence[str] | None = None) -> Similarity:
+        """The mean over sources; ``images`` as in ``compare_scores``."""
+        return pool_similarities(parts, self.measure, self.distance, images)
 
     def compare(
         self,
@@ -169,9 +169,9 @@ class Agreement:
         animals: Sequence[Array] | None = None,
         images: Sequence[str] | None = None,
     ) -> Difference | None:
-        """The test of model and baseline over sources, or None where one of them has constant features. It heeds pairs alone."""
+        """The test of model and baseline over sources, or None where one of them has constant features."""
         defined = all(np.isfinite(one.value - base.value) for one, base in pairs)
-        return compare_similarities(pairs) if defined else None
+        return compare_similarities(pairs, images) if defined else None
 
 
 Metric = Regression | Agreement

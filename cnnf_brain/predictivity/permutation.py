@@ -30,7 +30,12 @@ class HeldOut:
 
 
 def permutation_over_images(
-    sources: Sequence[HeldOut], *, for_training: bool = True, n_resamples: int = 10_000, seed: int = 0
+    sources: Sequence[HeldOut],
+    *,
+    images: Sequence[str] | None = None,
+    for_training: bool = True,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> TestResult:
     """Paired permutation test of the median over sites of the per-site difference in r, with images as units.
 
@@ -53,19 +58,21 @@ def permutation_over_images(
     (``for_training=False``) it is the plain permutation test of these fitted predictors, which rejects too often as
     a test of the networks.
 
-    Images and sites of different ``sources`` are independent. Of the result, ``statistic`` is the median difference in r, ``n``
-    the number of images tested, ``interval`` the statistic plus and minus the 95% quantile of a resample's statistic (so it
-    excludes 0 where p < 0.05, but for ties). A ValueError: shapes that do not match, no site defined in both, no resamples.
+    Sites of different ``sources`` are independent, and so are their images, unless ``images`` gives them one name. Of the result,
+    ``statistic`` is the median difference in r, ``n`` the number of images tested, ``interval`` the statistic plus and minus the
+    95% quantile of a resample's statistic (so it excludes 0 where p < 0.05, but for ties). A ValueError: shapes that do not match,
+    no site defined in both, no resamples.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     prepared = [_Source(source) for source in sources]
     d = np.concatenate([source.differences for source in prepared])
-    e = np.hstack(_exchanged(prepared, range(len(prepared)), n_resamples, seed))
+    names = range(len(prepared)) if images is None else images
+    e = np.hstack(_exchanged(prepared, names, n_resamples, seed))
     if for_training:
         factor = max(widening(source.splits, len(source.responses)) for source in sources)
         e = factor * e + _between_sites(d, e)
-    return _result(sources, d, e)
+    return _result(list(dict(zip(names, sources, strict=True)).values()), d, e)
 
 
 def _result(sources: Sequence[HeldOut], d: Array, e: Array, *, one_sided: bool = False) -> TestResult:

@@ -161,12 +161,11 @@ def resampled_similarity(
     return Resampled(value, resamples, len(rdm))
 
 
-def pool_similarities(parts: Sequence[Resampled], measure: str, distance: str) -> Similarity:
-    """The mean over sources, with its interval. Sources hold different images, so the variances of their resamples add.
-
-    The interval is t times the standard deviation of the resamples; see ``compare_similarities``.
-    """
-    value, error, df = _estimate([(one.value, one.resamples, one.n_images) for one in parts])
+def pool_similarities(
+    parts: Sequence[Resampled], measure: str, distance: str, images: Sequence[str] | None = None
+) -> Similarity:
+    """The mean over sources, with its interval: t times the standard deviation of the resamples; see ``compare_similarities``."""
+    value, error, df = _estimate([(one.value, one.resamples, one.n_images) for one in parts], images)
     half = float(stats.t.ppf(0.975, df)) * error
     known = [one.ceiling for one in parts if one.ceiling]
     low, high = np.mean(known or [(0, 0)], axis=0).tolist()
@@ -175,27 +174,38 @@ def pool_similarities(parts: Sequence[Resampled], measure: str, distance: str) -
     )
 
 
-def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]]) -> Difference:
+def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]], images: Sequence[str] | None = None) -> Difference:
     """How much better the first of each pair (model, baseline) agrees with a source than the second, for new images.
 
     Both of a pair come from the same resamples. t is the mean difference over sources divided by its standard deviation in the
     bootstrap over images, with n_images - 1 degrees of freedom, as in rsatoolbox (of several sources, whose variances add: Welch's
     and Satterthwaite's). The interval is of the same t.
+
+    ``images`` names the images of each source: those of one name are the same images in the same order, whose resamples, of one
+    seed, are the same ones too. Sources of different names, or without names, are independent.
     """
     parts = [(one.value - base.value, one.resamples - base.resamples, one.n_images) for one, base in pairs]
-    difference, error, df = _estimate(parts)
+    difference, error, df = _estimate(parts, images)
     t = difference / error if error else 0.0
     half = float(stats.t.ppf(0.975, df)) * error
     interval = difference - half, difference + half
-    p, n = float(2 * stats.t.sf(abs(t), df)), sum(n for _, _, n in parts)
+    p, n = (
+        float(2 * stats.t.sf(abs(t), df)),
+        sum(dict(zip(images or range(len(parts)), (n for _, _, n in parts), strict=True)).values()),
+    )
     return Difference(difference, *interval, (TestResult(OVER_IMAGES, t, p, n, df, interval),))
 
 
-def _estimate(parts: Sequence[tuple[float, Array, int]]) -> tuple[float, float, float]:
-    """Mean of values of independent sources, its standard error from their resamples, its degrees of freedom."""
-    values, resamples, counts = zip(*parts, strict=True)
-    variances = np.array([np.nanvar(one, ddof=1) if np.isfinite(one).sum() > 1 else np.nan for one in resamples])
-    variances, free = variances / len(parts) ** 2, np.array(counts) - 1.0
+def _estimate(parts: Sequence[tuple[float, Array, int]], images: Sequence[str] | None = None) -> tuple[float, float, float]:
+    """Mean of values of sources, its standard error from their resamples, its degrees of freedom; sources of the same ``images``
+    are one, whose resamples are added up."""
+    values = [value for value, _, _ in parts]
+    sums: dict[Any, Array] = {}
+    counts: dict[Any, int] = {}
+    for name, (_, resamples, n) in zip(images or range(len(parts)), parts, strict=True):
+        sums[name], counts[name] = sums.get(name, 0.0) + resamples, n
+    variances = np.array([np.nanvar(one, ddof=1) if np.isfinite(one).sum() > 1 else np.nan for one in sums.values()])
+    variances, free = variances / len(parts) ** 2, np.array([*counts.values()]) - 1.0
     total = float(variances.sum())
     df = total**2 / float(np.sum(variances**2 / free)) if total else float(free.sum())
     return float(np.mean(values)), math.sqrt(total), df

@@ -201,8 +201,8 @@ def compare_scores(
 ) -> Difference:
     """The difference model minus baseline over all sites of one or several sources: estimate, intervals, all tests.
 
-    Fold s of the tests over folds is fold s of every source together. Sites and images of different sources are taken to
-    be independent.
+    Fold s of the tests over folds is fold s of every source together. Sites of different sources are taken to be independent, and
+    so are their images, unless ``images`` gives them one name.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def compare_scores(
     animals : sequence of (n_sites,) arrays of str, optional
         In the same order, the animal of each site: where there are several, they are tested too (``hierarchy``).
     images : sequence of str, optional
-        In the same order, a name for the images, which is the same for the same images; that test alone heeds it.
+        In the same order, a name for the images, which is the same for the same images: they are exchanged alike.
     n_resamples, seed : int
         Of the bootstrap and the permutations; the same seed gives the same result.
 
@@ -234,7 +234,7 @@ def compare_scores(
         _check_shapes(one.r, other.r)
     model, baseline = _pair(*(pool_scores([pair[i] for pair in pairs]).r for i in (0, 1)))
     sources = [_held_out(*one) for one in zip(pairs, predictions, responses, strict=True)]
-    permuted = permutation_over_images(sources, n_resamples=n_resamples, seed=seed)
+    permuted = permutation_over_images(sources, images=images, n_resamples=n_resamples, seed=seed)
     tests, over_sites = [permuted], (float("nan"), float("nan"))
     if len(model) > 1:
         sizes = [(len(split.test), len(split.train)) for source in sources for split in source.splits]

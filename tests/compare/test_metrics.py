@@ -308,8 +308,25 @@ def test_recordings_that_do_not_fit() -> None:
 
 def test_cka_between_layers() -> None:
     network = tiny.network(size=16)
-    found = layer_cka((network, ["pool2@0", "pool2@1"]), (network, ["pool2@1"]), Images.of(pixels()), progress=False)
+    found = layer_cka((network, ["pool2@0", "pool2@1"]), (network, ["pool2@1"]), pixels(), progress=False)
     assert found.shape == (2, 1)
     assert found[1, 0] == pytest.approx(1.0)
     expected = similarity(dissimilarities(k_of("pool2@0")), dissimilarities(k_of("pool2@1")), "cka")
     assert found[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("metric", "test"), [("pls", "permutation over images"), ("rsa", "bootstrap over images")])
+def test_sources_of_the_same_images_are_not_more_images(metric: str, test: str) -> None:
+    """A recording under two names says no more than under one."""
+
+    def pooled(*seeds: int) -> Any:
+        sources = [recordings(seed, f"s{number}") for number, seed in enumerate(seeds)]
+        return next(e for e in reversed(scored(sources, metric).evaluations) if e.comparison is not None)
+
+    alone, twice, more = pooled(0), pooled(0, 0), pooled(0, 1)
+    assert (alone.n_images, twice.n_images, more.n_images) == (N, N, 2 * N)
+    p, q = ([t.p for t in e.comparison.tests if t.name == test] for e in (alone, twice))
+    assert p == pytest.approx(q)
+    assert len(p) == 1
+    if metric == "rsa":
+        assert (twice.scores.low, twice.scores.high) == pytest.approx((alone.scores.low, alone.scores.high))

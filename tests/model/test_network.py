@@ -165,6 +165,17 @@ def test_layers_without_a_rule_are_named(layer: Any, message: str) -> None:
         CNNF(nn.Sequential(nn.Sequential(nn.ReLU(), layer)))
 
 
+@pytest.mark.parametrize(
+    "hooked", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda one: one.register_forward_hook(print)]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_hooks_would_not_run_and_are_refused(hooked: Any) -> None:
+    layer = nn.Conv2d(3, 3, 1)
+    hooked(layer)
+    with pytest.raises(ValueError, match=r"layer '1.0' has hooks, which CNNF would not run; remove them"):
+        CNNF(nn.Sequential(nn.ReLU(), nn.Sequential(layer)))
+
+
 def test_batch_normalisation_in_training_mode_and_other_modules_are_errors() -> None:
     model = CNNF(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)))
     with pytest.raises(ValueError, match=r"1: BatchNorm2d is in training mode"):
