@@ -31,7 +31,7 @@ class Preprocessing:
     (grey) channel.
 
     Raises ValueError for sizes below 1 or above 10,000, a ``resize`` below ``size``, means and deviations that are not finite or
-    not equally many.
+    not equally many, means above 1.
 
     Examples
     --------
@@ -60,6 +60,8 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(values))
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: expected equally many numbers, std above 0")
+        if any(value > 1 for value in self.mean):
+            raise ValueError(f"mean is {self.mean}, expected at most 1: images are in [0, 1]; divide mean and std by 255")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(C, size, size) float32."""

@@ -40,6 +40,11 @@ def test_one_mean_is_one_grey_channel() -> None:
     assert np.allclose(found[0].numpy(), 2 * grey - 1, atol=1e-6)
 
 
+def test_a_mean_in_units_of_255_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mean is \(124, 116, 104\), expected at most 1: .* divide mean and std by 255"):
+        Preprocessing(8, (124, 116, 104), (58, 57, 57))
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
 def test_every_kind_of_image_has_the_networks_channels(mode: str) -> None:
     image = Image.fromarray(tiny.pictures(1)[0]).convert(mode)

@@ -149,7 +149,8 @@ def _notes(content: dict[str, Any], tests: list[str], small: bool, sources: dict
         notes.append(f"top-1: {'; '.join(dict.fromkeys(a['source'] for a in content['accuracy']))}.")
     if options["pca"]:
         notes.append(
-            f"Features were reduced to {options['pca']} principal components, fitted on all images (without responses)."
+            f"Features were reduced to {options['pca']} principal components, or all that there are, fitted on all images (without "
+            "responses)."
         )
     if options.get("unit_norm"):
         notes.append("The features of each image were scaled to norm 1.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
@@ -66,7 +67,7 @@ class FeedbackSettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a {'text' if kind is str else 'number'}")
         if self.ada_relu not in ADA_RELU:
             raise ValueError(f"ada_relu is {self.ada_relu!r}, expected 'signed' or 'printed'")
-        if not self.step > 0:
+        if not 0 < self.step < math.inf:
             raise ValueError(f"step is {self.step}, expected a positive number (1 = the paper's replacement)")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise ValueError(f"tolerance is {self.tolerance}, expected a number >= 0 or None")

@@ -5,6 +5,7 @@ Networks, recordings and settings are those of run.json; paths in it are relativ
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -199,6 +200,7 @@ def _apart(old: Any, new: Any) -> float:
 
 
 def _circumstances(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    old, new = (json.loads(json.dumps(one, default=str)) for one in (old, new))  # as a file has it: lists in place of tuples
     found = differences({name: old.get(name) for name in OTHER}, {name: new.get(name) for name in OTHER})
     for name in ("networks", "recordings"):
         for number, (one, other) in enumerate(zip(old[name], new[name], strict=False)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -136,6 +137,7 @@ def test_layers_that_cannot_be_kept(options: Any, at: str, message: str) -> None
         ({"target": "7"}, r"layer '7' is not known"),
         ({"target": "6"}, r"target '6' is the last layer"),
         ({"step": 0}, r"step is 0, expected a positive number"),
+        ({"step": math.inf}, r"step is inf, expected a positive number"),
         ({"ada_relu": "both"}, r"ada_relu is 'both', expected 'signed' or 'printed'"),
         ({"tolerance": -1.0}, r"tolerance is -1.0"),
         ({"iterations": 1.5}, r"iterations is 1.5"),

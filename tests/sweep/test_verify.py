@@ -86,7 +86,8 @@ def test_of_a_program_the_comparison_is_given(tmp_path: Path, cache: Path) -> No
     folder = one.save(tmp_path / "out")
     with pytest.raises(ValueError, match="made by a program"):
         cb.verify(folder)
-    assert cb.verify(folder, one).agrees
+    same = cb.verify(folder, one)
+    assert (same.agrees, same.circumstances) == (True, [])
     other = cb.compare(tiny.network(0, 1), None, recordings, "relu2", scoring=scoring, progress=False)
     found = cb.verify(folder, other)
     assert not found.agrees
