@@ -113,8 +113,8 @@ class Layer:
 def list_layers(network: Network) -> list[Layer]:
     """The layers that can be scored, in the order in which an image passes them.
 
-    The network is shown one empty image of its own size; a network on the meta device computes nothing. A module that is not
-    called, or that does not return one tensor with the images along the first axis, is left out.
+    The network, in evaluation mode, is shown one empty image of its own size; on the meta device it computes nothing. A module that
+    is not called, or that does not return one tensor with the images along the first axis, is left out.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def list_layers(network: Network) -> list[Layer]:
     >>> [layer for layer in cb.list_layers(cb.load_network("small")) if layer.kind == "MaxPool2d"]
     [Layer(name='pool2', kind='MaxPool2d', shape=(64, 12, 12))]
     """
-    shown, module = network.preprocessing, network.module
+    shown, module = network.preprocessing, network.module.eval()
     image = torch.zeros(1, len(shown.mean), shown.size, shown.size, device=network.device)
     if isinstance(module, CNNF):
         maps = extract(module, image, [LayerAt(name) for name in module.layer_names], network.name)

@@ -47,7 +47,7 @@ class Unidentifiable(ValueError):
 
 
 def network_identity(module: nn.Module, code: bytes = b"") -> str:
-    """SHA-256 over all that a network's features depend on, except the settings of a CNNF's feedback.
+    """SHA-256 over all that a network's features depend on, except the settings of the feedback where it is itself a CNNF.
 
     ``code`` stands for the user's code that made it (see ``call``). Unidentifiable where something cannot be hashed, as a hook.
     """
@@ -183,7 +183,7 @@ class _Hash:
                 raise Unidentifiable(f"{f'module {name!r}' if name else 'the network itself'} has a forward hook")
             self.kind(type(part))
             # "forward" too, where it was replaced on the object
-            for attribute in sorted(vars(part).keys() - _usual(isinstance(part, CNNF))):
+            for attribute in sorted(vars(part).keys() - _usual(not name and isinstance(part, CNNF))):
                 self.value(f"{name}.{attribute}", vars(part)[attribute])
 
     def value(self, name: str, value: Any) -> None:
@@ -284,7 +284,7 @@ class _Hash:
             return
         try:
             source = inspect.getsourcefile(value)
-        except TypeError:  # defined in a shell or notebook
+        except (TypeError, OSError):  # defined in a shell or notebook
             source = None
         if source and Path(source).is_file():
             if Path(source) in self.files:
@@ -326,5 +326,5 @@ def _origin(value: Any) -> tuple[bool, str]:
 
 @functools.cache
 def _usual(feedback: bool) -> frozenset[str]:
-    """Attributes that every module has, or that every CNNF has, whose settings are told apart from the network."""
+    """Attributes that every module has, or that every CNNF has, whose settings ``gram_key`` tells apart."""
     return frozenset(vars(CNNF(nn.Sequential(nn.Linear(1, 1))) if feedback else nn.Module()))

@@ -126,6 +126,27 @@ def test_settings_of_the_feedback_do_not_count() -> None:
     assert network_identity(model) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"iterations": 0}, {"step": 0.5}, {"match_norm": True}, {"ada_relu": "printed"}],
+    ids=str,
+)
+def test_settings_of_the_feedback_count_where_the_cnnf_is_a_part_of_the_network(change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    known, other = (network_identity(Holder(CNNF(layers, **some))) for some in ({}, change))
+    assert known != other
+
+
+def test_a_class_of_a_shell_or_notebook_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = types.ModuleType("__main__")
+    exec("from torch import nn\nclass Net(nn.Module):\n    def forward(self, x): return x * 2\n", vars(shell))
+    monkeypatch.setitem(sys.modules, "__main__", shell)
+    network = Network(shell.Net(), Preprocessing(8))
+    assert network.identity is None
+    assert "shell" in network.unidentified
+
+
 @pytest.mark.parametrize("change", ["global", "class attribute", "class method"])
 def test_what_forward_reads_counts(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     kind = ByGlobal if change == "global" else ByAttribute
