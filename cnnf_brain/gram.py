@@ -142,11 +142,11 @@ class Features:
 
     def _keys(self, wanted: Sequence[Wanted]) -> list[tuple[str, dict[LayerAt, str]]]:
         """For each entry the key of its first pass, and those of its layers."""
-        identities: dict[tuple[int, bytes], tuple[str, bool]] = {}
+        identities: dict[tuple[int, bytes, int], tuple[str, bool]] = {}
         found = []
         for network, images, layers in wanted:
             activations.check_layers(network.module, layers)
-            which = (id(network.module), network.code)
+            which = (id(network.module), network.code, id(network.preprocessing))
             if which not in identities:
                 known = network.identity  # a hash over all weights: once
                 identities[which] = known or uuid.uuid4().hex, known is not None

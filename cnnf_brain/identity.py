@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.types import FEATURES_VERSION, LayerAt
 
@@ -46,16 +47,19 @@ class Unidentifiable(ValueError):
     """A part of a network that no hash can stand for; the message says which."""
 
 
-def network_identity(module: nn.Module, code: bytes = b"") -> str:
+def network_identity(module: nn.Module, code: bytes = b"", preprocessing: Preprocessing | None = None) -> str:
     """SHA-256 over all that a network's features depend on, except the settings of the feedback where it is itself a CNNF.
 
-    ``code`` stands for the user's code that made it (see ``call``). Unidentifiable where something cannot be hashed, as a hook.
+    ``code`` stands for the user's code that made it (see ``call``). Of the ``preprocessing`` a class of the user's own counts here,
+    as a module's does; the fields are in ``gram_key``. Unidentifiable where something cannot be hashed, as a hook.
     """
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         raise Unidentifiable("torch has a forward hook for all modules")
     whole = _Hash()
     whole.add("code", code)
     whole.module("", module)
+    if type(preprocessing) not in (Preprocessing, type(None)):
+        whole.value("preprocessing", preprocessing)
     return whole.whole.hexdigest()
 
 
@@ -275,7 +279,7 @@ class _Hash:
             for name, value in sorted(vars(base).items()) if _origin(base) == OWN else ():
                 if isinstance(value, staticmethod | classmethod):
                     value = value.__func__
-                if not name.startswith(("__", "_abc")) and not inspect.isdatadescriptor(value):
+                if (name == "__call__" or not name.startswith(("__", "_abc"))) and not inspect.isdatadescriptor(value):
                     self.value(f"{base.__qualname__}.{name}", value)
 
     def _source(self, value: Any) -> None:

@@ -9,11 +9,12 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
@@ -66,6 +67,15 @@ class Scaled(CNNF):
     """A CNN-F with an attribute of its own."""
 
     scale = 1.0
+
+
+class Channels(Preprocessing):
+    """A preprocessing of one's own."""
+
+    order: ClassVar = [2, 1, 0]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return super().__call__(image)[self.order]
 
 
 @dataclass
@@ -158,6 +168,22 @@ def test_what_forward_reads_counts(monkeypatch: pytest.MonkeyPatch, change: str)
     else:
         monkeypatch.setattr(ByAttribute, "forward", lambda self, x: x * 7)
     assert network_identity(kind()) != before
+
+
+def test_the_code_of_a_preprocessing_of_ones_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(kind: type[Preprocessing]) -> str | None:
+        return Network(module, kind(28), name="n").identity
+
+    module = small_net()
+    found = [identity(Preprocessing), identity(Channels)]
+    assert identity(Channels) == found[1]
+    monkeypatch.setattr(Channels, "order", [1, 2, 0])
+    found.append(identity(Channels))
+    monkeypatch.setattr(Channels, "__call__", lambda self, image: -Preprocessing.__call__(self, image))
+    found.append(identity(Channels))
+    assert len({*found}) == 4
+    monkeypatch.setattr(Channels, "order", iter(()))
+    assert identity(Channels) is None
 
 
 UNKNOWN = {
