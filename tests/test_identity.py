@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -269,3 +270,76 @@ def test_the_code_that_a_file_imports_from_beside_itself_counts(
             found.append(load_network(f"{tmp_path}/net.py:Net").identity)
     assert found[0] != found[1]
     assert None not in found
+
+
+LAB = {
+    "__init__.py": "",
+    "settings.py": "GAIN = 1.0\n",
+    "ops.py": "from . import settings\n\n\ndef gate(x):\n    return x * settings.GAIN\n",
+    "late.py": "BY = 1.0\n",
+    "net.py": "import lab.ops as ops\nfrom torch import nn\nfrom . import settings\n\n\nclass Net(nn.Module):\n"
+    "    @property\n    def by(self):\n        return 1.0\n\n"
+    "    def forward(self, x):\n        return ops.gate(x) * self.by\n\n\nclass Late(Net):\n"
+    "    def forward(self, x):\n        from . import late\n\n        return x * late.BY\n",
+}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a package of the user's own, ``lab``, as an editable install has it; not imported yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("cnnf_brain.identity.installed", lambda: {"lab": ["torch"]})
+    (tmp_path / "lab").mkdir()
+    for name, text in LAB.items():
+        (tmp_path / "lab" / name).write_text(text)
+    monkeypatch.setattr("cnnf_brain.identity.STARTED", time.time() + 60)
+    yield tmp_path / "lab"
+    leave_lab()
+
+
+def leave_lab() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+        del sys.modules[name]
+
+
+def identity_in_lab(kind: str = "Net") -> str | None:
+    importlib.invalidate_caches()
+    return Network(getattr(importlib.import_module("lab.net"), kind)(), Preprocessing(8), name="n").identity
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text().replace("1.0", "7.25").replace("return x", "return 3 * x"))
+
+
+@pytest.mark.parametrize("name", ["settings.py", "ops.py", "net.py", "late.py"])
+def test_the_code_of_the_whole_package_counts(lab: Path, name: str) -> None:
+    before = identity_in_lab()
+    leave_lab()
+    assert identity_in_lab() == before is not None
+    edit(lab / name)
+    leave_lab()
+    assert identity_in_lab() not in (None, before)
+
+
+@pytest.mark.parametrize("name", ["settings.py", "ops.py", "net.py"])
+def test_code_that_was_edited_after_it_was_loaded_is_not_taken_for_what_is_on_disk(lab: Path, name: str) -> None:
+    importlib.import_module("lab.net")
+    edit(lab / name)
+    loaded = identity_in_lab()
+    leave_lab()
+    assert identity_in_lab() not in (None, loaded)
+
+
+def test_a_constant_of_another_module_that_is_set_in_memory_counts(lab: Path) -> None:
+    before = identity_in_lab()
+    sys.modules["lab.settings"].GAIN = 2.0  # type: ignore[attr-defined]
+    assert identity_in_lab() not in (None, before)
+
+
+def test_code_that_is_imported_when_it_runs_has_no_identity_once_files_were_edited(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert identity_in_lab("Late") is not None
+    monkeypatch.setattr("cnnf_brain.identity.STARTED", 0.0)
+    assert identity_in_lab("Late") is None
+    assert identity_in_lab("Net") is not None
