@@ -239,12 +239,14 @@ def _same(network: Network, rows: dict[LayerAt, Array], other: dict[LayerAt, Arr
 
 @contextmanager
 def float32_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolutions and products in float32 proper, whatever was set: torch's default rounds the input of convolutions on a GPU to
-    TF32 (10 bits)."""
+    """Convolutions and products in float32 proper, whatever was set: autocast is off, and TF32 (10 bits), to which torch's default
+    rounds the input of convolutions on a GPU."""
+    autocast = torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext():
+        with autocast, tf32:
             yield
     finally:
         torch.set_float32_matmul_precision(before)

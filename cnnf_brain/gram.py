@@ -241,7 +241,7 @@ class Features:
             make_room(0 if stay else sum(4 * one.count * (one.n_images - one.done) for one in scratch.values()))
             self._stream(run, {at: scratch[at] for at in group if at in scratch}, progress)
             for at, one in scratch.items():
-                write_gram(self._path(run.keys[at]), Gram(at, one.gram(), run.counts[at]))
+                write_gram(self._path(run.keys[at]), Gram(at, one.gram(str(at)), run.counts[at]))
                 one.remove()
 
     def _stream(self, run: Run, scratch: Mapping[LayerAt, Scratch], progress: Progress) -> None:
