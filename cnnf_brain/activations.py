@@ -113,8 +113,8 @@ class Layer:
 def list_layers(network: Network) -> list[Layer]:
     """The layers that can be scored, in the order in which an image passes them.
 
-    The network is shown one empty image of its own size; a network on the meta device computes nothing. A module that is not
-    called, or that does not return one tensor with the images along the first axis, is left out.
+    The network, in evaluation mode, is shown one empty image of its own size; on the meta device it computes nothing. A module that
+    is not called, or that does not return one tensor with the images along the first axis, is left out.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def list_layers(network: Network) -> list[Layer]:
     >>> [layer for layer in cb.list_layers(cb.load_network("small")) if layer.kind == "MaxPool2d"]
     [Layer(name='pool2', kind='MaxPool2d', shape=(64, 12, 12))]
     """
-    shown, module = network.preprocessing, network.module
+    shown, module = network.preprocessing, network.module.eval()
     image = torch.zeros(1, len(shown.mean), shown.size, shown.size, device=network.device)
     if isinstance(module, CNNF):
         maps = extract(module, image, [LayerAt(name) for name in module.layer_names], network.name)
@@ -239,12 +239,14 @@ def _same(network: Network, rows: dict[LayerAt, Array], other: dict[LayerAt, Arr
 
 @contextmanager
 def float32_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolutions and products in float32 proper, whatever was set: torch's default rounds the input of convolutions on a GPU to
-    TF32 (10 bits)."""
+    """Convolutions and products in float32 proper, whatever was set: autocast is off, and TF32 (10 bits), to which torch's default
+    rounds the input of convolutions on a GPU."""
+    autocast = torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else nullcontext():
+        with autocast, tf32:
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -142,11 +142,11 @@ class Features:
 
     def _keys(self, wanted: Sequence[Wanted]) -> list[tuple[str, dict[LayerAt, str]]]:
         """For each entry the key of its first pass, and those of its layers."""
-        identities: dict[tuple[int, bytes], tuple[str, bool]] = {}
+        identities: dict[tuple[int, bytes, int], tuple[str, bool]] = {}
         found = []
         for network, images, layers in wanted:
             activations.check_layers(network.module, layers)
-            which = (id(network.module), network.code)
+            which = (id(network.module), network.code, id(network.preprocessing))
             if which not in identities:
                 known = network.identity  # a hash over all weights: once
                 identities[which] = known or uuid.uuid4().hex, known is not None
@@ -241,7 +241,7 @@ class Features:
             make_room(0 if stay else sum(4 * one.count * (one.n_images - one.done) for one in scratch.values()))
             self._stream(run, {at: scratch[at] for at in group if at in scratch}, progress)
             for at, one in scratch.items():
-                write_gram(self._path(run.keys[at]), Gram(at, one.gram(), run.counts[at]))
+                write_gram(self._path(run.keys[at]), Gram(at, one.gram(str(at)), run.counts[at]))
                 one.remove()
 
     def _stream(self, run: Run, scratch: Mapping[LayerAt, Scratch], progress: Progress) -> None:

@@ -1,12 +1,14 @@
 """What tells one network from another: a hash over all that its features depend on. The user's own code, run and read.
 
 Architecture, weights and the plain attributes of every module count; functions by their code, closure, defaults and globals; the
-user's own also by their source files. A network with a hook or an attribute of an unknown kind has no hash, and is never cached.
+user's own (of no library and in no SITE) also by the source files of their package. A network with a hook or an attribute of an
+unknown kind has no hash, and is never cached.
 """
 
 from __future__ import annotations
 
 import ast
+import dis
 import enum
 import functools
 import hashlib
@@ -16,6 +18,7 @@ import json
 import logging
 import re
 import sys
+import time
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnf_brain.checks import unknown
+from cnnf_brain.images import Preprocessing
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.types import FEATURES_VERSION, LayerAt
 
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
 
 OWN = (False, "")  # of no library: its globals and attributes may be others in each run (see ``_origin``)
 KNOWN = ("torch", "torchvision", "cnnf_brain", "builtins", "numpy")  # their versions are in the keys of what is cached
+LIBRARIES = {*KNOWN, *sys.stdlib_module_names}
+SITE = {"site-packages", "dist-packages"}  # what was installed there stands by its version
+SPECIAL = {"__call__", "__getattr__", "__getitem__", "__iter__", "__len__"}  # methods that a class's code may run unseen
+STARTED = time.time()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 TORCH = (type(...), torch.dtype, torch.device, torch.Size, torch.memory_format, torch.layout, slice, range)
 
@@ -46,16 +54,21 @@ class Unidentifiable(ValueError):
     """A part of a network that no hash can stand for; the message says which."""
 
 
-def network_identity(module: nn.Module, code: bytes = b"") -> str:
-    """SHA-256 over all that a network's features depend on, except the settings of a CNNF's feedback.
+def network_identity(module: nn.Module, code: bytes = b"", preprocessing: Preprocessing | None = None) -> str:
+    """SHA-256 over all that a network's features depend on, except the settings of the feedback where it is itself a CNNF.
 
-    ``code`` stands for the user's code that made it (see ``call``). Unidentifiable where something cannot be hashed, as a hook.
+    ``code`` stands for the user's code that made it (see ``call``). Of the ``preprocessing`` a class of the user's own counts here,
+    as a module's does; the fields are in ``gram_key``. Unidentifiable where something cannot be hashed, as a hook.
     """
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         raise Unidentifiable("torch has a forward hook for all modules")
     whole = _Hash()
     whole.add("code", code)
     whole.module("", module)
+    if type(preprocessing) not in (Preprocessing, type(None)):
+        whole.value("preprocessing", preprocessing)
+    if whole.lazy and whole.changed > STARTED:
+        raise Unidentifiable(f"{whole.lazy} is imported by a function, and source files changed since this process began")
     return whole.whole.hexdigest()
 
 
@@ -130,7 +143,7 @@ def sources(path: Path) -> dict[str, str]:
             found[name] = (path.parent / name).read_text(encoding="utf-8")
             tops = {one.partition(".")[0] for one in imported(found[name])}
         except (SyntaxError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.parent / name} cannot be read as Python ({error})") from error
+            raise Unidentifiable(f"{path.parent / name} cannot be read as Python ({error})") from error
         for top in sorted(tops - set(sys.stdlib_module_names) - installed().keys()):
             module = path.parent / f"{top}.py"
             files = [module] if module.is_file() else sorted((path.parent / top).rglob("*.py"))
@@ -161,6 +174,9 @@ class _Hash:
         self.whole = hashlib.sha256()
         self.seen: dict[int, tuple[int, Any]] = {}  # by identity; values are held, so that no other takes their place
         self.files: set[Path] = set()
+        self.changed = 0.0  # when one of them last was
+        self.lazy = ""  # what a function imports only when it is called, so that it cannot be followed
+        self.followed: set[tuple[str, frozenset[str]]] = set()
         self.modules: dict[int, str] = {}
 
     def add(self, name: str, content: str | bytes) -> None:
@@ -183,22 +199,24 @@ class _Hash:
                 raise Unidentifiable(f"{f'module {name!r}' if name else 'the network itself'} has a forward hook")
             self.kind(type(part))
             # "forward" too, where it was replaced on the object
-            for attribute in sorted(vars(part).keys() - _usual(isinstance(part, CNNF))):
+            for attribute in sorted(vars(part).keys() - _usual(not name and isinstance(part, CNNF))):
                 self.value(f"{name}.{attribute}", vars(part)[attribute])
 
-    def value(self, name: str, value: Any) -> None:
-        """Any value; Unidentifiable where its kind is not known."""
+    def value(self, name: str, value: Any, names: frozenset[str] | None = None) -> None:
+        """Any value, of Python's modules what is read by ``names`` (None: all); Unidentifiable where its kind is not known."""
         if isinstance(value, Tensor | np.ndarray | np.generic):
             self._array(name, value)
         elif type(value) in PLAIN or type(value) in TORCH or isinstance(value, Path):
             self.add(name, f"{type(value).__qualname__} {value!r}")
+        elif isinstance(value, types.ModuleType):
+            self._imported(name, value, names or frozenset(read for read in vars(value) if not read.startswith("__")))
         elif id(value) in self.modules:
             self.add(name, f"module {self.modules[id(value)]}")
         elif isinstance(value, nn.Module):
             self.module(name, value)
         elif not self._again(name, value):
             self._structure(name, value)
-            if not isinstance(value, type | types.ModuleType):  # what was set on it beside its content
+            if not isinstance(value, type):  # what was set on it beside its content
                 for key, inside in sorted(getattr(value, "__dict__", {}).items()):
                     self.value(f"{name}.{key}", inside)
 
@@ -244,19 +262,29 @@ class _Hash:
     def _function(self, name: str, function: types.FunctionType) -> None:
         """By code, closure, defaults, the globals that it reads, and the sources of its module."""
         self.add(name, _qualified(function))
-        names = self._code(name, function.__code__)
+        names = frozenset(self._code(name, function.__code__))
         for cell in function.__closure__ or ():
             self.value(f"{name}.closure", cell.cell_contents)
         self.value(f"{name}.defaults", [function.__defaults__, function.__kwdefaults__])
         self._source(function)
         if _origin(function) == OWN:
             for read in sorted(names & function.__globals__.keys()):
-                self.value(f"{name}.{read}", function.__globals__[read])
+                self.value(f"{name}.{read}", function.__globals__[read], names)
+
+    def _imported(self, name: str, module: types.ModuleType, names: frozenset[str]) -> None:
+        self.add(name, module.__name__)
+        self._source(module)
+        if _origin(module) == OWN and (module.__name__, names) not in self.followed:
+            self.followed.add((module.__name__, names))
+            for read in sorted(names & vars(module).keys()):
+                self.value(f"{name}.{read}", vars(module)[read], names)
 
     def _code(self, name: str, code: types.CodeType) -> set[str]:
         """A function's code and that of the functions within it; all names that they read."""
         self.add(name, f"{code.co_names} {code.co_varnames} {code.co_freevars}")
         self.add(name, code.co_code)
+        late = (str(step.argval) for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME")
+        self.lazy = next((module or "." for module in late if module.split(".")[0] not in LIBRARIES), self.lazy)
         names = set(code.co_names)
         for const in code.co_consts:
             if isinstance(const, types.CodeType):
@@ -275,25 +303,30 @@ class _Hash:
             for name, value in sorted(vars(base).items()) if _origin(base) == OWN else ():
                 if isinstance(value, staticmethod | classmethod):
                     value = value.__func__
-                if not name.startswith(("__", "_abc")) and not inspect.isdatadescriptor(value):
+                if isinstance(value, property | functools.cached_property):
+                    value = value.fget if isinstance(value, property) else value.func
+                if (name in SPECIAL or not name.startswith(("__", "_abc"))) and not inspect.isdatadescriptor(value):
                     self.value(f"{base.__qualname__}.{name}", value)
 
     def _source(self, value: Any) -> None:
-        known, versions = _origin(value)
+        known, versions = origin = _origin(value)
         if known:
             return
         try:
-            source = inspect.getsourcefile(value)
-        except TypeError:  # defined in a shell or notebook
-            source = None
-        if source and Path(source).is_file():
-            if Path(source) in self.files:
-                return
-            self.files.add(Path(source))
-            for name, text in sources(Path(source)).items():
-                self.add(f"source {name}", text)
+            source = Path(inspect.getsourcefile(value) or "")
+        except (TypeError, OSError):  # defined in a shell or notebook
+            source = Path()
+        if source.is_file() and source not in self.files:
+            texts = _package(value) if origin == OWN else {}
+            if source not in texts:
+                texts |= {source.parent / name: text for name, text in sources(source).items()}
+            for path, text in texts.items():
+                if path not in self.files:
+                    self.files.add(path)
+                    self.changed = max(self.changed, path.stat().st_mtime, path.stat().st_ctime)
+                    self.add(f"source {path.name}", text)
             self.add("version", versions)
-        elif isinstance(value, type):
+        elif isinstance(value, type) and not source.is_file():
             raise Unidentifiable(f"class {value.__qualname__} has no source file (defined in a shell?)")
 
 
@@ -307,7 +340,6 @@ _SHAPES: tuple[tuple[Any, Callable[[Any], tuple[bool, str | None, list[tuple[str
     (types.MethodType, lambda v: (False, None, [("", [v.__func__, v.__self__])])),
     (types.BuiltinFunctionType | np.ufunc | torch._C.ScriptMethod, lambda v: (False, _qualified(v), [])),
     (logging.Logger, lambda v: (False, v.name, [])),
-    (types.ModuleType, lambda v: (False, v.__name__, [])),
     (object, lambda v: (True, None, [(f".{f.name}", getattr(v, f.name)) for f in fields(v)]) if is_dataclass(v) else None),
 )
 
@@ -317,14 +349,24 @@ def _qualified(value: Any) -> str:
 
 
 def _origin(value: Any) -> tuple[bool, str]:
-    """Whether a class or function is Python's or of KNOWN, and if not, the distributions that provide it, with versions."""
-    top = str(value.__module__).split(".")[0]
-    if top in KNOWN or top in sys.stdlib_module_names:
+    """Whether a class, function or module is Python's or of KNOWN; if not, and it is not OWN, its distributions with versions."""
+    name = str(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
+    if (top := name.split(".")[0]) in LIBRARIES:
         return True, ""
-    return False, ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(installed().get(top, []))))
+    if not SITE & set(Path(getattr(sys.modules.get(name), "__file__", None) or "").parts):
+        return OWN
+    return False, ", ".join(f"{one} {metadata.version(one)}" for one in sorted(set(installed().get(top, []))))
+
+
+def _package(value: Any) -> dict[Path, str]:
+    """File -> text, of the whole package that a class, function or module is of; empty outside of a package."""
+    module = sys.modules.get(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
+    folders = getattr(sys.modules.get(str(getattr(module, "__package__", "")).split(".")[0]), "__path__", ())
+    files = [path for one in folders for path in sorted(Path(one).rglob("*.py")) if not SITE & set(path.parts)]
+    return {path: path.read_text(encoding="utf-8", errors="surrogateescape") for path in files}
 
 
 @functools.cache
 def _usual(feedback: bool) -> frozenset[str]:
-    """Attributes that every module has, or that every CNNF has, whose settings are told apart from the network."""
+    """Attributes that every module has, or that every CNNF has, whose settings ``gram_key`` tells apart."""
     return frozenset(vars(CNNF(nn.Sequential(nn.Linear(1, 1))) if feedback else nn.Module()))

@@ -96,7 +96,7 @@ class Network:
 
     @property
     def identity(self) -> str | None:
-        """SHA-256 over all that features depend on but feedback settings and preprocessing; None where that cannot be known."""
+        """SHA-256 over all that features depend on but feedback settings and the preprocessing's fields; None where unknown."""
         return self._identified()[0]
 
     @property
@@ -106,7 +106,7 @@ class Network:
 
     def _identified(self) -> tuple[str | None, str]:
         try:
-            return network_identity(self.module, self.code), ""
+            return network_identity(self.module, self.code, self.preprocessing), ""
         except Unidentifiable as error:
             return None, str(error)
 

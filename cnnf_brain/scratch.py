@@ -32,6 +32,7 @@ SCRATCH_BYTES = 20 * 2**30
 SCRATCH_DAYS = 7  # the scratch of a run that did not end well is kept this long, so that it can go on
 GPU_SHARE = 0.8  # of the memory that is free on a GPU, which features and K may take; the rest is the network's
 GPU_IMAGES = 2000  # from here on regressions run on the GPU as well; with fewer images the way there takes longer
+SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)  # of K's largest value: below, products lose digits
 COPIES = 6  # of K, that ridge holds on a GPU at most: K, centred, its eigenvectors and what these take
 
 
@@ -252,13 +253,16 @@ class Scratch:
             ) from error
         self.done += len(rows)
 
-    def gram(self) -> Array:
+    def gram(self, name: str = "a layer") -> Array:
         """K (n_images, n_images) float64, or few features themselves, float32; each feature's mean is taken off first, which PLS
         does not see."""
         if few(self.count, self.n_images):
             return np.hstack([host(block) for block in self._centred()])
         with float32_convolutions(self.device or torch.device("cpu")):
-            return host(self._sum())
+            k = host(self._sum())
+        if k.diagonal().max() < SMALLEST and any(block.any() for block in self._centred()):
+            raise ValueError(f"{name}: features are too small for products in float32; scale them up in the network")
+        return k
 
     def _sum(self) -> Any:
         """K where it is summed: the lower triangle a few rows at a time, for memory, then the other one."""

@@ -210,6 +210,13 @@ def test_a_module_that_stays_in_training_mode_is_named() -> None:
         probe(network, tiny.images(8), at("0"))
 
 
+def test_listing_the_layers_changes_no_statistics() -> None:
+    network = made(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    network.module.train()
+    activations.list_layers(network)
+    assert network.module.state_dict()["1.num_batches_tracked"] == 0
+
+
 def test_fewer_images_than_are_tried() -> None:
     assert probe(tiny.network(), tiny.images(1), at("fc@2")).counts == {LayerAt("fc", 2): 5}
 

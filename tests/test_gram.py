@@ -194,6 +194,21 @@ def test_features_that_are_not_finite_are_an_error(cache: Path, monkeypatch: pyt
         compute(network, tiny.images(12), [LayerAt("relu2", 2)])
 
 
+def test_features_whose_products_leave_float32_are_an_error(cache: Path) -> None:
+    network, at = tiny.network(), LayerAt("conv1")
+    with torch.no_grad():
+        network.module.conv1.weight *= 1e-15
+        network.module.conv1.bias.zero_()
+    assert_same(compute(network, tiny.images(12), [at])[at].values, expected(network, tiny.images(12), at))
+    with torch.no_grad():
+        network.module.conv1.weight *= 1e-6
+    with pytest.raises(ValueError, match=r"conv1@0: features are too small for products in float32; scale them up"):
+        compute(network, tiny.images(12), [at])
+    with torch.no_grad():
+        network.module.conv1.weight.zero_()
+    assert not compute(network, tiny.images(12), [at])[at].values.any()  # a dead layer is no error
+
+
 def test_features_that_are_not_finite_are_found_with_the_first_image(cache: Path, passes: list[int]) -> None:
     network = tiny.network()
     with torch.no_grad():
@@ -222,6 +237,13 @@ def test_convolutions_on_a_gpu_are_not_rounded_to_tf32() -> None:
     assert torch.backends.cudnn.allow_tf32 == before
     with activations.float32_convolutions(torch.device("cpu")):
         assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_autocast_rounds_no_features() -> None:
+    network, batch, at = tiny.network(), torch.rand(3, 3, tiny.SIZE, tiny.SIZE), LayerAt("pool2", 1)
+    known = activations.features(network, batch, [at])[at]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert np.array_equal(activations.features(network, batch, [at])[at], known)
 
 
 # What several networks share
@@ -619,7 +641,7 @@ def test_an_error_while_k_is_made_loses_no_features(
     """Also where some layers have their K already, and their rows are gone."""
     made, product = [], scratch_.Scratch.gram
 
-    def too_large(scratch: scratch_.Scratch) -> npt.NDArray[Any]:
+    def too_large(scratch: scratch_.Scratch, name: str) -> npt.NDArray[Any]:
         made.append(scratch)
         if len(made) > fails_at:
             raise MemoryError

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cnnf_brain import CNNF, small_net
@@ -66,6 +68,15 @@ class Scaled(CNNF):
     """A CNN-F with an attribute of its own."""
 
     scale = 1.0
+
+
+class Channels(Preprocessing):
+    """A preprocessing of one's own."""
+
+    order: ClassVar = [2, 1, 0]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return super().__call__(image)[self.order]
 
 
 @dataclass
@@ -126,6 +137,27 @@ def test_settings_of_the_feedback_do_not_count() -> None:
     assert network_identity(model) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"iterations": 0}, {"step": 0.5}, {"match_norm": True}, {"ada_relu": "printed"}],
+    ids=str,
+)
+def test_settings_of_the_feedback_count_where_the_cnnf_is_a_part_of_the_network(change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    known, other = (network_identity(Holder(CNNF(layers, **some))) for some in ({}, change))
+    assert known != other
+
+
+def test_a_class_of_a_shell_or_notebook_has_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = types.ModuleType("__main__")
+    exec("from torch import nn\nclass Net(nn.Module):\n    def forward(self, x): return x * 2\n", vars(shell))
+    monkeypatch.setitem(sys.modules, "__main__", shell)
+    network = Network(shell.Net(), Preprocessing(8))
+    assert network.identity is None
+    assert "shell" in network.unidentified
+
+
 @pytest.mark.parametrize("change", ["global", "class attribute", "class method"])
 def test_what_forward_reads_counts(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     kind = ByGlobal if change == "global" else ByAttribute
@@ -137,6 +169,22 @@ def test_what_forward_reads_counts(monkeypatch: pytest.MonkeyPatch, change: str)
     else:
         monkeypatch.setattr(ByAttribute, "forward", lambda self, x: x * 7)
     assert network_identity(kind()) != before
+
+
+def test_the_code_of_a_preprocessing_of_ones_own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(kind: type[Preprocessing]) -> str | None:
+        return Network(module, kind(28), name="n").identity
+
+    module = small_net()
+    found = [identity(Preprocessing), identity(Channels)]
+    assert identity(Channels) == found[1]
+    monkeypatch.setattr(Channels, "order", [1, 2, 0])
+    found.append(identity(Channels))
+    monkeypatch.setattr(Channels, "__call__", lambda self, image: -Preprocessing.__call__(self, image))
+    found.append(identity(Channels))
+    assert len({*found}) == 4
+    monkeypatch.setattr(Channels, "order", iter(()))
+    assert identity(Channels) is None
 
 
 UNKNOWN = {
@@ -222,3 +270,76 @@ def test_the_code_that_a_file_imports_from_beside_itself_counts(
             found.append(load_network(f"{tmp_path}/net.py:Net").identity)
     assert found[0] != found[1]
     assert None not in found
+
+
+LAB = {
+    "__init__.py": "",
+    "settings.py": "GAIN = 1.0\n",
+    "ops.py": "from . import settings\n\n\ndef gate(x):\n    return x * settings.GAIN\n",
+    "late.py": "BY = 1.0\n",
+    "net.py": "import lab.ops as ops\nfrom torch import nn\nfrom . import settings\n\n\nclass Net(nn.Module):\n"
+    "    @property\n    def by(self):\n        return 1.0\n\n"
+    "    def forward(self, x):\n        return ops.gate(x) * self.by\n\n\nclass Late(Net):\n"
+    "    def forward(self, x):\n        from . import late\n\n        return x * late.BY\n",
+}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a package of the user's own, ``lab``, as an editable install has it; not imported yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("cnnf_brain.identity.installed", lambda: {"lab": ["torch"]})
+    (tmp_path / "lab").mkdir()
+    for name, text in LAB.items():
+        (tmp_path / "lab" / name).write_text(text)
+    monkeypatch.setattr("cnnf_brain.identity.STARTED", time.time() + 60)
+    yield tmp_path / "lab"
+    leave_lab()
+
+
+def leave_lab() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab"]:
+        del sys.modules[name]
+
+
+def identity_in_lab(kind: str = "Net") -> str | None:
+    importlib.invalidate_caches()
+    return Network(getattr(importlib.import_module("lab.net"), kind)(), Preprocessing(8), name="n").identity
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text().replace("1.0", "7.25").replace("return x", "return 3 * x"))
+
+
+@pytest.mark.parametrize("name", ["settings.py", "ops.py", "net.py", "late.py"])
+def test_the_code_of_the_whole_package_counts(lab: Path, name: str) -> None:
+    before = identity_in_lab()
+    leave_lab()
+    assert identity_in_lab() == before is not None
+    edit(lab / name)
+    leave_lab()
+    assert identity_in_lab() not in (None, before)
+
+
+@pytest.mark.parametrize("name", ["settings.py", "ops.py", "net.py"])
+def test_code_that_was_edited_after_it_was_loaded_is_not_taken_for_what_is_on_disk(lab: Path, name: str) -> None:
+    importlib.import_module("lab.net")
+    edit(lab / name)
+    loaded = identity_in_lab()
+    leave_lab()
+    assert identity_in_lab() not in (None, loaded)
+
+
+def test_a_constant_of_another_module_that_is_set_in_memory_counts(lab: Path) -> None:
+    before = identity_in_lab()
+    sys.modules["lab.settings"].GAIN = 2.0  # type: ignore[attr-defined]
+    assert identity_in_lab() not in (None, before)
+
+
+def test_code_that_is_imported_when_it_runs_has_no_identity_once_files_were_edited(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert identity_in_lab("Late") is not None
+    monkeypatch.setattr("cnnf_brain.identity.STARTED", 0.0)
+    assert identity_in_lab("Late") is None
+    assert identity_in_lab("Net") is not None
