@@ -58,9 +58,9 @@ class Preprocessing:
             if not isinstance(values, list | tuple) or len(values) not in (1, 3) or not all(map(_is_number, values)):
                 raise ValueError(f"{name} is {values!r}, expected three numbers, or one for grey images")
             object.__setattr__(self, name, tuple(values))
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}: expected equally many numbers, std above 0")
-        if any(value > 1 for value in self.mean):
+        if max(self.mean) > 1:
             raise ValueError(f"mean is {self.mean}, expected at most 1: images are in [0, 1]; divide mean and std by 255")
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -128,7 +128,7 @@ class Images:
         seen: set[str] = set()
         twice = sorted({i for i in self.ids if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
         if twice:
-            raise ValueError(f"{self.where}: image ids occur more than once: {', '.join(twice[:5])}")
+            raise ValueError(f"{self.where}: image ids occur more than once: {', '.join(twice[:5])}; name the images by ids")
 
     @classmethod
     def of(cls, images: Iterable[Any], ids: Sequence[Any] | Array | None = None, *, where: str = "images") -> Images:

@@ -212,7 +212,12 @@ def test_a_name_of_torchvisions_says_how_it_is_written(spec: str, meant: str) ->
         load_network(spec)
 
 
-@pytest.mark.parametrize("spec", ["vgg61", "small.py"])
+def test_a_file_without_a_function() -> None:
+    with pytest.raises(ValueError, match=r"model 'small.py' names a file; name the function in it too: small.py:FUNCTION"):
+        load_network("small.py")
+
+
+@pytest.mark.parametrize("spec", ["vgg61", "small.p"])
 def test_an_unknown_model_lists_the_kinds(spec: str) -> None:
     with pytest.raises(ValueError, match=rf"model '{spec}' is not known.*vgg16.*torchvision:NAME, path/to/file.py:function"):
         load_network(spec)

@@ -232,6 +232,7 @@ def describe_recordings(recordings: Recordings) -> dict[str, Any]:
         "responses_sha256": array_hash(recordings.responses),
         "labels_sha256": short_hash([recordings.images.ids, recordings.site_ids, recordings.object_names], 64),
         "repeats_sha256": None if recordings.repeats is None else array_hash(recordings.repeats),
+        **({} if recordings.subjects is None else {"subjects_sha256": short_hash(list(map(str, recordings.subjects)), 64)}),
         **({} if recordings.rdms is None else {"rdms_sha256": array_hash(recordings.rdms)}),
     }
 

@@ -198,8 +198,8 @@ def _list(root: Path, part: str) -> Listing:
     if folder.is_dir():
         return _list_folder(folder)
     raise FileNotFoundError(
-        f"{root} {'has' if root.is_dir() else 'is not a folder that has'} {part}/ or {part}-*.tar; expected the folders "
-        "train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or tar shards train-*.tar and val-*.tar with "
+        f"{root} {f'has no {part}/ and no' if root.is_dir() else f'is not a folder that has {part}/ or'} {part}-*.tar; expected "
+        "the folders train/<wnid>/ and val/<wnid>/ (or a flat val/ and the devkit), or tar shards train-*.tar and val-*.tar with "
         "members <wnid>/<file>, or <key>.jpg and <key>.cls"
     )
 

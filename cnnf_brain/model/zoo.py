@@ -228,6 +228,8 @@ def check_spec(spec: str) -> None:
     own = [SMALL, *ARCHITECTURES, *offered("networks")]
     if spec in own:
         return
+    if spec.endswith(".py"):
+        raise ValueError(f"model {spec!r} names a file; name the function in it too: {spec}:FUNCTION")
     meant = near(spec, [*own, *published], n=1)
     if meant and meant[0] not in own:
         raise ValueError(f"model {spec!r} is not known; did you mean {TORCHVISION}{meant[0]}?")

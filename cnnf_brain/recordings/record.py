@@ -96,8 +96,8 @@ class Recordings:
 
     @property
     def animals(self) -> tuple[str, ...]:
-        """The subjects, each once; empty where they are not known."""
-        return () if self.subjects is None else tuple(dict.fromkeys(map(str, self.subjects)))
+        """The subjects, each once, without "", which is one that is not known."""
+        return () if self.subjects is None else tuple(dict.fromkeys(one for one in map(str, self.subjects) if one))
 
     def of(self, sites: Array) -> Recordings:
         """The recordings of some sites: their numbers, or (n_sites,) true where they are meant."""

@@ -84,13 +84,17 @@ def prepare(study: Study | str | Path, folder: str | Path) -> list[Cell]:
     study, folder = study if isinstance(study, Study) else Study.read(study), Path(folder)
     pick_device(study.device)
     todo = planned(study, folder)
-    decided = {name: value for name, value in study.scoring.decided().items() if name != "metric"}
-    with results.grown(folder, KIND, {"scoring": decided}, wait=PATIENCE):
+    with results.grown(folder, KIND, _question(study), wait=PATIENCE):
         manifest = [{"name": cell.path.name, "stage": stage(cell), "cost": cell.cost} for cell in todo]
         write_json(folder / MANIFEST, {"cells": manifest})
         for cell in todo:
             cell.note.unlink(missing_ok=True)
     return todo
+
+
+def _question(study: Study) -> dict[str, Any]:
+    """What a folder of the study belongs to."""
+    return {"scoring": {name: value for name, value in study.scoring.decided().items() if name != "metric"}}
 
 
 def stage(cell: Cell) -> str:
@@ -168,7 +172,9 @@ def estimate(study: Study | str | Path, folder: str | Path, *, progress: bool = 
     Nothing is written to ``folder``, and no weights are downloaded. Hours hold for this machine, within a factor of three or so.
     Raises what ``sweep`` raises before it runs.
     """
-    todo = planned(study if isinstance(study, Study) else Study.read(study), Path(folder))
+    study = study if isinstance(study, Study) else Study.read(study)
+    results.claim(Path(folder), KIND, _question(study))
+    todo = planned(study, Path(folder))
     seconds, scratch, cache = {cell: cell.cost for cell in todo}, 0.0, 0.0
     ks = [cell for cell in todo if isinstance(cell, K)]
     for cell in tqdm(ks, disable=not progress, unit="network"):

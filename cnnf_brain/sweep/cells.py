@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,7 @@ def _operations(metric: str, source: Recordings, scoring: Scoring) -> float:
 
 def planned(study: Study, folder: Path) -> list[Cell]:
     """All cells of a study, K first, checked as a whole: nothing is downloaded but recordings, and no network runs."""
+    study = replace(study)  # nothing is remembered of an earlier sweep: weights may have changed since
     layers: dict[tuple[str, ...], dict[LayerAt, None]] = {}
     whose: dict[tuple[str, ...], tuple[Member, Images]] = {}
     for question in study.questions:

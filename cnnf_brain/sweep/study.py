@@ -143,6 +143,8 @@ class Study:
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence) or not given:
                 raise ValueError(f"{name} of a study are {given!r}, expected a list of one or more")
+        if isinstance(self.regions, str):
+            raise ValueError(f"regions of a study are {self.regions!r}, expected a list: [{self.regions!r}]")
         if not isinstance(self.scoring, Scoring):
             raise TypeError(f"scoring is a {type(self.scoring).__name__}, expected a cnnf_brain.Scoring")
 
@@ -164,6 +166,8 @@ class Study:
             _check_names("entry", given, cls, str(path))
             if "networks" not in given or "recordings" not in given:
                 raise ValueError(f"{path} names no networks or no recordings; a study needs both")
+            for layers in (one.get("layers") for one in (given, *given["networks"]) if isinstance(one, Mapping)):
+                _check_texts(layers)
             scoring = given.pop("scoring", {})
             _check_names("setting of scoring", scoring, Scoring, str(path))
             lists: dict[str, Any] = {
@@ -184,8 +188,11 @@ class Study:
             return tuple(self.regions)
         if isinstance(self.layers, Mapping):
             return tuple(self.layers)
-        objects = [one.region for one in self.recordings if isinstance(one, Recordings)]
-        return tuple(dict.fromkeys(objects)) or REGIONS
+        named = [
+            one.partition("=")[0] if isinstance(one, str) and "=" in one else getattr(one, "region", "")
+            for one in self.recordings
+        ]
+        return tuple(dict.fromkeys(named)) if all(named) else REGIONS
 
     @cached_property
     def sources(self) -> dict[str, list[Recordings]]:
@@ -197,7 +204,11 @@ class Study:
                 found.setdefault(one.region, []).append(one)
         for source in (source for of_region in found.values() for source in of_region):
             source.images.check()
-        return {region: usable(found[region], self.scoring) for region in self.regions_asked if region in found}
+        for region in (*self.regions_asked, *found):
+            if region not in found or region not in self.regions_asked:
+                asked, there = ", ".join(self.regions_asked), ", ".join(found)
+                raise ValueError(f"the regions of the study are {asked}, and its recordings are of {there}; name the same")
+        return {region: usable(found[region], self.scoring) for region in self.regions_asked}
 
     @cached_property
     def described(self) -> dict[str, list[dict[str, Any]]]:
@@ -274,6 +285,10 @@ class Study:
     @cached_property
     def questions(self) -> list[Question]:
         """Every layer of every network in every region, checked; where a layer is chosen all layers of a network as one."""
+        if max(self.iterations or [0]) and not any(member.skeleton.iterations for member, _ in self.members):
+            raise ValueError(
+                f"the study asks for iterations {list(self.iterations or ())}, and none of its networks has feedback"
+            )
         return [one for member, baseline in self.members for one in self._of_member(member, baseline)]
 
     def _of_member(self, member: Member, baseline: Member | None) -> Iterator[Question]:
@@ -292,6 +307,11 @@ class Study:
 
     def _at_iterations(self, names: Sequence[Any], member: Member) -> list[str]:
         iterations = self.iterations if member.iterations is None else member.iterations
+        runs = member.skeleton.iterations
+        if (runs or member.iterations is not None) and max(iterations or [0]) > runs:
+            raise ValueError(
+                f"{member.skeleton.title} runs {runs} iterations, and the study asks for {list(iterations or ())}"
+            )
         return [one for name in names for one in _at(str(name), iterations, member.skeleton)]
 
     @property
@@ -325,6 +345,15 @@ def _of_plan(made: Plan, entry: NetworkEntry) -> Member:
 
 def _of_network(network: Network) -> Member:
     return Member(network, lambda device: place(network, device), lambda: network, network.identity or "")
+
+
+def _check_texts(layers: Any) -> None:
+    """A ValueError where a name of a layer in a file is a number: those of a Sequential look like one."""
+    for inside in layers.values() if isinstance(layers, Mapping) else layers if isinstance(layers, list) else [layers]:
+        if isinstance(inside, list):
+            _check_texts(inside)
+        elif not isinstance(inside, str | None):
+            raise ValueError(f'layers hold {inside!r}, expected a name; write "{inside}"')
 
 
 def _check_names(what: str, given: Mapping[str, Any], record: type, where: str) -> None:

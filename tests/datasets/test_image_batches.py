@@ -486,8 +486,12 @@ def add(path: str, content: bytes = b"x") -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda root: (root / "train").rename(root / "t"), FileNotFoundError, r"has train/ or train-\*\.tar; expected"),
-        (lambda root: (root / "val").rename(root / "v"), FileNotFoundError, r"val/ or val-\*\.tar; expected"),
+        (
+            lambda root: (root / "train").rename(root / "t"),
+            FileNotFoundError,
+            r"has no train/ and no train-\*\.tar; expected",
+        ),
+        (lambda root: (root / "val").rename(root / "v"), FileNotFoundError, r"has no val/ and no val-\*\.tar; expected"),
         (lambda root: root.rename(root.with_name("gone")), FileNotFoundError, "is not a folder that has train/"),
         (add("train-0.tar"), ValueError, r"has both train/ and train-0\.tar: leave the one"),
         (add("train/lost.JPEG"), ValueError, r"train has 1 images beside its 3 class folders \(lost\.JPEG\)"),

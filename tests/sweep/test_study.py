@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+import torch
 
 import cnnf_brain as cb
 from cnnf_brain import cli
@@ -14,6 +17,7 @@ from cnnf_brain.sweep import estimate
 from cnnf_brain.sweep.cells import K, Score, planned
 
 SMALL = cb.Scoring(components=2, metric=("pls", "cka"))
+SITES = cb.Recordings.from_arrays(np.random.default_rng(0).standard_normal((40, 4)), tiny.pictures(40), region="V4")
 
 
 def study_of(folder: Path, **more: Any) -> cb.Study:
@@ -60,11 +64,28 @@ def test_what_decides_a_cell_names_it(tmp_path: Path) -> None:
         ({"recordings": ["absent.nc"]}, "no such file"),
         ({"scoring": cb.Scoring(components=36)}, "36 components need more"),
         ({"baseline": None, "baseline_weights": "IMAGENET1K_V1"}, "name the network too"),
+        ({"iterations": [0, 2]}, "asks for iterations .0, 2., and none of its networks has feedback"),
+        ({"networks": [{"model": "torchvision:alexnet", "weights": "none", "iterations": [2]}]}, "runs 0 iterations"),
+        (
+            {"networks": [tiny.network(iterations=1)], "layers": {"V4": "pool2"}, "iterations": [0, 3]},
+            "tiny.* runs 1 iterations, and the study asks for .0, 3.",
+        ),
+        (
+            {"regions": ["V4", "IT"], "layers": "first", "recordings": [SITES]},
+            "regions of the study are V4, IT, and its recordings are of V4",
+        ),
+        (
+            {"regions": ["IT"], "layers": "first", "recordings": [SITES]},
+            "regions of the study are IT, and its recordings are of V4",
+        ),
+        ({"regions": "V4", "layers": "first"}, "regions of a study are 'V4', expected a list"),
     ],
 )
 def test_a_study_is_refused_as_a_whole(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     if "networks" in changed:
-        changed = {"networks": [one.format(tmp_path) if isinstance(one, str) else one for one in changed["networks"]]}
+        changed = changed | {
+            "networks": [one.format(tmp_path) if isinstance(one, str) else one for one in changed["networks"]]
+        }
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         cb.sweep(study_of(tmp_path, **changed), tmp_path / "study", progress=False)
     assert not (tmp_path / "study").exists()
@@ -105,5 +126,38 @@ def test_a_study_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path.write_text(TOML.format(tmp_path).replace("baseline", "base_line"))
     assert cli.main(["sweep", str(path)]) == 1
     assert "entry 'base_line' is not known" in capsys.readouterr().err
+    path.write_text(TOML.format(tmp_path).replace('"second"', "2"))
+    assert cli.main(["sweep", str(path)]) == 1
+    assert 'layers hold 2, expected a name; write "2"' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["sweep", str(path), "--submit", "somewhere"])
+
+
+def test_a_dry_run_refuses_the_folder_of_another_study(tmp_path: Path) -> None:
+    cb.sweep(study_of(tmp_path), tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match=r"another question \(scoring.components"):
+        estimate(
+            study_of(tmp_path, scoring=cb.Scoring(components=3, metric=("pls", "cka"))), tmp_path / "out", progress=False
+        )
+
+
+def test_regions_are_those_that_recordings_are_named_for(tmp_path: Path) -> None:
+    named = f"V4={tiny.recordings(tmp_path / 'data')}"
+    assert study_of(tmp_path, recordings=[named], layers="first").regions_asked == ("V4",)
+    assert study_of(tmp_path, recordings=["simulated"], layers="first").regions_asked == ("V4", "IT")
+
+
+def test_weights_and_subjects_that_change_are_new_cells(tmp_path: Path) -> None:
+    network = tiny.network(iterations=1)
+
+    def score(subjects: str) -> list[str]:
+        studied = replace(study, recordings=[replace(SITES, subjects=np.array(list(subjects)))])
+        return [cell.title for cell in planned(studied, tmp_path) if isinstance(cell, Score)]
+
+    study = study_of(tmp_path, networks=[network], layers={"V4": "pool2"}, scoring=cb.Scoring(components=2))
+    one = [cell.title for cell in planned(study, tmp_path)]
+    assert [cell.title for cell in planned(study, tmp_path)] == one
+    assert score("AABB") == score("AABB") != score("ABAB")
+    with torch.no_grad():
+        next(network.module.parameters()).mul_(2)
+    assert not set(one) & {cell.title for cell in planned(study, tmp_path)}
