@@ -209,7 +209,7 @@ def _named(row: Row) -> _NamedRow:
 def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int], group: _Group, seed: int) -> Evaluation:
     """One row: a metric of the layers of a network (``which``, by name and number) over the sites of a group."""
     (name, number), sources = which, [part.source for part in group.parts]
-    network, metric, images = asked.network, load_metric(name), _digests(sources)
+    network, metric, images = asked.network, load_metric(name), _images(sources)
     mine = [part.networks[number][name, row.layer] for part in group.parts]
     comparison = None
     if row.against:
@@ -229,7 +229,7 @@ def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int
         scores=metric.pooled(mine, images),
         site_ids=group.site_ids,
         subjects=tuple(one for source in sources for one in _subjects(source)),
-        n_images=sum(dict(zip(images or [""], (len(source.images) for source in sources), strict=True)).values()),
+        n_images=len({one for own in images for one in own}) if images else len(sources[0].images),
         excluded=tuple(name for source in sources for name in source.excluded),
         comparison=comparison,
         chosen=getattr(mine[0], "chosen", ()) if len(mine) == 1 else (),
@@ -248,13 +248,13 @@ def _compare(
         [source.responses for source in sources],
         seed,
         animals=[np.array(source.subjects) for source in sources] if known else None,
-        images=_digests(sources),
+        images=_images(sources),
     )
 
 
-def _digests(sources: Sequence[Recordings]) -> list[str] | None:
-    """Of several sources a name for the images, which is the same for the same images."""
-    return [source.images.digest() for source in sources] if len(sources) > 1 else None
+def _images(sources: Sequence[Recordings]) -> list[tuple[str, ...]] | None:
+    """Of several sources a name for each image, which is the same for the same image."""
+    return [source.images.hashes() for source in sources] if len(sources) > 1 else None
 
 
 def _subjects(source: Recordings) -> list[str]:

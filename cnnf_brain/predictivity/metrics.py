@@ -7,7 +7,7 @@ the dissimilarities of images in a layer with those in the recordings: nothing i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -80,7 +80,7 @@ class Regression:
         last = tuple(values[-1:].copy() for values in predictions.values)
         return Fitted(Predictions(predictions.splits, last, predictions.ranks), scores, chosen)
 
-    def pooled(self, parts: Sequence[Fitted], images: Sequence[str] | None = None) -> Scores:
+    def pooled(self, parts: Sequence[Fitted], images: Sequence[Hashable] | None = None) -> Scores:
         """Those of several sources as one over all their sites, whatever their images."""
         return pool_scores([one.scores for one in parts])
 
@@ -90,7 +90,7 @@ class Regression:
         responses: Sequence[Array],
         seed: int,
         animals: Sequence[Array] | None = None,
-        images: Sequence[str] | None = None,
+        images: Sequence[Hashable] | None = None,
     ) -> Difference | None:
         """The tests of model and baseline over sources, or None where no site has an r of both (constant predictions).
 
@@ -157,7 +157,7 @@ class Agreement:
             return Resampled(np.nan, np.full(2, np.nan), len(gram))
         return resampled_similarity(dissimilarities(gram, self.distance), targets, self.measure, seed=seed)
 
-    def pooled(self, parts: Sequence[Resampled], images: Sequence[str] | None = None) -> Similarity:
+    def pooled(self, parts: Sequence[Resampled], images: Sequence[Hashable] | None = None) -> Similarity:
         """The mean over sources; ``images`` as in ``compare_scores``."""
         return pool_similarities(parts, self.measure, self.distance, images)
 
@@ -167,7 +167,7 @@ class Agreement:
         responses: Sequence[Array],
         seed: int,
         animals: Sequence[Array] | None = None,
-        images: Sequence[str] | None = None,
+        images: Sequence[Hashable] | None = None,
     ) -> Difference | None:
         """The test of model and baseline over sources, or None where one of them has constant features."""
         defined = all(np.isfinite(one.value - base.value) for one, base in pairs)

@@ -32,7 +32,7 @@ class HeldOut:
 def permutation_over_images(
     sources: Sequence[HeldOut],
     *,
-    images: Sequence[str] | None = None,
+    images: Sequence[Any] | None = None,
     for_training: bool = True,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -58,10 +58,10 @@ def permutation_over_images(
     (``for_training=False``) it is the plain permutation test of these fitted predictors, which rejects too often as
     a test of the networks.
 
-    Sites of different ``sources`` are independent, and so are their images, unless ``images`` gives them one name. Of the result,
-    ``statistic`` is the median difference in r, ``n`` the number of images tested, ``interval`` the statistic plus and minus the
-    95% quantile of a resample's statistic (so it excludes 0 where p < 0.05, but for ties). A ValueError: shapes that do not match,
-    no site defined in both, no resamples.
+    Sites of different ``sources`` are independent, and so are their images, but for those of one name (``resampled``). Of the
+    result, ``statistic`` is the median difference in r, ``n`` the number of images tested, ``interval`` the statistic plus and
+    minus the 95% quantile of a resample's statistic (so it excludes 0 where p < 0.05, but for ties). A ValueError: shapes that do
+    not match, no site defined in both, no resamples.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
@@ -72,10 +72,12 @@ def permutation_over_images(
     if for_training:
         factor = max(widening(source.splits, len(source.responses)) for source in sources)
         e = factor * e + _between_sites(d, e)
-    return _result(list(dict(zip(names, sources, strict=True)).values()), d, e)
+    return _result(sources, d, e, labels=_labels(names, prepared))
 
 
-def _result(sources: Sequence[HeldOut], d: Array, e: Array, *, one_sided: bool = False) -> TestResult:
+def _result(
+    sources: Sequence[HeldOut], d: Array, e: Array, *, labels: Sequence[Sequence[Any]], one_sided: bool = False
+) -> TestResult:
     """The test of the sites' differences d, from resamples e (n_resamples, n_sites)."""
     deviations = np.median(e, axis=1)
     observed = float(np.median(d))
@@ -83,8 +85,8 @@ def _result(sources: Sequence[HeldOut], d: Array, e: Array, *, one_sided: bool =
     beyond = np.sum(sizes >= size - 1e-12)  # a tie by rounding counts against the difference
     half = float(np.quantile(np.abs(deviations), 0.95))
     p = float(1 + beyond) / (1 + len(e))
-    n_images = sum(len(np.unique(np.concatenate([split.test for split in source.splits]))) for source in sources)
-    return TestResult(PERMUTATION, observed, p, n_images, interval=(observed - half, observed + half))
+    tested = {own[row] for source, own in zip(sources, labels, strict=True) for split in source.splits for row in split.test}
+    return TestResult(PERMUTATION, observed, p, len(tested), interval=(observed - half, observed + half))
 
 
 def permutation_with_intervals(
@@ -105,14 +107,15 @@ def permutation_with_intervals(
     ends = np.full((2, len(prepared.sites)), np.nan)
     half = np.quantile(np.abs(wide), 0.95, axis=0)
     ends[:, prepared.sites] = d - half, d + half
-    return _result([source], d, wide + _between_sites(d, e), one_sided=True), ends[0], ends[1]
+    test = _result([source], d, wide + _between_sites(d, e), labels=_labels([0], [prepared]), one_sided=True)
+    return test, ends[0], ends[1]
 
 
 def resampled(sources: Sequence[HeldOut], images: Iterable[Any], n_resamples: int, seed: int) -> list[tuple[Array, Array]]:
     """Of each source the sites' differences d (n_sites,), and the permuted ones e (n_resamples, n_sites); see above.
 
-    ``images`` names the images of each source: those of one name are the same images, which are exchanged alike. Sites that are
-    defined in no fold are left out.
+    ``images`` names the images of each source, each of them (a tuple) or all at once: those of one name are the same images, which
+    are exchanged alike. Sites that are defined in no fold are left out.
     """
     prepared = [_Source(source) for source in sources]
     e = _exchanged(prepared, images, n_resamples, seed)
@@ -123,18 +126,25 @@ def _exchanged(prepared: Sequence[_Source], images: Iterable[Any], n_resamples: 
     """Of each source the (n_resamples, n_sites) differences in r, of images that are exchanged at random (``resampled``)."""
     if not any(len(source.differences) for source in prepared):
         raise ValueError("no site has predictions and responses that vary within a fold for both networks")
-    names = list(images)
-    rows = {name: source.n_images for name, source in zip(names, prepared, strict=True)}
-    ends = np.cumsum([*rows.values()])
+    labels = _labels(images, prepared)
+    known = {label: column for column, label in enumerate(dict.fromkeys(one for own in labels for one in own))}
+    columns = [np.array([known[one] for one in own]) for own in labels]
     e = [np.empty((n_resamples, len(source.differences))) for source in prepared]
     rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, CHUNK):
         size = min(CHUNK, n_resamples - start)
-        coins = np.split(rng.integers(0, 2, (size, ends[-1])).astype(float), ends[:-1], axis=1)
-        exchanged = dict(zip(rows, coins, strict=True))
-        for name, source, permuted in zip(names, prepared, e, strict=True):
-            permuted[start : start + size] = source.permuted(exchanged[name])
+        coins = rng.integers(0, 2, (size, len(known))).astype(float)
+        for own, source, permuted in zip(columns, prepared, e, strict=True):
+            permuted[start : start + size] = source.permuted(coins[:, own])
     return e
+
+
+def _labels(images: Iterable[Any], prepared: Sequence[_Source]) -> list[list[Any]]:
+    """A label for every image of every source, which is the same for the same image."""
+    return [
+        list(name) if isinstance(name, tuple) else [(name, row) for row in range(source.n_images)]
+        for name, source in zip(images, prepared, strict=True)
+    ]
 
 
 class _Source:

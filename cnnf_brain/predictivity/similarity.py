@@ -162,7 +162,7 @@ def resampled_similarity(
 
 
 def pool_similarities(
-    parts: Sequence[Resampled], measure: str, distance: str, images: Sequence[str] | None = None
+    parts: Sequence[Resampled], measure: str, distance: str, images: Sequence[Any] | None = None
 ) -> Similarity:
     """The mean over sources, with its interval: t times the standard deviation of the resamples; see ``compare_similarities``."""
     value, error, df = _estimate([(one.value, one.resamples, one.n_images) for one in parts], images)
@@ -174,7 +174,7 @@ def pool_similarities(
     )
 
 
-def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]], images: Sequence[str] | None = None) -> Difference:
+def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]], images: Sequence[Any] | None = None) -> Difference:
     """How much better the first of each pair (model, baseline) agrees with a source than the second, for new images.
 
     Both of a pair come from the same resamples. t is the mean difference over sources divided by its standard deviation in the
@@ -196,7 +196,7 @@ def compare_similarities(pairs: Sequence[tuple[Resampled, Resampled]], images: S
     return Difference(difference, *interval, (TestResult(OVER_IMAGES, t, p, n, df, interval),))
 
 
-def _estimate(parts: Sequence[tuple[float, Array, int]], images: Sequence[str] | None = None) -> tuple[float, float, float]:
+def _estimate(parts: Sequence[tuple[float, Array, int]], images: Sequence[Any] | None = None) -> tuple[float, float, float]:
     """Mean of values of sources, its standard error from their resamples, its degrees of freedom; sources of the same ``images``
     are one, whose resamples are added up."""
     values = [value for value, _, _ in parts]

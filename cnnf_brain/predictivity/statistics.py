@@ -18,7 +18,7 @@ shapes that do not match, where no site is defined in both, and for fewer than t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -195,14 +195,14 @@ def compare_scores(
     predictions: Sequence[tuple[Predictions, Predictions]],
     responses: Sequence[Array],
     animals: Sequence[Array] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[Hashable] | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
     """The difference model minus baseline over all sites of one or several sources: estimate, intervals, all tests.
 
     Fold s of the tests over folds is fold s of every source together. Sites of different sources are taken to be independent, and
-    so are their images, unless ``images`` gives them one name.
+    so are their images, but for those of one name.
 
     Parameters
     ----------
@@ -214,8 +214,8 @@ def compare_scores(
         In the same order.
     animals : sequence of (n_sites,) arrays of str, optional
         In the same order, the animal of each site: where there are several, they are tested too (``hierarchy``).
-    images : sequence of str, optional
-        In the same order, a name for the images, which is the same for the same images: they are exchanged alike.
+    images : sequence of str or of tuples of str, optional
+        In the same order, a name for all images, or one for each: images of one name are the same, and exchanged alike.
     n_resamples, seed : int
         Of the bootstrap and the permutations; the same seed gives the same result.
 

@@ -330,3 +330,19 @@ def test_sources_of_the_same_images_are_not_more_images(metric: str, test: str) 
     assert len(p) == 1
     if metric == "rsa":
         assert (twice.scores.low, twice.scores.high) == pytest.approx((alone.scores.low, alone.scores.high))
+
+
+def test_sources_that_share_some_images_exchange_these_alike() -> None:
+    """So n counts each image once."""
+    first, second = np.arange(N), np.arange(N // 2, N + N // 2)
+    pictures, values = tiny.pictures(2 * N, size=16), np.random.default_rng(0).standard_normal((2 * N, 3))
+    sources = [
+        cb.Recordings.from_arrays(
+            values[rows], pictures[rows], region="V4", source=f"s{number}", image_ids=[*map(str, rows)]
+        )
+        for number, rows in enumerate((first, second))
+    ]
+    pooled = next(e for e in reversed(scored(sources, "pls").evaluations) if e.comparison is not None)
+    assert pooled.n_images == N + N // 2
+    test = next(t for t in pooled.comparison.tests if t.name == "permutation over images")
+    assert test.n == N + N // 2
