@@ -114,8 +114,8 @@ class Images:
     """A list of encoded images, read one at a time; ``Images.of`` makes it.
 
     ``ids`` are unique and in order. ``read(i)`` gives the encoded bytes (JPEG, PNG, ...) of image i. ``where`` names the
-    folder, archive or generator in messages. After a call of ``hashes`` or ``digest``, an image
-    that has changed when it is read again is refused; features that are cached need no reading, so make Images anew for new files.
+    folder, archive or generator in messages. After a call of ``hashes`` or ``digest``, an image that
+    has changed when it is read again is refused; features that are cached need no reading, so make Images anew for new files.
     """
 
     ids: tuple[str, ...]

@@ -214,7 +214,7 @@ def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int
     comparison = None
     if row.against:
         bases = [part.networks[0][name, row.against] for part in group.parts]
-        comparison = _compare(metric, mine, bases, sources, seed)
+        comparison = _compare(metric, list(zip(mine, bases, strict=True)), sources, images, seed)
     return Evaluation(
         region=region,
         source=group.name,
@@ -239,16 +239,16 @@ def _evaluation(region: str, asked: Asked, row: _NamedRow, which: tuple[str, int
 
 
 def _compare(
-    metric: Metric, mine: Sequence[Any], bases: Sequence[Any], sources: Sequence[Recordings], seed: int
+    metric: Metric, pairs: Sequence[Any], sources: Sequence[Recordings], images: Sequence[Any] | None, seed: int
 ) -> Difference | None:
     """The difference of what a metric scored, tested over animals too where they are known; the same images count once."""
     known = all("" not in _subjects(source) for source in sources)
     return metric.compare(
-        list(zip(mine, bases, strict=True)),
+        pairs,
         [source.responses for source in sources],
         seed,
         animals=[np.array(source.subjects) for source in sources] if known else None,
-        images=_images(sources),
+        images=images,
     )
 
 

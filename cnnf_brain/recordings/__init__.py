@@ -164,14 +164,18 @@ def _expanded(source: Source, regions: Sequence[str], sessions: Sequence[str] | 
     return [replace(source, region=region, session=name) for name in names for region in regions]
 
 
-def _region_of(word: str, regions: Sequence[str]) -> tuple[str | None, str]:
+def split_region(word: str) -> tuple[str | None, str]:
     """``IT=rest`` -> IT, rest; without a region None. A path with '=' can be written ./like=this."""
     match = re.fullmatch(r"(\w+)=(.*)", word)
-    if match is None:
-        return None, word
-    if match[1] not in regions:
-        raise unknown("region", match[1], regions, where=f"recordings {word!r} (these are the regions asked for)")
-    return match[1], match[2]
+    return (match[1], match[2]) if match else (None, word)
+
+
+def _region_of(word: str, regions: Sequence[str]) -> tuple[str | None, str]:
+    """``split_region``, of the regions asked for."""
+    region, rest = split_region(word)
+    if region is not None and region not in regions:
+        raise unknown("region", region, regions, where=f"recordings {word!r} (these are the regions asked for)")
+    return region, rest
 
 
 def _source(word: str) -> Source:

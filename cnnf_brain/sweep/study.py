@@ -18,7 +18,7 @@ from cnnf_brain.io import read_text, reading
 from cnnf_brain.model.cnnf import CNNF
 from cnnf_brain.networks import Network, Plan, place, plan
 from cnnf_brain.predictivity.metrics import PLS
-from cnnf_brain.recordings import Recordings, load
+from cnnf_brain.recordings import Recordings, load, split_region
 
 REGIONS = ("V4", "IT")  # where no layers and no regions are named
 
@@ -188,11 +188,8 @@ class Study:
             return tuple(self.regions)
         if isinstance(self.layers, Mapping):
             return tuple(self.layers)
-        named = [
-            one.partition("=")[0] if isinstance(one, str) and "=" in one else getattr(one, "region", "")
-            for one in self.recordings
-        ]
-        return tuple(dict.fromkeys(named)) if all(named) else REGIONS
+        named = [one.region if isinstance(one, Recordings) else split_region(one)[0] for one in self.recordings]
+        return tuple(dict.fromkeys(region for region in named if region)) if all(named) else REGIONS
 
     @cached_property
     def sources(self) -> dict[str, list[Recordings]]:
@@ -204,10 +201,9 @@ class Study:
                 found.setdefault(one.region, []).append(one)
         for source in (source for of_region in found.values() for source in of_region):
             source.images.check()
-        for region in (*self.regions_asked, *found):
-            if region not in found or region not in self.regions_asked:
-                asked, there = ", ".join(self.regions_asked), ", ".join(found)
-                raise ValueError(f"the regions of the study are {asked}, and its recordings are of {there}; name the same")
+        if set(found) != set(self.regions_asked):
+            asked, there = ", ".join(self.regions_asked), ", ".join(found)
+            raise ValueError(f"the regions of the study are {asked}, and its recordings are of {there}; name the same")
         return {region: usable(found[region], self.scoring) for region in self.regions_asked}
 
     @cached_property

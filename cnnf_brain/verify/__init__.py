@@ -5,7 +5,6 @@ Networks, recordings and settings are those of run.json; paths in it are relativ
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 from cnnf_brain.checks import differences
 from cnnf_brain.compare import Comparison, Scoring
 from cnnf_brain.compare.comparison import KIND
-from cnnf_brain.io import CACHE_VARIABLE, cache_folder
+from cnnf_brain.io import CACHE_VARIABLE, cache_folder, plain
 from cnnf_brain.results import RECORD, read_record
 from cnnf_brain.types import Evaluation, Scores
 
@@ -200,7 +199,7 @@ def _apart(old: Any, new: Any) -> float:
 
 
 def _circumstances(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    old, new = (json.loads(json.dumps(one, default=str)) for one in (old, new))  # as a file has it: lists in place of tuples
+    old, new = plain(old), plain(new)  # as a file has it: lists in place of tuples
     found = differences({name: old.get(name) for name in OTHER}, {name: new.get(name) for name in OTHER})
     for name in ("networks", "recordings"):
         for number, (one, other) in enumerate(zip(old[name], new[name], strict=False)):

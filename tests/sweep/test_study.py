@@ -145,6 +145,7 @@ def test_regions_are_those_that_recordings_are_named_for(tmp_path: Path) -> None
     named = f"V4={tiny.recordings(tmp_path / 'data')}"
     assert study_of(tmp_path, recordings=[named], layers="first").regions_asked == ("V4",)
     assert study_of(tmp_path, recordings=["simulated"], layers="first").regions_asked == ("V4", "IT")
+    assert study_of(tmp_path, recordings=["./like=this.nc"], layers="first").regions_asked == ("V4", "IT")
 
 
 def test_weights_and_subjects_that_change_are_new_cells(tmp_path: Path) -> None:
